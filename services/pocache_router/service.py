@@ -1,0 +1,291 @@
+"""The router as a service: messages become events of the job's lifecycle, its commands become messages.
+
+The lifecycle itself (``pocache.protocol.lifecycle``) decides; here are its tables, its leases and its words to others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+
+from pocache.protocol import lifecycle as life
+from pocache.protocol.commitment import compute_sampling_seed, compute_token_hash
+from pocache.protocol.encoding import unpack_tokens
+from pocache.protocol.errors import NotYetError, UnknownJobError
+from pocache.protocol.ids import JobId, ModelId, ParticipantId
+from pocache.runtime.network import Genesis, Model
+from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
+from pocache.wire import messages as m
+from pocache.wire import topics as t
+from pocache.wire.envelope import open_envelope
+from pocache.wire.topics import Role, Topic
+from pocache_router.admission import admit
+from pocache_router.tables import EPOCHS, JOBS, METADATA, compute_state_columns, count_open_jobs, read_state
+
+EPOCH_TICKS: Final = 1_200
+"""How long sampling seeds derive from one key."""
+
+
+class RouterService:
+    """Admits jobs, leases them, follows them."""
+
+    role = Role.ROUTER
+    metadata = METADATA
+    halts_on_poison = False
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        models: Mapping[ModelId, Model],
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._genesis = genesis
+        self._models = models
+        self._entropy = entropy
+        self._log = structlog.get_logger().bind(service="router")
+
+    def handlers(self) -> Mapping[Topic[Any], Handler]:
+        """Return what is done with each topic."""
+        return {
+            t.JOB_SUBMITTED: self.on_submission,
+            t.LEASE_REQUESTED: self.on_lease_request,
+            t.HOLD_PLACED: self.on_hold_placed,
+            t.HOLD_REFUSED: self.on_hold_refused,
+            t.COMMITMENT_RECORDED: self.on_recorded,
+            t.ATTEMPT_CLOSED: self.on_attempt_closed,
+            t.PAYOUT_SETTLED: self.on_payout,
+        }
+
+    def queries(self) -> Mapping[Topic[Any], Query]:
+        """Return nothing: the router answers by events."""
+        return {}
+
+    def on_round(self, unit: Unit, view: RoundView) -> None:
+        """Open a seed epoch when one is due; expire queued jobs and lapsed leases."""
+        del view
+        self._turn_epoch(unit)
+        waiting = sa.or_(
+            sa.and_(JOBS.c.phase == life.Phase.QUEUED.value, JOBS.c.expires_tick < unit.tick),
+            sa.and_(JOBS.c.phase == life.Phase.GENERATING.value, JOBS.c.deadline_tick <= unit.tick),
+        )
+        for row in unit.connection.execute(sa.select(JOBS.c.job_id).where(waiting)).all():
+            self._advance(unit, JobId(row.job_id), life.Ticked(unit.tick))
+
+    def on_submission(self, unit: Unit, inbound: Inbound[m.SubmissionV1]) -> None:
+        """Admit a job: its id is the id of its envelope."""
+        body, job_id = inbound.body, JobId(inbound.envelope_id)
+        quote = admit(
+            body,
+            genesis=self._genesis,
+            models=self._models,
+            now_ms=unit.now_ms,
+            open_jobs=count_open_jobs(unit.connection),
+        )
+        state = life.create_job(
+            attempt_max=self._genesis.bounds.attempt_max,
+            expires_tick=unit.tick + self._genesis.deadlines.queue_ticks,
+        )
+        unit.connection.execute(
+            sa.insert(JOBS).values(
+                job_id=job_id,
+                user=inbound.sender,
+                model_id=body.model_id,
+                submission=inbound.envelope,
+                generator_stake_micro=quote.generator_stake_micro,
+                **compute_state_columns(state),
+            )
+        )
+        unit.emit(
+            t.JOB_ADMITTED,
+            m.JobAdmittedV1(
+                job_id=job_id,
+                user=inbound.sender,
+                submission=inbound.envelope,
+                generation_max_micro=quote.generation_max_micro,
+                verification_max_micro=quote.verification_max_micro,
+            ),
+            job=job_id,
+        )
+        self._request_hold(unit, "escrow", job_id, 1, inbound.sender, quote.deposit_micro)
+        self._announce(unit, job_id, inbound.sender, state, life.Announce(state.phase))
+        self._log.info("admitted", job=job_id, user=inbound.sender)
+
+    def on_lease_request(self, unit: Unit, inbound: Inbound[m.LeaseRequestV1]) -> None:
+        """A worker wants to generate an attempt."""
+        self._advance(
+            unit, JobId(inbound.body.job_id), life.LeaseRequested(inbound.sender, inbound.body.attempt)
+        )
+
+    def on_hold_placed(self, unit: Unit, inbound: Inbound[m.HoldPlacedV1]) -> None:
+        """The ledger locked a deposit or a generator's stake."""
+        body = inbound.body
+        if body.purpose == "escrow":
+            self._advance(unit, JobId(body.job_id), life.EscrowPlaced())
+        elif body.purpose == "generator_stake":
+            deadline = unit.tick + self._genesis.deadlines.lease_ticks
+            self._advance(
+                unit,
+                JobId(body.job_id),
+                life.StakePlaced(ParticipantId(body.party), body.attempt, deadline),
+            )
+
+    def on_hold_refused(self, unit: Unit, inbound: Inbound[m.HoldRefusedV1]) -> None:
+        """The ledger did not lock it."""
+        body = inbound.body
+        if body.purpose == "escrow":
+            self._advance(unit, JobId(body.job_id), life.EscrowRefused(body.code, body.reason))
+        elif body.purpose == "generator_stake":
+            self._advance(
+                unit,
+                JobId(body.job_id),
+                life.StakeRefused(ParticipantId(body.party), body.attempt, body.code, body.reason),
+            )
+
+    def on_recorded(self, unit: Unit, inbound: Inbound[m.CommitmentRecordedV1]) -> None:
+        """The attempt's commitment is in the log: the user gets the result."""
+        body = inbound.body
+        self._advance(unit, JobId(body.job_id), life.Recorded(body.attempt), result=body.result)
+
+    def on_attempt_closed(self, unit: Unit, inbound: Inbound[m.AttemptClosedV1]) -> None:
+        """The attempt ended without a commitment."""
+        self._advance(unit, JobId(inbound.body.job_id), life.AttemptClosed(inbound.body.attempt))
+
+    def on_payout(self, unit: Unit, inbound: Inbound[m.PayoutSettledV1]) -> None:
+        """The job's pool is empty."""
+        case = inbound.body.case
+        event = life.Refunded() if case == "refunded" else life.Settled(case)
+        self._advance(unit, JobId(inbound.body.job_id), event)
+
+    def _advance(self, unit: Unit, job_id: JobId, event: life.Event, result: bytes | None = None) -> None:
+        row = unit.connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).one_or_none()
+        if row is None:
+            raise UnknownJobError(f"no job {job_id.hex()} was admitted here")
+        before = read_state(row)
+        after, commands = life.advance(before, event)
+        if after != before:
+            unit.connection.execute(
+                sa.update(JOBS).where(JOBS.c.job_id == job_id).values(**compute_state_columns(after))
+            )
+        for command in commands:
+            self._execute(unit, row, after, command, result)
+
+    def _execute(
+        self, unit: Unit, row: sa.Row[Any], state: life.JobState, command: life.Command, result: bytes | None
+    ) -> None:
+        job_id = JobId(row.job_id)
+        match command:
+            case life.PublishTask(attempt):
+                task = m.GenerateTaskV1(job_id=job_id, attempt=attempt, model_id=row.model_id)
+                unit.emit(t.GENERATE_TASK, task, model=row.model_id)
+            case life.RequestStake(worker, attempt):
+                self._request_hold(unit, "generator_stake", job_id, attempt, worker, row.generator_stake_micro)
+            case life.GrantLease(worker, attempt):
+                self._grant(unit, row, worker, attempt)
+            case life.DenyLease(worker, attempt, code, reason):
+                denial = m.LeaseDeniedV1(job_id=job_id, attempt=attempt, code=code, reason=reason)
+                unit.emit(t.LEASE_DENIED, denial, worker=worker)
+            case life.LapseLease(attempt):
+                assert row.holder is not None, "a lease has a holder"
+                lapse = m.LeaseLapsedV1(job_id=job_id, attempt=attempt, generator=row.holder)
+                unit.emit(t.LEASE_LAPSED, lapse, job=job_id)
+            case life.ChargeAttempt(attempt, worker):
+                charge = m.AttemptChargedV1(job_id=job_id, attempt=attempt, generator=worker)
+                unit.emit(t.ATTEMPT_CHARGED, charge, job=job_id)
+            case life.Abandon(reason):
+                unit.emit(t.JOB_ABANDONED, m.JobAbandonedV1(job_id=job_id, reason=reason), job=job_id)
+            case life.Announce():
+                self._announce(unit, job_id, row.user, state, command, result)
+
+    def _grant(self, unit: Unit, row: sa.Row[Any], worker: ParticipantId, attempt: int) -> None:
+        """Send the worker its lease; the same one again when it asks again."""
+        lease = row.lease
+        known = None if lease is None else open_envelope(lease, self._genesis.network_id, m.LeaseV1).body
+        if known is None or (known.attempt, known.generator) != (attempt, worker):
+            lease, _ = unit.sign(self._make_lease(unit, row, worker, attempt))
+            unit.connection.execute(sa.update(JOBS).where(JOBS.c.job_id == row.job_id).values(lease=lease))
+        granted = m.LeaseGrantedV1(
+            job_id=row.job_id, attempt=attempt, lease=lease, submission=row.submission
+        )
+        unit.emit(t.LEASE_GRANTED, granted, worker=worker)
+        self._log.info("leased", job=row.job_id, attempt=attempt, worker=worker)
+
+    def _make_lease(self, unit: Unit, row: sa.Row[Any], worker: ParticipantId, attempt: int) -> m.LeaseV1:
+        submission = open_envelope(row.submission, self._genesis.network_id, m.SubmissionV1).body
+        model = self._models[ModelId(row.model_id)]
+        lease_ms = self._genesis.deadlines.lease_ticks * self._genesis.chain.period_s * 1_000
+        return m.LeaseV1(
+            job_id=row.job_id,
+            attempt=attempt,
+            generator=worker,
+            user=row.user,
+            model_id=row.model_id,
+            prompt_hash=compute_token_hash(submission.salt, submission.prompt),
+            prompt_count=len(unpack_tokens(submission.prompt)),
+            token_count_max=submission.token_count_max,
+            sampling=submission.sampling,
+            eos_stop=submission.eos_stop,
+            seed=compute_sampling_seed(submission.seed, self._get_epoch_key(unit), JobId(row.job_id)),
+            salt=submission.salt,
+            schema_digest=model.schema.digest(),
+            profile_set=model.profile_set,
+            granted_ms=unit.now_ms,
+            deadline_ms=unit.now_ms + lease_ms,
+        )
+
+    def _request_hold(
+        self, unit: Unit, purpose: Any, job_id: JobId, attempt: int, party: ParticipantId, amount_micro: int
+    ) -> None:
+        request = m.HoldRequestV1(
+            purpose=purpose, job_id=job_id, attempt=attempt, party=party, amount_micro=amount_micro
+        )
+        unit.emit(t.ROUTER_HOLD_REQUESTED, request, job=job_id)
+
+    def _announce(
+        self,
+        unit: Unit,
+        job_id: JobId,
+        user: str,
+        state: life.JobState,
+        command: life.Announce,
+        result: bytes | None = None,
+    ) -> None:
+        event = m.JobEventV1(
+            job_id=job_id,
+            phase=command.phase.value,
+            attempt=state.attempt,
+            code=command.code,
+            detail=command.reason,
+            at_ms=unit.now_ms,
+            result=result if command.phase is life.Phase.COMMITTED else None,
+        )
+        unit.emit(t.JOB_EVENT, event, user=user, job=job_id)
+
+    def _turn_epoch(self, unit: Unit) -> None:
+        """Log the next key's hash, and the last key, when an epoch has lasted long enough."""
+        last = unit.connection.execute(sa.select(EPOCHS).order_by(EPOCHS.c.number.desc()).limit(1)).one_or_none()
+        if last is not None and unit.tick < last.opened_tick + EPOCH_TICKS:
+            return
+        number, key = (1 if last is None else last.number + 1), self._entropy(32)
+        unit.connection.execute(sa.insert(EPOCHS).values(number=number, key=key, opened_tick=unit.tick))
+        unit.emit(
+            t.EPOCH,
+            m.EpochV1(
+                number=number,
+                key_hash=hashlib.sha256(key).digest(),
+                previous_key=None if last is None else last.key,
+            ),
+        )
+
+    @staticmethod
+    def _get_epoch_key(unit: Unit) -> bytes:
+        key = unit.connection.execute(
+            sa.select(EPOCHS.c.key).order_by(EPOCHS.c.number.desc()).limit(1)
+        ).scalar_one_or_none()
+        if key is None:
+            raise NotYetError("no beacon round has come yet, and with it no epoch for seeds")
+        return bytes(key)

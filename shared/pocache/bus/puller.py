@@ -1,0 +1,446 @@
+"""The continuous puller: an endless, credit-bounded flow from one durable consumer (DESIGN 6).
+
+It keeps pull requests open through one inbox instead of fetching batch by batch. Credit is the most messages that
+are asked for, waiting here, or handed out and unsettled; settling one frees its credit and asks for more. After a
+reconnect, or when idle heartbeats stay away, what the server knew of our requests is lost: a new inbox replaces the
+old one, whose last messages are still taken. At shutdown what was not handed out goes back at once.
+
+Bounds: after such a renewal messages of both inboxes may arrive, so up to twice the credit can be held until the
+surplus is settled. A handed-out message that is never settled keeps its credit until the server delivers it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import nats.errors
+import structlog
+
+from pocache.bus.port import StoredMessage
+from pocache.protocol.errors import BusError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+_LOG = structlog.get_logger(__name__)
+
+_ACK_PREFIX: Final = "$JS.ACK."
+_ACK_TOKENS_V1: Final = 9
+_ACK_TOKENS_V2_MIN: Final = 11
+_REASON_CHARS_MAX: Final = 256
+_NS_PER_S: Final = 1_000_000_000
+_CLOSE_S: Final = 5.0
+
+_FATAL_STATUS: Final = ("400", "423")
+_FATAL_DESCRIPTIONS: Final = ("consumer deleted", "push based", "maxrequest", "invalid", "bad request")
+
+Bury = Callable[[StoredMessage, str, str], Awaitable[None]]
+"""Stores a copy (message, consumer, reason) among the dead letters; a work queue forgets what is terminated."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullSettings:
+    """How one puller behaves. Times in seconds; a heartbeat is at most half of what a request lasts.
+
+    ``unavailable_s`` is how long "nobody serves this consumer" is taken for a server that is starting.
+    """
+
+    credit: int
+    batch_max: int = 1
+    progress_s: float | None = None
+    expires_s: float = 30.0
+    heartbeat_s: float = 5.0
+    retry_s: float = 0.25
+    unavailable_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        assert self.credit >= 1
+        assert self.batch_max >= 1
+        assert self.heartbeat_s * 2 <= self.expires_s
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What an acknowledgement subject says about the message that carries it."""
+
+    stream: str
+    consumer: str
+    delivered_count: int
+    sequence: int
+    stored_ms: int
+
+
+class ContinuousPuller:
+    """Async context manager and iterator over lists of messages; may be iterated by several tasks."""
+
+    def __init__(self, client: Client, stream: str, consumer: str, settings: PullSettings, bury: Bury) -> None:
+        self._client = client
+        self._stream = stream
+        self._consumer = consumer
+        self._settings = settings
+        self._bury = bury
+        self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._ready: deque[StoredMessage] = deque()
+        self._held: dict[int, _Settler] = {}
+        self._requested = 0
+        self._tokens: set[str] = set()
+        self._token_numbers = itertools.count(1)
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._is_renewal_due = False
+        self._is_closed = False
+        self._failure: BusError | None = None
+        self._heard_at = 0.0
+        self._not_before = 0.0
+        self._unavailable_since: float | None = None
+        self._wake = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._open_inbox()
+        loop = asyncio.get_running_loop()
+        # Owned here and ended in __aexit__: a TaskGroup would wrap every error of the body that consumes.
+        self._tasks.append(loop.create_task(self._keep_requesting()))
+        if self._settings.progress_s is not None:
+            self._tasks.append(loop.create_task(self._keep_alive(self._settings.progress_s)))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_closed = True
+        self._arrived.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._subscription is not None:
+            await self._retire(self._subscription)
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._give_back()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[StoredMessage]:
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if self._is_closed:
+                raise StopAsyncIteration
+            batch = self._take()
+            if batch:
+                return batch
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    @property
+    def held_count(self) -> int:
+        """Return how many messages wait here or are handed out and unsettled."""
+        return len(self._held)
+
+    def handle_reconnected(self) -> None:
+        """Forget the requests of the connection that was lost and make new ones."""
+        self._is_renewal_due = True
+        self._wake.set()
+
+    def handle_denied(self, subject: str) -> None:
+        """End the flow when the server denies what it needs; ``subject`` as the server reports it (no case)."""
+        needed = (self._pull_subject, f"{self._inbox}.*")
+        if subject.lower() in (name.lower() for name in needed):
+            self._fail(BusError(f"denied: {subject}"))
+
+    def handle_closed(self) -> None:
+        """End the flow when the connection is closed for good."""
+        self._fail(BusError("the connection to the bus is closed"))
+
+    def forget(self, settler: _Settler) -> None:
+        """Free the credit of a settled message."""
+        if self._held.get(settler.delivery.sequence) is settler:
+            del self._held[settler.delivery.sequence]
+            if self._compute_due() > 0:
+                self._wake.set()
+
+    async def say(self, reply: str, data: bytes) -> None:
+        """Send an acknowledgement. Raises BusError when the connection is closed or its buffer is full."""
+        try:
+            await self._client.publish(reply, data)
+        except nats.errors.Error as error:
+            raise BusError(f"{self._stream}.{self._consumer}: acknowledgement not sent: {error}") from error
+
+    async def bury(self, message: StoredMessage, reason: str) -> None:
+        """Store a copy among the dead letters."""
+        await self._bury(message, self._consumer, reason)
+
+    # requesting
+
+    async def _keep_requesting(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                self._wake.clear()
+                if self._is_renewal_due and self._client.is_connected:
+                    self._is_renewal_due = False
+                    await self._renew_inbox()
+                await self._request_more(loop.time())
+                try:
+                    async with asyncio.timeout_at(self._compute_deadline(loop.time())):
+                        await self._wake.wait()
+                except TimeoutError:
+                    if self._requested and loop.time() >= self._heard_at + self._silence_s:
+                        _LOG.warning("heartbeats missed", stream=self._stream, consumer=self._consumer)
+                        self._is_renewal_due = True
+        except nats.errors.Error as error:
+            self._fail(BusError(f"{self._stream}.{self._consumer}: {error}"))
+
+    @property
+    def _silence_s(self) -> float:
+        """Two heartbeats and a half: one may be late, two missing are none."""
+        return 2.5 * self._settings.heartbeat_s
+
+    def _compute_deadline(self, now: float) -> float | None:
+        deadlines = [self._heard_at + self._silence_s] if self._requested else []
+        if self._not_before > now:
+            deadlines.append(self._not_before)
+        return min(deadlines, default=None)
+
+    def _compute_due(self) -> int:
+        """Return how many messages to ask for now: none until half the credit is free, or nothing is asked for."""
+        free = self._settings.credit - len(self._held) - self._requested
+        threshold = max(1, self._settings.credit // 2) if self._requested else 1
+        return free if free >= threshold else 0
+
+    async def _request_more(self, now: float) -> None:
+        due = self._compute_due()
+        if due <= 0 or now < self._not_before or self._is_renewal_due or not self._client.is_connected:
+            return
+        token = str(next(self._token_numbers))
+        request = {
+            "batch": due,
+            "expires": round(self._settings.expires_s * _NS_PER_S),
+            "idle_heartbeat": round(self._settings.heartbeat_s * _NS_PER_S),
+        }
+        if not self._requested:
+            self._tokens.clear()
+            self._heard_at = now
+        self._requested += due
+        self._tokens.add(token)
+        await self._client.publish(
+            self._pull_subject, json.dumps(request).encode(), reply=f"{self._inbox}.{token}"
+        )
+
+    async def _open_inbox(self) -> None:
+        self._inbox = self._client.new_inbox()
+        self._tokens.clear()
+        self._requested = 0
+        # The credit bounds what can be pending, so the client library must not drop by its own byte count.
+        self._subscription = await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._on_message, pending_bytes_limit=0
+        )
+
+    async def _renew_inbox(self) -> None:
+        old = self._subscription
+        await self._open_inbox()
+        if old is not None:
+            task = asyncio.get_running_loop().create_task(self._retire(old))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, subscription: Subscription) -> None:
+        """End an inbox after taking what the server had already sent to it."""
+        try:
+            if self._client.is_connected:
+                async with asyncio.timeout(_CLOSE_S):
+                    await subscription.drain()
+            else:
+                await subscription.unsubscribe()
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            _LOG.info("inbox not drained", stream=self._stream, consumer=self._consumer, error=repr(error))
+
+    # receiving
+
+    async def _on_message(self, message: Msg) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        if message.reply.startswith(_ACK_PREFIX):
+            self._on_delivery(message)
+        else:
+            self._on_status(message.subject.rpartition(".")[2], message.headers or {})
+
+    def _on_delivery(self, message: Msg) -> None:
+        delivery = parse_delivery(message.reply)
+        if delivery is None or (delivery.stream, delivery.consumer) != (self._stream, self._consumer):
+            _LOG.error("delivery not understood", reply=message.reply, stream=self._stream)
+            return
+        self._unavailable_since = None
+        self._requested = max(0, self._requested - 1)
+        settler = _Settler(self, message.reply, delivery)
+        stored = StoredMessage(
+            subject=message.subject,
+            data=message.data,
+            headers=dict(message.headers or {}),
+            stream=delivery.stream,
+            sequence=delivery.sequence,
+            stored_ms=delivery.stored_ms,
+            delivered_count=delivery.delivered_count,
+            settler=settler,
+        )
+        settler.message = stored
+        earlier = self._held.get(delivery.sequence)
+        if earlier is not None:
+            earlier.is_superseded = True  # the same message again: its newer delivery takes the place
+        self._held[delivery.sequence] = settler
+        self._ready.append(stored)
+        self._arrived.set()
+        if self._compute_due() > 0:
+            self._wake.set()
+
+    def _on_status(self, token: str, headers: dict[str, str]) -> None:
+        status, description = headers.get("Status", ""), headers.get("Description", "")
+        if status == "100" or token not in self._tokens:
+            return
+        self._tokens.discard(token)
+        pending = headers.get("Nats-Pending-Messages", "")
+        self._requested = max(0, self._requested - int(pending)) if pending.isdigit() else self._requested
+        if not self._tokens or status == "503":
+            self._requested = 0
+        if status in ("404", "408") or "batch completed" in description.lower():
+            self._unavailable_since = None
+        elif status == "503":
+            self._on_unavailable()
+        else:
+            self._on_refusal(status, description)
+        self._wake.set()
+
+    def _on_unavailable(self) -> None:
+        """Nobody serves the consumer: either the server is starting or the consumer was never provisioned."""
+        now = asyncio.get_running_loop().time()
+        if self._unavailable_since is None:
+            self._unavailable_since = now
+        elif now - self._unavailable_since > self._settings.unavailable_s:
+            self._fail(BusError(f"consumer {self._stream}.{self._consumer} is not provisioned"))
+        self._not_before = now + self._settings.retry_s
+
+    def _on_refusal(self, status: str, description: str) -> None:
+        text = f"consumer {self._stream}.{self._consumer}: {status} {description}"
+        if status in _FATAL_STATUS or any(word in description.lower() for word in _FATAL_DESCRIPTIONS):
+            self._fail(BusError(text))
+            return
+        _LOG.info("pull ended by the server", stream=self._stream, consumer=self._consumer, status=description)
+        self._not_before = asyncio.get_running_loop().time() + self._settings.retry_s
+
+    def _take(self) -> list[StoredMessage]:
+        batch: list[StoredMessage] = []
+        while self._ready and len(batch) < self._settings.batch_max:
+            message = self._ready.popleft()
+            settler = message.settler
+            assert isinstance(settler, _Settler)
+            if not settler.is_superseded:
+                batch.append(message)
+        return batch
+
+    async def _give_back(self) -> None:
+        """Return what was not handed out; others get it at once instead of after the acknowledgement wait."""
+        unread = [message for message in self._ready if self._is_current(message)]
+        self._ready.clear()
+        if self._client.is_closed:
+            return
+        try:
+            for message in unread:
+                await message.nak()
+            if unread and self._client.is_connected:
+                await self._client.flush()
+        except (BusError, nats.errors.Error, OSError) as error:
+            _LOG.info("not given back", stream=self._stream, count=len(unread), error=repr(error))
+
+    def _is_current(self, message: StoredMessage) -> bool:
+        return self._held.get(message.sequence) is message.settler
+
+    async def _keep_alive(self, progress_s: float) -> None:
+        while True:
+            await asyncio.sleep(progress_s)
+            for settler in list(self._held.values()):
+                try:
+                    await settler.in_progress()
+                except BusError as error:
+                    _LOG.info("progress not told", stream=self._stream, error=str(error))
+                    break
+
+    def _fail(self, error: BusError) -> None:
+        if self._failure is None and not self._is_closed:
+            self._failure = error
+            self._arrived.set()
+
+
+class _Settler:
+    """The one answer to one delivery."""
+
+    __slots__ = ("_is_settled", "_puller", "_reply", "delivery", "is_superseded", "message")
+
+    def __init__(self, puller: ContinuousPuller, reply: str, delivery: Delivery) -> None:
+        self._puller = puller
+        self._reply = reply
+        self._is_settled = False
+        self.delivery = delivery
+        self.is_superseded = False
+        self.message: StoredMessage | None = None
+
+    async def ack(self) -> None:
+        await self._settle(b"+ACK")
+
+    async def nak(self, delay_s: float) -> None:
+        delay = b" " + json.dumps({"delay": round(delay_s * _NS_PER_S)}).encode() if delay_s > 0 else b""
+        await self._settle(b"-NAK" + delay)
+
+    async def term(self, reason: str) -> None:
+        if self._is_settled:
+            return
+        assert self.message is not None
+        text = compute_reason_text(reason)
+        await self._puller.bury(self.message, text)
+        await self._settle(b"+TERM " + text.encode())
+
+    async def in_progress(self) -> None:
+        if not self._is_settled:
+            await self._puller.say(self._reply, b"+WPI")
+
+    async def _settle(self, data: bytes) -> None:
+        if self._is_settled:
+            return
+        await self._puller.say(self._reply, data)
+        self._is_settled = True
+        self._puller.forget(self)
+
+
+def compute_reason_text(reason: str) -> str:
+    """Return a reason as it may stand in a header or an acknowledgement: one line of ASCII, bounded."""
+    text = " ".join(reason.split()).encode("ascii", "backslashreplace").decode()
+    return "".join(char if char.isprintable() else "?" for char in text)[:_REASON_CHARS_MAX] or "no reason given"
+
+
+def parse_delivery(reply: str) -> Delivery | None:
+    """Return what an acknowledgement subject says, None when it is not one.
+
+    ``$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time ns>.<pending>``, or the same after
+    ``$JS.ACK.<domain>.<account hash>``.
+    """
+    tokens = reply.split(".")
+    if len(tokens) >= _ACK_TOKENS_V2_MIN:
+        tokens = tokens[:2] + tokens[4:]
+    if len(tokens) < _ACK_TOKENS_V1 or tokens[:2] != ["$JS", "ACK"]:
+        return None
+    numbers = tokens[4:8]
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        return None
+    delivered, sequence, _, time_ns = (int(number) for number in numbers)
+    return Delivery(tokens[2], tokens[3], delivered, sequence, time_ns // 1_000_000)
+

@@ -1,0 +1,220 @@
+"""Calibration: run honest jobs through a generator and a verifier, and measure what honest looks like.
+
+Owns the runs: prompts of several lengths, sampled and greedy, verified at full depth and at shallower
+corners, and beside them the null forgeries that no threshold may let through. Refuses engines of different
+models or schemas, and thresholds under which a null forgery would pass. Torch-free: whatever the engines
+need, they bring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+from pocache.engine.port import Capabilities, Capture, Engine, GenerateRequest, VerifyCapture, VerifyRequest
+from pocache.numerics.calibration import MARGIN_MIN_Q16, LeafDistances, compute_profile
+from pocache.protocol.challenge import Corner, compute_full_corner
+from pocache.protocol.commitment import Sampling
+from pocache.protocol.encoding import FloatFormat, RowKey, decode_leaf, get_row_format
+from pocache.protocol.errors import EngineError, MatchingError
+from pocache.protocol.ids import JobId, NetworkId
+from pocache.protocol.matching import MatchingProfile, Verdict, compare, compute_log2_distance_q16
+
+SAMPLINGS = (
+    Sampling(),
+    Sampling(temperature_micro=1_000_000),
+    Sampling(700_000, top_k=40, top_p_micro=900_000),
+)
+"""Greedy, plain, and everything at once: the sampler's own distances depend on how it draws."""
+
+LeafRows = dict[RowKey, bytes]
+Progress = Callable[[int, int], None]
+"""Called as progress(done, total) after each run."""
+
+_DOMAIN = b"pocache/calibration/v1"
+
+CALIBRATION_NETWORK = NetworkId(hashlib.sha256(_DOMAIN).digest())
+"""Distances do not depend on the network; a network that calibrates for itself names its own."""
+
+
+class NullForgery(StrEnum):
+    """What costs nothing to commit; each is measured beside the thresholds."""
+
+    ZEROS = "zeros"
+    CONSTANT = "constant"
+    NEGATED = "negated"
+    OTHER_JOB = "other_job"
+
+
+def run_calibration(
+    generator: Engine,
+    verifier: Engine,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    max_tokens: int = 64,
+    network: NetworkId = CALIBRATION_NETWORK,
+    margin_q16: int = MARGIN_MIN_Q16,
+    progress: Progress | None = None,
+) -> MatchingProfile:
+    """Generate from each prompt, verify, and return the profile of this pair of stacks.
+
+    Each job is verified at full depth and at one shallower corner that ends inside its output. MatchingError
+    when a null forgery would not be a mismatch; EngineError when the engines do not run the same model.
+    """
+    claims, others = generator.capabilities(), verifier.capabilities()
+    if (claims.model_id, claims.schema) != (others.model_id, others.schema):
+        raise EngineError("generator and verifier must run the same model with the same row schema")
+    if len(prompts) < len(SAMPLINGS):
+        raise EngineError(
+            f"calibration needs at least {len(SAMPLINGS)} prompts: one for each way of sampling"
+        )
+    float_format = claims.schema.float_format
+    leaves: list[LeafDistances] = []
+    pairs: list[tuple[list[LeafRows], list[LeafRows]]] = []
+    for index, prompt in enumerate(prompts):
+        committed, fully, shallow = _run_job(generator, verifier, index, prompt, max_tokens, network)
+        leaves += _measure_leaves(fully, committed, float_format) + _measure_leaves(
+            shallow, committed, float_format
+        )
+        pairs.append((fully, committed))
+        if progress is not None:
+            progress(index + 1, len(prompts))
+    about = _describe(claims, others, len(prompts), sum(len(committed) for _, committed in pairs))
+    profile = compute_profile(leaves, float_format=float_format, margin_q16=margin_q16, about=about)
+    nulls = _measure_null_forgeries(profile, pairs, float_format)
+    return compute_profile(leaves, float_format=float_format, margin_q16=margin_q16, about={**about, **nulls})
+
+
+def draw_prompts(
+    capabilities: Capabilities, *, count: int, token_count_max: int = 48
+) -> list[tuple[int, ...]]:
+    """Return ``count`` fixed prompts of uniformly drawn tokens, of lengths from 1 to ``token_count_max``."""
+    prompts = []
+    for index in range(count):
+        length = 1 + (token_count_max - 1) * index // max(1, count - 1)
+        words = hashlib.shake_256(_DOMAIN + b"prompt" + index.to_bytes(4, "big")).digest(4 * length)
+        prompts.append(tuple(word % capabilities.vocab_size for word in struct.unpack(f">{length}I", words)))
+    return prompts
+
+
+def _run_job(
+    generator: Engine,
+    verifier: Engine,
+    index: int,
+    prompt: tuple[int, ...],
+    max_tokens: int,
+    network: NetworkId,
+) -> tuple[list[LeafRows], list[LeafRows], list[LeafRows]]:
+    """Return the rows by position: committed, verified at full depth, verified in a shallower corner."""
+    job_id = JobId(hashlib.sha256(_DOMAIN + b"job" + index.to_bytes(4, "big")).digest())
+    seed = hashlib.sha256(_DOMAIN + b"seed" + index.to_bytes(4, "big")).digest()
+    sampling = SAMPLINGS[index % len(SAMPLINGS)]
+    request = GenerateRequest(
+        job_id=job_id,
+        attempt=1,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        seed=seed,
+        network=network,
+        eos_stop=False,
+    )
+    capture = generator.generate(request, lambda _tokens: None, lambda: False)
+    layer_count, leaf_count = generator.capabilities().layer_count, len(capture.leaves)
+    shallow = Corner(
+        layer_max=index % layer_count,
+        position_max=len(prompt) - 1 + (7 * index) % len(capture.output),
+        full_depth=False,
+    )
+    captures = verifier.verify(
+        [
+            VerifyRequest(job_id, prompt + capture.output, len(prompt), corner, sampling, seed, network)
+            for corner in (compute_full_corner(layer_count, leaf_count), shallow)
+        ]
+    )
+    return _decode(capture, len(prompt)), _decode(captures[0], len(prompt)), _decode(captures[1], len(prompt))
+
+
+def _decode(capture: Capture | VerifyCapture, prompt_count: int) -> list[LeafRows]:
+    return [
+        decode_leaf(capture.schema, position, position >= prompt_count - 1, leaf)
+        for position, leaf in enumerate(capture.leaves)
+    ]
+
+
+def _measure_leaves(
+    ours: Sequence[LeafRows], theirs: Sequence[LeafRows], float_format: FloatFormat
+) -> list[LeafDistances]:
+    """Return the distances of the rows that the verifier computed, position by position."""
+    return [
+        {key: _compute_distance(key, row, committed[key], float_format) for key, row in verified.items()}
+        for verified, committed in zip(ours, theirs, strict=False)  # a corner ends early
+    ]
+
+
+def _compute_distance(key: RowKey, ours: bytes, theirs: bytes, float_format: FloatFormat) -> int:
+    return compute_log2_distance_q16(ours, theirs, get_row_format(key[0], float_format))
+
+
+def _measure_null_forgeries(
+    profile: MatchingProfile,
+    pairs: Sequence[tuple[list[LeafRows], list[LeafRows]]],
+    float_format: FloatFormat,
+) -> dict[str, str | int]:
+    """Return each null forgery's smallest mean over whole jobs; MatchingError when one is no mismatch."""
+    found: dict[str, str | int] = {}
+    for forgery in NullForgery:
+        means = []
+        for index, (ours, theirs) in enumerate(pairs):
+            forged = _forge(forgery, theirs, pairs[index - 1][1], float_format)
+            count = len(forged)
+            comparison = compare(
+                profile, dict(enumerate(ours[:count])), dict(enumerate(forged)), float_format
+            )
+            if comparison.verdict is not Verdict.MISMATCH:
+                raise MatchingError(
+                    f"the null forgery {forgery!r} is a {comparison.verdict}: no usable thresholds"
+                )
+            means.append(comparison.mean_q16)
+        found[f"null_{forgery}_mean_min_q16"] = min(means)
+    return found
+
+
+def _forge(
+    forgery: NullForgery, leaves: Sequence[LeafRows], other: Sequence[LeafRows], float_format: FloatFormat
+) -> list[LeafRows]:
+    """Return forged leaves with the honest ones' row keys; of another job, as many leaves as both have."""
+    if forgery is NullForgery.OTHER_JOB:
+        count = min(len(leaves), len(other))
+        return [
+            {key: other[position].get(key, other[-1][key]) for key in leaves[position]}
+            for position in range(count)
+        ]
+    return [
+        {key: _forge_row(forgery, key, row, float_format) for key, row in leaf.items()} for leaf in leaves
+    ]
+
+
+def _forge_row(forgery: NullForgery, key: RowKey, row: bytes, float_format: FloatFormat) -> bytes:
+    row_format = get_row_format(key[0], float_format)
+    letter = "e" if row_format is FloatFormat.F16 else "f"
+    layout = f"<{len(row) // row_format.size}{letter}"
+    values = struct.unpack(layout, row)
+    if forgery is NullForgery.NEGATED:
+        return struct.pack(layout, *(-value for value in values))
+    return struct.pack(layout, *(float(forgery is NullForgery.CONSTANT) for _ in values))
+
+
+def _describe(
+    generator: Capabilities, verifier: Capabilities, job_count: int, leaf_count: int
+) -> dict[str, str | int]:
+    return {
+        "model_id": generator.model_id.hex(),
+        "generator_stack": generator.stack,
+        "verifier_stack": verifier.stack,
+        "schema_digest": generator.schema.digest().hex(),
+        "job_count": job_count,
+        "committed_leaf_count": leaf_count,
+    }

@@ -1,0 +1,60 @@
+"""Every bound of the protocol and the wire, with the relations between them checked at the end.
+
+Counts are numbers of things, sizes are bytes, times carry their unit last.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PAYLOAD_BYTES_MAX: Final = 1_000_000
+"""Largest message body; below the 1 MiB default of nats-server with headers to spare."""
+
+CODEC_DEPTH_MAX: Final = 8
+"""Deepest nesting of maps and arrays that the codec reads."""
+
+CODEC_ITEMS_MAX: Final = 65_536
+"""Most elements in one array or map on the wire; longer lists travel as packed bytes."""
+
+TEXT_BYTES_MAX: Final = 4_096
+"""Longest text field: reasons, stack names, error messages."""
+
+PROMPT_TOKENS_MAX: Final = 65_536
+OUTPUT_TOKENS_MAX: Final = 32_768
+LEAF_COUNT_MAX: Final = PROMPT_TOKENS_MAX + OUTPUT_TOKENS_MAX
+"""N = |prompt| + |output| − 1 stays below this."""
+
+TOKEN_BYTES: Final = 4
+"""A token id on the wire: unsigned 32-bit, little-endian."""
+
+LAYER_COUNT_MAX: Final = 512
+ROW_WIDTH_MAX: Final = 65_536
+"""Floats in one row."""
+
+LEAF_BYTES_MAX: Final = 800_000
+"""A leaf travels whole in one message; a row schema with larger leaves is refused."""
+
+SAMPLE_COUNT_MAX: Final = 256
+STAGE_COUNT_MAX: Final = 16
+ATTEMPT_COUNT_MAX: Final = 16
+OPENING_PARTS_MAX: Final = 256
+MULTIPROOF_DIGESTS_MAX: Final = 8_192
+
+MEMBERS_MAX: Final = 4_096
+"""Verifiers in one stake snapshot."""
+
+MODELS_PER_MEMBER_MAX: Final = 64
+
+MICRO_MAX: Final = 2**63 - 1
+"""Largest amount of money: what a signed 64-bit column holds."""
+
+TIME_MS_MAX: Final = 2**53
+ROUND_MAX: Final = 2**63 - 1
+
+TEMPERATURE_MICRO_MAX: Final = 100_000_000
+TOP_K_MAX: Final = 1_000_000
+TOP_P_MICRO_ONE: Final = 1_000_000
+
+assert PROMPT_TOKENS_MAX * TOKEN_BYTES + OUTPUT_TOKENS_MAX * TOKEN_BYTES < PAYLOAD_BYTES_MAX
+assert LEAF_BYTES_MAX + 32 * MULTIPROOF_DIGESTS_MAX // 2 < PAYLOAD_BYTES_MAX
+assert OUTPUT_TOKENS_MAX < LEAF_COUNT_MAX < 2**31

@@ -1,0 +1,381 @@
+"""The deciding comparison, in exact integers (docs/protocol.md 7).
+
+Owns the distance of two rows, the calibration profile's numbers, and the verdict over all compared rows. No
+float takes part, so every implementation reaches the same verdict bit for bit. Refuses to give a verdict
+without numbers: no rows, different rows, rows of another size, floats that are not finite, or a row that the
+profile does not know raise MatchingError.
+
+Not covered here: which rows had to be compared (the caller demands them), whether they open a committed root
+(``merkle``), and tokens of a cheap model that the right model then prefilled (the token check).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from hashlib import sha256
+from itertools import pairwise
+from operator import mul, sub
+from typing import Any, Final, TypeAlias
+
+from pocache.protocol.encoding import FloatFormat, RowKey, RowKind, get_row_format, is_finite, lp
+from pocache.protocol.errors import MatchingError
+from pocache.protocol.ids import Digest
+from pocache.protocol.limits import LAYER_COUNT_MAX, TEXT_BYTES_MAX
+
+FRACTION_BITS: Final = 16
+ONE_Q16: Final = 1 << FRACTION_BITS
+LOG2_CEIL_Q16: Final = 40 * ONE_Q16
+"""Distance of any row from the zero row, and the largest that is told apart."""
+LOG2_FLOOR_Q16: Final = -LOG2_CEIL_Q16
+"""Distance of equal rows, and the smallest that is told apart."""
+
+STANDARD_FLOOR_Q16: Final = -4 * ONE_Q16
+"""A row counts as at most four scales nearer than its honest centre.
+
+Rows that come out bit for bit equal (distance −40) would otherwise carry a mean over any number of bad ones.
+"""
+
+PROFILE_KIND: Final = "matching-profile.v1"
+PROFILE_SET_DOMAIN: Final = b"pocache/profile-set/v1"
+_PROFILE_DOMAIN: Final = b"pocache/profile/v1"
+_ABOUT_ITEMS_MAX: Final = 256
+_LIMIT_NAMES: Final = (
+    "mean_match_max_q16",
+    "mean_mismatch_min_q16",
+    "peak_match_max_q16",
+    "peak_mismatch_min_q16",
+)
+
+_LOG_STEPS: Final = FRACTION_BITS - 1
+"""Squarings after the whole part: half a base-2 logarithm with 16 fractional bits has 15 of its own."""
+_LOG_BITS: Final = 58
+"""Fraction bits of the first try, so that a mantissa is two digits of CPython's integers."""
+_LOG_SLACK: Final = 1 << 34
+"""More than 15 truncated squarings can lose, in units of the last fraction bit (each at most ×4 + 3)."""
+
+Rows: TypeAlias = Mapping[int, Mapping[RowKey, bytes]]
+"""Position → row → its bytes."""
+
+
+class Verdict(StrEnum):
+    """What a comparison says about a job."""
+
+    MATCH = "match"
+    MISMATCH = "mismatch"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class KindThreshold:
+    """Honest centre and spread of the log-distance of one row kind at one layer, from calibration."""
+
+    kind: RowKind
+    layer: int
+    centre_q16: int
+    scale_q16: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, RowKind) or self.kind is RowKind.RAW_DIGEST:
+            raise MatchingError(f"{self.kind!r} is not a row kind that can be compared")
+        _check_range("layer", self.layer, 0, LAYER_COUNT_MAX - 1)
+        _check_range("centre_q16", self.centre_q16, LOG2_FLOOR_Q16, LOG2_CEIL_Q16)
+        _check_range("scale_q16", self.scale_q16, 1, LOG2_CEIL_Q16)
+
+
+@dataclass(frozen=True)
+class MatchingProfile:
+    """Thresholds for one (model, generator stack, verifier stack), and what is known about their measurement.
+
+    ``thresholds`` are in ascending (kind, layer) order without repetition. The four limits are standardised:
+    whole scales times 2¹⁶. ``about`` says which model, stacks and schema the profile is for, and at what
+    false-reject rate it was measured; it is part of the digest and no part of the verdict.
+    """
+
+    thresholds: tuple[KindThreshold, ...]
+    mean_match_max_q16: int
+    mean_mismatch_min_q16: int
+    peak_match_max_q16: int
+    peak_mismatch_min_q16: int
+    about: Mapping[str, str | int] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        keys = [(row.kind, row.layer) for row in self.thresholds]
+        if not keys or any(left >= right for left, right in pairwise(keys)):
+            raise MatchingError("thresholds are one per kind and layer, at least one, in ascending order")
+        for name in _LIMIT_NAMES:
+            _check_range(name, getattr(self, name), -(2**63), 2**63 - 1)
+        if self.mean_match_max_q16 > self.mean_mismatch_min_q16:
+            raise MatchingError("a mean cannot both match and mismatch: mean_match_max > mean_mismatch_min")
+        if self.peak_match_max_q16 > self.peak_mismatch_min_q16:
+            raise MatchingError("a peak cannot both match and mismatch: peak_match_max > peak_mismatch_min")
+        _check_about(self.about)
+        object.__setattr__(self, "about", dict(sorted(self.about.items())))
+
+    def digest(self) -> Digest:
+        """Return SHA256 over the numbers as i64 big-endian and ``about`` as sorted length-prefixed texts."""
+        parts = [lp(_PROFILE_DOMAIN), struct.pack(">I", len(self.thresholds))]
+        parts += [
+            struct.pack(">BHqq", row.kind, row.layer, row.centre_q16, row.scale_q16)
+            for row in self.thresholds
+        ]
+        parts.append(struct.pack(">4q", *(getattr(self, name) for name in _LIMIT_NAMES)))
+        for key, value in self.about.items():
+            tag = b"i" if isinstance(value, int) else b"s"
+            parts.append(lp(key.encode(), tag, str(value).encode()))
+        return Digest(sha256(b"".join(parts)).digest())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the profile as JSON-safe values; ``from_dict`` reads exactly this."""
+        rows = [[row.kind.name, row.layer, row.centre_q16, row.scale_q16] for row in self.thresholds]
+        limits = {name: getattr(self, name) for name in _LIMIT_NAMES}
+        return {"kind": PROFILE_KIND, "thresholds": rows, **limits, "about": dict(self.about)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MatchingProfile:
+        """Return the profile that ``to_dict`` wrote. Raises MatchingError for any other shape."""
+        expected = {"kind", "thresholds", "about", *_LIMIT_NAMES}
+        if not isinstance(data, Mapping) or set(data) != expected or data["kind"] != PROFILE_KIND:
+            raise MatchingError(f"not a {PROFILE_KIND} with exactly the fields {sorted(expected)}")
+        if not isinstance(data["thresholds"], list | tuple):
+            raise MatchingError("thresholds are a list")
+        return cls(
+            thresholds=tuple(_parse_threshold(row) for row in data["thresholds"]),
+            about=data["about"],
+            **{name: data[name] for name in _LIMIT_NAMES},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A verdict with the numbers that it rests on.
+
+    ``mean_q16`` and ``peak_q16`` are standardised; ``worst`` is the row of the peak, the first in order of
+    position, kind and layer; ``rows`` holds every row's raw log-distance in that order.
+    """
+
+    verdict: Verdict
+    mean_q16: int
+    peak_q16: int
+    row_count: int
+    worst: tuple[int, RowKind, int]
+    rows: tuple[tuple[int, RowKind, int, int], ...]
+
+
+def compare(profile: MatchingProfile, ours: Rows, theirs: Rows, fmt: FloatFormat) -> Comparison:
+    """Compare all rows and judge (docs/protocol.md 7).
+
+    Per row: z = standardised log₂ of the relative L2 distance. mean = ⌊Σz / n⌋, peak = max z. Mismatch when
+    either is above its mismatch limit; match when both are within their match limits; else inconclusive.
+    ``theirs`` is the side whose norm divides. Both sides hold the same positions and the same rows at each.
+    Raises MatchingError; nothing is a match by default.
+    """
+    thresholds = {(row.kind, row.layer): row for row in profile.thresholds}
+    rows: list[tuple[int, RowKind, int, int]] = []
+    total = 0
+    peak: int | None = None
+    worst = (0, RowKind.K, 0)
+    for position, key, our_row, their_row in _pair_rows(ours, theirs):
+        threshold = thresholds.get(key)
+        if threshold is None:
+            raise MatchingError(f"the profile has no threshold for the row {key!r}")
+        kind, layer = threshold.kind, threshold.layer
+        log2_q16 = compute_log2_distance_q16(our_row, their_row, get_row_format(kind, fmt))
+        standard = compute_standard_q16(threshold, log2_q16)
+        rows.append((position, kind, layer, log2_q16))
+        total += standard
+        if peak is None or standard > peak:
+            peak, worst = standard, (position, kind, layer)
+    if peak is None:
+        raise MatchingError("no rows to compare: no verdict without numbers")
+    mean = total // len(rows)
+    verdict = compute_verdict(profile, mean_q16=mean, peak_q16=peak)
+    return Comparison(
+        verdict=verdict, mean_q16=mean, peak_q16=peak, row_count=len(rows), worst=worst, rows=tuple(rows)
+    )
+
+
+def compute_verdict(profile: MatchingProfile, *, mean_q16: int, peak_q16: int) -> Verdict:
+    """Return the verdict for the two statistics; limits themselves still match, and do not yet mismatch."""
+    if mean_q16 > profile.mean_mismatch_min_q16 or peak_q16 > profile.peak_mismatch_min_q16:
+        return Verdict.MISMATCH
+    if mean_q16 <= profile.mean_match_max_q16 and peak_q16 <= profile.peak_match_max_q16:
+        return Verdict.MATCH
+    return Verdict.INCONCLUSIVE
+
+
+def compute_standard_q16(threshold: KindThreshold, log2_q16: int) -> int:
+    """Return max(⌊(log-distance − centre) / scale⌋ in Q16, STANDARD_FLOOR_Q16); calibration uses the same."""
+    standard = ((log2_q16 - threshold.centre_q16) << FRACTION_BITS) // threshold.scale_q16
+    return max(standard, STANDARD_FLOOR_Q16)
+
+
+def compute_profile_set_digest(profiles: Iterable[MatchingProfile]) -> Digest:
+    """Return the digest of a set of profiles, which a job binds: sorted digests, each once."""
+    digests = sorted({profile.digest() for profile in profiles})
+    return Digest(sha256(lp(PROFILE_SET_DOMAIN, *digests)).digest())
+
+
+def compute_log2_distance_q16(ours: bytes, theirs: bytes, fmt: FloatFormat) -> int:
+    """Return ⌊2¹⁶ · log₂(‖ours − theirs‖₂ / ‖theirs‖₂)⌋, clamped to LOG2_FLOOR_Q16 … LOG2_CEIL_Q16.
+
+    Exactly the mathematical floor: each float is a whole multiple of 2⁻²⁴ (f16) or 2⁻¹⁴⁹ (f32), a common
+    power of two cancels in the quotient, and the logarithm's bits come from squaring. Equal rows give the
+    floor (−0 equals 0), any other against a zero row the ceiling. Raises MatchingError for empty rows, rows
+    of different or broken size, and floats that are not finite.
+    """
+    if len(ours) != len(theirs) or not ours or len(ours) % fmt.size:
+        raise MatchingError(f"rows of {len(ours)} and {len(theirs)} bytes cannot be compared as {fmt.value}")
+    if not (is_finite(ours, fmt) and is_finite(theirs, fmt)):
+        raise MatchingError("a row has floats that are not finite")
+    if ours == theirs:
+        return LOG2_FLOOR_Q16
+    if fmt is FloatFormat.F16:
+        table = _f16_integers()
+        layout = f"<{len(ours) // 2}H"
+        ours_int = list(map(table.__getitem__, struct.unpack(layout, ours)))
+        theirs_int = list(map(table.__getitem__, struct.unpack(layout, theirs)))
+    else:
+        ours_int, theirs_int = _scale_f32(ours, theirs)
+    difference = list(map(sub, ours_int, theirs_int))
+    numerator = sum(map(mul, difference, difference))
+    if not numerator:
+        return LOG2_FLOOR_Q16
+    denominator = sum(map(mul, theirs_int, theirs_int))
+    if not denominator:
+        return LOG2_CEIL_Q16
+    return min(max(_compute_half_log2_q16(numerator, denominator), LOG2_FLOOR_Q16), LOG2_CEIL_Q16)
+
+
+def _compute_half_log2_q16(numerator: int, denominator: int) -> int:
+    """Return ⌊2¹⁶ · ½ · log₂(numerator / denominator)⌋ for positive integers, exactly.
+
+    The whole part e is where 2ᵉ ≤ quotient < 2ᵉ⁺¹; the mantissa's square then gives one fractional bit per
+    step. Truncation only lowers the mantissa, by less than the slack: where a bit could go either way within
+    it, the precision is doubled. That ends, since only whole powers of two lie exactly on a step, and those
+    have left before.
+    """
+    exponent = numerator.bit_length() - denominator.bit_length()
+    scaled = denominator << exponent if exponent >= 0 else denominator
+    aligned = numerator << -exponent if exponent < 0 else numerator
+    if aligned < scaled:
+        exponent -= 1
+        aligned <<= 1
+    if aligned == scaled:
+        return exponent << _LOG_STEPS
+    bits = _LOG_BITS
+    while True:
+        fraction = _compute_log2_fraction((aligned << bits) // scaled, bits)
+        if fraction is not None:
+            return (exponent << _LOG_STEPS) + fraction
+        bits *= 2
+
+
+def _compute_log2_fraction(mantissa: int, bits: int) -> int | None:
+    """Return ⌊2¹⁵ · log₂ m⌋ of 1 ≤ m < 2 given as ⌊m · 2^bits⌋; None when that many bits cannot tell."""
+    two = 2 << bits
+    doubtful = two - _LOG_SLACK
+    fraction = 0
+    for _ in range(_LOG_STEPS):
+        mantissa = (mantissa * mantissa) >> bits
+        fraction <<= 1
+        if mantissa >= two:
+            mantissa >>= 1
+            fraction |= 1
+        elif mantissa >= doubtful:
+            return None
+    return fraction
+
+
+def _scale_f32(ours: bytes, theirs: bytes) -> tuple[list[int], list[int]]:
+    """Return both float32 rows as integers, multiples of one power of two.
+
+    The power is the smallest exponent present, rounded down to a multiple of 16, so that ordinary rows become
+    small integers and 16 tables serve all rows. A top byte is the sign and the exponent's upper seven bits.
+    """
+    tops = ours[3::4] + theirs[3::4]
+    least = 2 * min(tops.translate(_CLEAR_SIGN))
+    factors, offsets = _f32_tables(least & ~15)
+    layout = f"<{len(ours) // 4}I"
+    return (
+        [bits * factors[bits >> 23] + offsets[bits >> 23] for bits in struct.unpack(layout, ours)],
+        [bits * factors[bits >> 23] + offsets[bits >> 23] for bits in struct.unpack(layout, theirs)],
+    )
+
+
+_CLEAR_SIGN: Final = bytes(byte & 0x7F for byte in range(256))
+
+
+@lru_cache(maxsize=16)
+def _f32_tables(base: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return factor and offset by sign and exponent: value = bits · factor + offset, units of exponent base.
+
+    A float32 is ±(mantissa + 2²³ if the exponent is not 0) · 2^(max(exponent, 1) − 150); the offset adds the
+    implicit bit and takes sign and exponent back out of ``bits``. Exponents below ``base`` never occur.
+    """
+    factors, offsets = [], []
+    for high in range(512):
+        exponent = high & 0xFF
+        factor = 1 << max(max(exponent, 1) - max(base, 1), 0)
+        if high & 0x100:
+            factor = -factor
+        factors.append(factor)
+        offsets.append(factor * ((1 << 23 if exponent else 0) - (high << 23)))
+    return tuple(factors), tuple(offsets)
+
+
+@lru_cache(maxsize=1)
+def _f16_integers() -> tuple[int, ...]:
+    """Return every finite float16, by its bits, as a multiple of 2⁻²⁴."""
+    subnormal = range(1 << 10)
+    normal = (((bits & 1023) | 1024) << ((bits >> 10) - 1) for bits in range(1 << 10, 1 << 15))
+    positive = (*subnormal, *normal)
+    return (*positive, *(-value for value in positive))
+
+
+def _pair_rows(ours: Rows, theirs: Rows) -> Iterator[tuple[int, RowKey, bytes, bytes]]:
+    """Yield both sides' rows by position, kind, layer. Raises MatchingError where a side lacks something."""
+    if ours.keys() != theirs.keys():
+        raise MatchingError("the two sides opened different positions")
+    for position in sorted(ours):
+        our_rows, their_rows = ours[position], theirs[position]
+        if our_rows.keys() != their_rows.keys():
+            raise MatchingError(f"the two sides opened different rows at position {position}")
+        for key in sorted(our_rows):
+            yield position, key, our_rows[key], their_rows[key]
+
+
+def _parse_threshold(row: object) -> KindThreshold:
+    match row:
+        case [str(name), int(layer), int(centre_q16), int(scale_q16)] if name in RowKind.__members__:
+            return KindThreshold(RowKind[name], layer, centre_q16, scale_q16)
+        case _:
+            raise MatchingError(f"a threshold is [kind, layer, centre, scale], not {row!r}"[:200])
+
+
+def _check_about(about: object) -> None:
+    if not isinstance(about, Mapping) or len(about) > _ABOUT_ITEMS_MAX:
+        raise MatchingError(f"about is a map of at most {_ABOUT_ITEMS_MAX} items")
+    for key, value in about.items():
+        if type(key) is not str or type(value) not in (str, int):
+            raise MatchingError("about maps texts to texts and integers")
+        if isinstance(value, int):
+            _check_range("a number in about", value, -(2**63), 2**63 - 1)
+        for text in (key, str(value)):
+            if not _is_short_utf8(text):
+                raise MatchingError(f"a text in about is not UTF-8 of at most {TEXT_BYTES_MAX} bytes")
+
+
+def _is_short_utf8(text: str) -> bool:
+    try:
+        return len(text.encode()) <= TEXT_BYTES_MAX
+    except UnicodeEncodeError:  # a lone surrogate, which JSON lets through
+        return False
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise MatchingError(f"{name} is {value!r}, outside {least} … {most}")

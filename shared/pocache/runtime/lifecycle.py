@@ -1,0 +1,43 @@
+"""Stopping in order: SIGTERM or SIGINT sets an event, and what does not drain in time ends the process non-zero."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+
+class DrainTimeoutError(Exception):
+    """What was in hand could not be finished within the drain time."""
+
+
+async def run_until_signalled(
+    run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, drain_s: float
+) -> None:
+    """Run ``run(stop)`` until it ends by itself or a signal sets ``stop``; then it has ``drain_s`` seconds to end.
+
+    Raises DrainTimeoutError after that, or whatever ``run`` raised.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    work = asyncio.ensure_future(run(stop))
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            structlog.get_logger().info("draining", drain_s=drain_s)
+            done, _ = await asyncio.wait({work}, timeout=drain_s)
+            if not done:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                raise DrainTimeoutError(f"not finished after {drain_s:g} s")
+        await work
+    finally:
+        stopped.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

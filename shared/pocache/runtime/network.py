@@ -1,0 +1,257 @@
+"""The network's configuration: the genesis that its id is the hash of, and the directory that it is kept in.
+
+The genesis holds what every participant must agree on: who signs for each service, the beacon chain, the rules of
+payment, the deadlines. It never changes; another genesis is another network. Models are added later as entries
+that the operator signs (``ModelEntryV1``). Refuses unknown fields, and economics under which a payout could be
+negative.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pocache.protocol.beacon import Chain, Scheme
+from pocache.protocol.encoding import RowSchema
+from pocache.protocol.errors import ConfigError, PocacheError
+from pocache.protocol.ids import ModelId, NetworkId, ParticipantId
+from pocache.protocol.keys import SigningKey
+from pocache.protocol.limits import ATTEMPT_COUNT_MAX, MICRO_MAX, SAMPLE_COUNT_MAX, STAGE_COUNT_MAX
+from pocache.protocol.matching import MatchingProfile, compute_profile_set_digest
+from pocache.protocol.payoff import Rational, UnifiedPool
+from pocache.protocol.pricing import PriceList, validate_prices
+from pocache.wire.envelope import open_envelope
+from pocache.wire.messages import ModelEntryV1
+from pocache.wire.topics import Role
+
+_DOMAIN: Final = b"pocache/genesis/v1\x00"
+_HEX: Final = r"^([0-9a-f]{2})+$"
+_PARTICIPANT: Final = r"^U[A-Z2-7]{55}$"
+SERVICE_ROLES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.BEACON, Role.VERIFIER, Role.LEDGER, Role.OPERATOR)
+
+Ticks = Annotated[int, Field(ge=1, le=10_000_000)]
+Share = Annotated[str, Field(pattern=r"^\d{1,9}/[1-9]\d{0,8}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True)
+
+
+class ChainConfig(_Strict):
+    """The beacon chain: drand's scheme name, its public key, and when its rounds are."""
+
+    scheme: str
+    public_key_hex: Annotated[str, Field(pattern=_HEX)]
+    genesis_s: Annotated[int, Field(ge=0)]
+    period_s: Annotated[int, Field(ge=1, le=86_400)]
+    genesis_seed_hex: Annotated[str, Field(pattern=_HEX)]
+
+
+class Rules(_Strict):
+    """The rules of payment. Under ``unified-pool`` the lottery's audits are paid from the user's αCv."""
+
+    name: Literal["unified-pool"] = "unified-pool"
+    alpha: str = "6/5"
+    beta: str = "5"
+    stage_max: Annotated[int, Field(ge=2, le=STAGE_COUNT_MAX)] = 5
+    lease_fee_micro: Annotated[int, Field(ge=0, le=MICRO_MAX)] = 1_000
+    """What a worker pays the treasury for an attempt that ends without a commitment, at most its stake."""
+
+
+class AuditConfig(_Strict):
+    """How often, how deep and how densely commitments are audited."""
+
+    lottery_share: Share = "1/20"
+    full_depth_share: Share = "1/4"
+    sample_count: Annotated[int, Field(ge=2, le=SAMPLE_COUNT_MAX // 4)] = 16
+    bind_delay_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 3_000
+    window_rounds: Ticks = 40
+    commitment_lag_rounds_max: Ticks = 2
+    """A commitment must name a round at most this many before the one that was current when it arrived."""
+
+
+class Deadlines(_Strict):
+    """Durations in ticks: beacon rounds that arrived while the service that counts them was alive."""
+
+    queue_ticks: Ticks = 200
+    lease_ticks: Ticks = 60
+    seal_ticks: Ticks = 40
+    opening_ticks: Ticks = 20
+
+
+class Bounds(_Strict):
+    """How much the network takes on at once."""
+
+    open_jobs_max: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    submissions_max: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    attempt_max: Annotated[int, Field(ge=1, le=ATTEMPT_COUNT_MAX)] = 3
+    submission_age_ms_max: Annotated[int, Field(ge=1_000, le=86_400_000)] = 600_000
+
+
+class Genesis(_Strict):
+    """What a network is. :attr:`network_id` is the SHA-256 of its canonical JSON."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    created_ms: Annotated[int, Field(ge=0)]
+    signers: dict[str, Annotated[str, Field(pattern=_PARTICIPANT)]]
+    chain: ChainConfig
+    rules: Rules = Rules()
+    audit: AuditConfig = AuditConfig()
+    deadlines: Deadlines = Deadlines()
+    bounds: Bounds = Bounds()
+    demo: bool = False
+    """A demonstration network: workers may be told to cheat on it."""
+
+    @cached_property
+    def network_id(self) -> NetworkId:
+        """SHA-256 of the domain and the canonical JSON: sorted keys, no spaces, ASCII."""
+        return NetworkId(hashlib.sha256(_DOMAIN + self.canonical_json()).digest())
+
+    def canonical_json(self) -> bytes:
+        """Return the bytes that the network id is the hash of."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    @cached_property
+    def beacon_chain(self) -> Chain:
+        """The chain in the protocol's own form."""
+        return Chain(
+            scheme=Scheme(self.chain.scheme),
+            public_key=bytes.fromhex(self.chain.public_key_hex),
+            genesis_s=self.chain.genesis_s,
+            period_s=self.chain.period_s,
+            genesis_seed=bytes.fromhex(self.chain.genesis_seed_hex),
+        )
+
+    @cached_property
+    def unified_pool(self) -> UnifiedPool:
+        """The rule set in the protocol's own form."""
+        return UnifiedPool(
+            alpha=Rational.parse(self.rules.alpha),
+            beta=Rational.parse(self.rules.beta),
+            stage_max=self.rules.stage_max,
+        )
+
+    def signer(self, role: Role) -> ParticipantId:
+        """Return who signs for a service."""
+        return ParticipantId(self.signers[role.value])
+
+    def share(self, text: str) -> tuple[int, int]:
+        """Return a share such as ``1/20`` as numerator and denominator."""
+        numerator, denominator = text.split("/")
+        return int(numerator), int(denominator)
+
+
+class Model:
+    """A model that the network serves, from the operator's signed entry."""
+
+    def __init__(self, entry: ModelEntryV1) -> None:
+        self.entry = entry
+        self.model_id = ModelId(entry.model_id)
+        self.schema = RowSchema.from_dict(json.loads(entry.row_schema))
+        self.profile = MatchingProfile.from_dict(json.loads(entry.profile))
+        self.profile_set = compute_profile_set_digest((self.profile,))
+        self.prices = PriceList(
+            prompt_token_micro=entry.prompt_token_micro,
+            output_token_micro=entry.output_token_micro,
+            verify_token_micro=entry.verify_token_micro,
+        )
+
+
+class NetworkDirectory:
+    """``genesis.json``, ``models/*.entry``, ``keys/*.seed``, ``transport/*.seed``: what a process is given of a network."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def genesis(self) -> Genesis:
+        """Read and check the genesis. Raises ConfigError that says what to mend."""
+        file = self.path / "genesis.json"
+        try:
+            genesis = Genesis.model_validate_json(file.read_bytes())
+            missing = [role.value for role in SERVICE_ROLES if role.value not in genesis.signers]
+            if missing:
+                raise ConfigError(f"{file} names no signer for: {', '.join(missing)}")
+            genesis.beacon_chain, genesis.unified_pool  # noqa: B018 - built here so that a bad value is named here
+        except FileNotFoundError:
+            raise ConfigError(f"no network in {self.path}: run `pocache up`, or set POCACHE_NETWORK_DIR") from None
+        except (ValidationError, ValueError) as error:
+            raise ConfigError(f"{file} is not a genesis: {error}") from error
+        return genesis
+
+    def write_genesis(self, genesis: Genesis) -> None:
+        """Write a new network's genesis; refuses to replace another one."""
+        file = self.path / "genesis.json"
+        if file.exists() and file.read_bytes() != genesis.canonical_json():
+            raise ConfigError(f"{file} is another network's genesis: choose an empty directory")
+        self.path.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(genesis.canonical_json())
+
+    def load_models(self) -> dict[ModelId, Model]:
+        """Return the models by id. Raises ConfigError on an entry that the operator did not sign."""
+        models: dict[ModelId, Model] = {}
+        for file in sorted((self.path / "models").glob("*.entry")):
+            try:
+                opened = open_envelope(file.read_bytes(), self.genesis.network_id, ModelEntryV1)
+                if opened.sender != self.genesis.signer(Role.OPERATOR):
+                    raise ConfigError(f"{file} is not signed by the operator")
+                model = Model(opened.body)
+                validate_prices(self.genesis.unified_pool, model.prices)
+            except (PocacheError, ValueError, KeyError) as error:
+                raise ConfigError(f"{file} is not a model entry of this network: {error}") from error
+            models[model.model_id] = model
+        return models
+
+    def write_model(self, name: str, envelope: bytes) -> None:
+        """Add a model's signed entry."""
+        folder = self.path / "models"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.entry").write_bytes(envelope)
+
+    def signing_key(self, name: str) -> SigningKey:
+        """Read a participant's protocol key. Raises ConfigError when it is missing or readable by others."""
+        return load_signing_key(self.path / "keys" / f"{name}.seed")
+
+    def transport_seed(self, name: str) -> str:
+        """Read a participant's NATS key."""
+        return read_secret(self.path / "transport" / f"{name}.seed")
+
+    def participants(self) -> Mapping[str, ParticipantId]:
+        """Return the names and ids of every key in this directory."""
+        return {
+            file.stem: load_signing_key(file).participant_id for file in sorted((self.path / "keys").glob("*.seed"))
+        }
+
+
+def load_signing_key(file: Path) -> SigningKey:
+    """Read an Ed25519 seed in NKey text form from a private file."""
+    return SigningKey.from_seed_text(read_secret(file))
+
+
+def read_secret(file: Path) -> str:
+    """Return a secret file's text. Raises ConfigError when it is missing, or readable by group or others."""
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        text = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the key {file}: {error}") from error
+    if mode & 0o077:
+        raise ConfigError(f"the key {file} has mode {mode:03o}: run `chmod 600 {file}`")
+    return text
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Write a new secret file that only its owner can read; refuses to replace one."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+        stream.write(text + "\n")

@@ -1,0 +1,214 @@
+"""From bytes on a subject to a handler's effects: decode, verify, apply once, say why not.
+
+Every message of a batch gets a savepoint of its own in one transaction: a refused message leaves no trace but its
+refusal. Decisions say what becomes of each message on the bus. Refused before any handler sees them: envelopes of
+another network, wrong signers, signers other than the participant named in the subject, replays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+
+from pocache.protocol.beacon import compute_round_time_ms, verify_round
+from pocache.protocol.errors import BeaconError, ConflictError, Disposition, EnvelopeError, PocacheError
+from pocache.protocol.ids import NetworkId
+from pocache.protocol.keys import SigningKey
+from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.runtime.network import Genesis
+from pocache.service.unit import Inbound, RoundView, Service, Unit
+from pocache.storage.store import APPLIED, ROUNDS, Store, get_meta, set_meta
+from pocache.wire.envelope import open_envelope
+from pocache.wire.messages import BeaconRoundV1, RefusalV1
+from pocache.wire.topics import BEACON_ROUND, REFUSALS, Role, Topic
+
+REDELIVER_DELAY_S: Final = 0.5
+POISON_DELAY_S: Final = 2.0
+FRESH_PERIODS_MAX: Final = 2
+ROUNDS_KEPT: Final = 20_000
+"""Verified rounds a service remembers; a stage, window or recheck is over long before."""
+_PARTICIPANT_ROLES: Final = frozenset({Role.USER, Role.WORKER})
+_REASON_CHARS_MAX: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A stored message as the dispatcher needs it."""
+
+    subject: str
+    data: bytes
+    stream: str
+    sequence: int
+    stored_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a message: ``ack``, ``nak`` after a delay, ``term`` with a reason, or ``halt``."""
+
+    action: str
+    delay_s: float = 0.0
+    reason: str = ""
+
+
+ACK: Final = Decision("ack")
+
+
+def read_clock_ms() -> int:
+    """Return this machine's wall clock in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Dispatcher:
+    """Applies messages to one service's state, in one thread."""
+
+    def __init__(
+        self,
+        service: Service,
+        store: Store,
+        *,
+        key: SigningKey,
+        genesis: Genesis,
+        clock_ms: Callable[[], int] = read_clock_ms,
+    ) -> None:
+        self._service = service
+        self._store = store
+        self._key = key
+        self._genesis = genesis
+        self._network: NetworkId = genesis.network_id
+        self._chain = genesis.beacon_chain
+        self._clock_ms = clock_ms
+        self._handlers = service.handlers()
+        self._queries = service.queries()
+        self._log = structlog.get_logger().bind(service=service.role.value)
+
+    def apply(self, deliveries: Sequence[Delivery]) -> list[Decision]:
+        """Apply a batch in one durable transaction and return each message's decision, in order."""
+        with self._store.begin() as connection:
+            unit = self._open_unit(connection)
+            return [self._apply_one(unit, delivery) for delivery in deliveries]
+
+    def answer(self, subject: str, data: bytes) -> bytes:
+        """Answer a query in a signed envelope: the reply, or a refusal."""
+        with self._store.begin() as connection:
+            unit = self._open_unit(connection)
+            try:
+                inbound = self._open(Delivery(subject, data, "", 0, unit.now_ms), tuple(self._queries))
+                return unit.sign(self._queries[inbound.topic](unit, inbound))[0]
+            except PocacheError as error:
+                return unit.sign(_refusal(subject, data, error))[0]
+
+    def _open_unit(self, connection: sa.Connection) -> Unit:
+        tick = int(get_meta(connection, "tick") or "0")
+        return Unit(connection, key=self._key, network=self._network, now_ms=self._clock_ms(), tick=tick)
+
+    def _apply_one(self, unit: Unit, delivery: Delivery) -> Decision:
+        try:
+            with unit.connection.begin_nested():
+                self._handle(unit, delivery)
+        except PocacheError as error:
+            return self._decide(unit, delivery, error)
+        except Exception:
+            # A task's boundary: our own bug must neither pass for success nor take the process down unseen.
+            self._log.exception("handler_failed", subject=delivery.subject, sequence=delivery.sequence)
+            if self._service.halts_on_poison:
+                return Decision("halt", reason="a handler failed on a stream that carries money")
+            return Decision("nak", delay_s=POISON_DELAY_S)
+        return ACK
+
+    def _handle(self, unit: Unit, delivery: Delivery) -> None:
+        inbound = self._open(delivery, (*self._handlers, BEACON_ROUND))
+        seen = unit.connection.execute(
+            sa.select(APPLIED.c.stream, APPLIED.c.sequence).where(APPLIED.c.envelope_id == inbound.envelope_id)
+        ).one_or_none()
+        if seen is not None:
+            is_redelivery = (seen.stream, seen.sequence) == (delivery.stream, delivery.sequence)
+            if not is_redelivery and inbound.topic.signer in _PARTICIPANT_ROLES:
+                raise ConflictError("this envelope was handled before; nothing was done a second time")
+            return
+        if inbound.topic is BEACON_ROUND:
+            self._handle_round(unit, inbound.body)
+        else:
+            self._handlers[inbound.topic](unit, inbound)
+        unit.connection.execute(
+            sa.insert(APPLIED).values(
+                envelope_id=inbound.envelope_id, stream=delivery.stream, sequence=delivery.sequence
+            )
+        )
+
+    def _open(self, delivery: Delivery, topics: Sequence[Topic[Any]]) -> Inbound[Any]:
+        """Return the message of ``delivery``, its topic, envelope and signer checked."""
+        topic = next((topic for topic in topics if topic.matches(delivery.subject)), None)
+        if topic is None:
+            raise EnvelopeError(f"this service takes nothing from {delivery.subject!r}")
+        tokens = topic.parse(delivery.subject)
+        opened = open_envelope(delivery.data, self._network, topic.model)
+        if topic.signer not in _PARTICIPANT_ROLES and opened.sender != self._genesis.signer(topic.signer):
+            raise EnvelopeError(f"{topic.model.kind} must be signed by the {topic.signer.value}")
+        if topic.named_signer is not None and tokens[topic.named_signer] != opened.sender:
+            raise EnvelopeError(f"the subject {delivery.subject!r} names another {topic.named_signer} than the signer")
+        job_id = getattr(opened.body, "job_id", None)
+        if "job" in tokens and job_id is not None and tokens["job"] != job_id.hex():
+            raise EnvelopeError("the subject names another job than the message")
+        return Inbound(
+            topic=topic,
+            tokens=tokens,
+            body=opened.body,
+            sender=opened.sender,
+            envelope=delivery.data,
+            envelope_id=opened.envelope_id,
+            stream=delivery.stream,
+            sequence=delivery.sequence,
+            stored_ms=delivery.stored_ms,
+        )
+
+    def _handle_round(self, unit: Unit, body: BeaconRoundV1) -> None:
+        if body.chain_hash != self._chain.chain_hash:
+            raise BeaconError("a round of another chain")
+        randomness = verify_round(
+            self._chain, body.round_number, body.signature, body.previous_signature or None
+        )
+        if unit.get_randomness(body.round_number) is not None:
+            return
+        unit.connection.execute(sa.insert(ROUNDS).values(number=body.round_number, randomness=randomness))
+        unit.connection.execute(sa.delete(ROUNDS).where(ROUNDS.c.number <= body.round_number - ROUNDS_KEPT))
+        age_ms = unit.now_ms - compute_round_time_ms(self._chain, body.round_number)
+        is_fresh = age_ms <= FRESH_PERIODS_MAX * self._chain.period_s * 1_000
+        if is_fresh:
+            unit.tick += 1
+            set_meta(unit.connection, "tick", str(unit.tick))
+        self._service.on_round(unit, RoundView(body.round_number, randomness, is_fresh))
+
+    def _decide(self, unit: Unit, delivery: Delivery, error: PocacheError) -> Decision:
+        fields = {"subject": delivery.subject, "code": error.code, "reason": str(error)[:_REASON_CHARS_MAX]}
+        if error.disposition is Disposition.REDELIVER:
+            self._log.debug("not_yet", **fields)
+            return Decision("nak", delay_s=REDELIVER_DELAY_S)
+        if error.disposition is Disposition.HALT:
+            self._log.critical("halted", **fields)
+            return Decision("halt", reason=f"{error.code}: {error}")
+        self._log.info("refused", **fields)
+        unit.emit(
+            REFUSALS[self._service.role],
+            _refusal(delivery.subject, delivery.data, error),
+            ref=hashlib.sha256(delivery.data).digest(),
+        )
+        return Decision("term", reason=f"{error.code}: {error}"[:_REASON_CHARS_MAX])
+
+
+def _refusal(subject: str, data: bytes, error: PocacheError) -> RefusalV1:
+    return RefusalV1(
+        message_hash=hashlib.sha256(data).digest(),
+        subject=subject[:_REASON_CHARS_MAX],
+        code=error.code,
+        reason=str(error)[:_REASON_CHARS_MAX] or type(error).__name__,
+    )
+
+
+assert PAYLOAD_BYTES_MAX > 8 * _REASON_CHARS_MAX

@@ -1,0 +1,124 @@
+"""A service's entry point: read settings, open the state, connect, serve health, run until signalled.
+
+Exit codes: 0 drained in order; 1 failed or did not drain in time; 2 wrongly configured, with what to set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from pocache.bus.nats_bus import connect_bus
+from pocache.bus.port import Bus
+from pocache.protocol.errors import ConfigError, PocacheError
+from pocache.protocol.ids import ModelId
+from pocache.protocol.keys import SigningKey
+from pocache.runtime.config import Settings, load_settings
+from pocache.runtime.health import serve_health
+from pocache.runtime.lifecycle import DrainTimeoutError, run_until_signalled
+from pocache.runtime.network import Genesis, Model
+from pocache.runtime.telemetry import configure_logging
+from pocache.service.dispatch import Dispatcher
+from pocache.service.process import ServiceProcess
+from pocache.service.provisioning import get_consumer_names
+from pocache.service.unit import Service
+from pocache.storage.store import Store
+from pocache.wire.topics import Role
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceContext:
+    """What a service is made from."""
+
+    genesis: Genesis
+    models: dict[ModelId, Model]
+    key: SigningKey
+    settings: Settings
+
+
+def run_service(role: Role, build: Callable[[ServiceContext], Service]) -> None:
+    """Run a dispatcher service as this process."""
+
+    async def serve(settings: Settings, stop: asyncio.Event) -> None:
+        context = load_context(settings)
+        service = build(context)
+        async with AsyncExitStack() as stack:
+            store = Store(settings.database(role.value), service.metadata)
+            stack.callback(store.close)
+            bus = await stack.enter_async_context(
+                connect_bus(
+                    settings.nats_url, name=settings.name, nkey_seed=settings.directory.transport_seed(settings.name)
+                )
+            )
+            process = ServiceProcess(
+                Dispatcher(service, store, key=context.key, genesis=context.genesis),
+                store,
+                bus,
+                consumers=get_consumer_names(role),
+                query_subjects=[topic.filter() for topic in service.queries()],
+                name=role.value,
+            )
+            await serve_until(stack, settings, bus, process.run, stop, lambda: process.is_ready)
+
+    run_process(role.value, serve)
+
+
+def load_context(settings: Settings) -> ServiceContext:
+    """Read what the network directory gives a service."""
+    return ServiceContext(
+        genesis=settings.directory.genesis,
+        models=settings.directory.load_models(),
+        key=settings.directory.signing_key(settings.name),
+        settings=settings,
+    )
+
+
+async def serve_until(
+    stack: AsyncExitStack,
+    settings: Settings,
+    bus: Bus,
+    run: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    stop: asyncio.Event,
+    is_ready: Callable[[], bool],
+) -> None:
+    """Serve health beside ``run``; ready when ``run`` is and the bus is connected."""
+    port = await stack.enter_async_context(
+        serve_health(settings.health_host, settings.health_port, lambda: is_ready() and bus.is_connected)
+    )
+    structlog.get_logger().info("started", service=settings.name, health_port=port)
+    await run(stop)
+    structlog.get_logger().info("stopped", service=settings.name)
+
+
+def run_process(
+    name_default: str, serve: Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]
+) -> None:
+    """Run ``serve(settings, stop)`` as this process, and exit with its code."""
+    try:
+        settings = load_settings(os.environ, name_default=name_default)
+        configure_logging(settings.log_level)
+        structlog.contextvars.bind_contextvars(process=settings.name)
+        asyncio.run(run_until_signalled(lambda stop: serve(settings, stop), drain_s=settings.drain_s))
+    except ConfigError as error:
+        sys.stderr.write(f"pocache {name_default}: {error}\n")
+        sys.exit(2)
+    except (PocacheError, DrainTimeoutError, ExceptionGroup) as error:
+        leaves = _leaves(error)
+        if not all(isinstance(leaf, (PocacheError, DrainTimeoutError)) for leaf in leaves):
+            raise
+        for leaf in leaves:
+            structlog.get_logger().critical("ended", error=type(leaf).__name__, reason=str(leaf))
+        sys.exit(1)
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]

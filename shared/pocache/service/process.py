@@ -1,0 +1,186 @@
+"""A service's process: pull, apply in one thread, publish the outbox, answer queries, stop in order.
+
+Effects commit before a message is acknowledged and before anything they announce is published; a crash between any two
+steps is repaired by redelivery and by the outbox. On SIGTERM the process stops pulling, finishes the batch in
+hand, empties its outbox and leaves; it exits non-zero when that takes longer than the drain time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+import structlog
+
+from pocache.bus.port import Bus, CoreMessage, StoredMessage
+from pocache.protocol.errors import BusError, PocacheError
+from pocache.service.dispatch import Decision, Delivery, Dispatcher
+from pocache.storage.store import OUTBOX, Store
+
+CREDIT: Final = 256
+BATCH_MAX: Final = 64
+OUTBOX_BATCH_MAX: Final = 256
+PROGRESS_S: Final = 10.0
+RETRY_DELAY_S: Final = 0.5
+
+T = TypeVar("T")
+
+
+class ServiceProcess:
+    """Runs one dispatcher on a bus until told to stop."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        store: Store,
+        bus: Bus,
+        *,
+        consumers: Sequence[tuple[str, str]],
+        query_subjects: Sequence[str] = (),
+        name: str,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._store = store
+        self._bus = bus
+        self._consumers = consumers
+        self._query_subjects = query_subjects
+        self._outbox_filled = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"state-{name}")
+        self._log = structlog.get_logger().bind(service=name)
+        self.is_ready = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, then drain. Raises what ended it otherwise."""
+        try:
+            async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+                closed = group.create_task(self._bus.wait_closed())
+                publisher_stop = asyncio.Event()
+                publisher = group.create_task(self._publish_outbox(publisher_stop))
+                for subject in self._query_subjects:
+                    await stack.enter_async_context(self._bus.serve_requests(subject, self._answer))
+                pullers = [
+                    group.create_task(self._consume(stream, consumer, stop)) for stream, consumer in self._consumers
+                ]
+                self.is_ready = True
+                await stop.wait()
+                self.is_ready = False
+                if pullers:
+                    await asyncio.wait(pullers)
+                publisher_stop.set()
+                self._outbox_filled.set()
+                await publisher
+                closed.cancel()
+        finally:
+            self.is_ready = False
+            self._thread.shutdown(wait=True)
+
+    async def submit(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in the state thread, then publish what it left in the outbox."""
+        result = await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+        self._outbox_filled.set()
+        return result
+
+    async def _consume(self, stream: str, consumer: str, stop: asyncio.Event) -> None:
+        async with self._bus.pull(
+            stream, consumer, credit=CREDIT, batch_max=BATCH_MAX, progress_s=PROGRESS_S
+        ) as batches:
+            async for batch in iterate_until(batches, stop):
+                deliveries = [
+                    Delivery(one.subject, one.data, one.stream, one.sequence, one.stored_ms) for one in batch
+                ]
+                decisions = await self.submit(lambda work=deliveries: self._dispatcher.apply(work))  # type: ignore[misc]
+                for message, decision in zip(batch, decisions, strict=True):
+                    await _settle(message, decision)
+
+    async def _answer(self, message: CoreMessage) -> bytes:
+        return await self.submit(lambda: self._dispatcher.answer(message.subject, message.data))
+
+    async def _publish_outbox(self, stop: asyncio.Event) -> None:
+        """Publish what lies in the outbox, in order, until it is empty and ``stop`` is set."""
+        while True:
+            self._outbox_filled.clear()
+            rows = await self._in_thread(self._read_outbox)
+            if not rows:
+                if stop.is_set():
+                    return
+                await self._outbox_filled.wait()
+                continue
+            outcomes = await asyncio.gather(
+                *(self._bus.publish(row.subject, row.data, message_id=row.message_id) for row in rows),
+                return_exceptions=True,
+            )
+            published = []
+            for row, outcome in zip(rows, outcomes, strict=True):
+                if isinstance(outcome, PocacheError):
+                    self._log.warning("publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome))
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+                else:
+                    published.append(row.number)
+            if published:
+                await self._in_thread(lambda numbers=published: self._forget(numbers))  # type: ignore[misc]
+            if len(published) < len(rows):
+                if stop.is_set() and not self._bus.is_connected:
+                    raise BusError("the bus went away with messages in the outbox; they are sent at the next start")
+                await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    def _read_outbox(self) -> Sequence[sa.Row[tuple[int, str, bytes, str]]]:
+        with self._store.begin() as connection:
+            return connection.execute(
+                sa.select(OUTBOX.c.number, OUTBOX.c.subject, OUTBOX.c.data, OUTBOX.c.message_id)
+                .order_by(OUTBOX.c.number)
+                .limit(OUTBOX_BATCH_MAX)
+            ).all()
+
+    def _forget(self, numbers: Sequence[int]) -> None:
+        with self._store.begin() as connection:
+            connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.number.in_(numbers)))
+
+
+async def iterate_until(iterator: AsyncIterator[T], stop: asyncio.Event) -> AsyncIterator[T]:
+    """Yield what ``iterator`` gives until ``stop`` is set; what is awaited then is given up, nothing in hand is."""
+    waiter = asyncio.ensure_future(stop.wait())
+    try:
+        while not stop.is_set():
+            following = asyncio.ensure_future(_next(iterator))
+            await asyncio.wait({following, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+                return
+            try:
+                yield following.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        waiter.cancel()
+
+
+async def _next(iterator: AsyncIterator[T]) -> T:
+    return await iterator.__anext__()
+
+
+async def _settle(message: StoredMessage, decision: Decision) -> None:
+    settle: Awaitable[None]
+    if decision.action == "ack":
+        settle = message.ack()
+    elif decision.action == "nak":
+        settle = message.nak(decision.delay_s)
+    elif decision.action == "term":
+        settle = message.term(decision.reason)
+    else:
+        raise HaltedError(f"stopped at {message.stream} {message.sequence}: {decision.reason}")
+    await settle
+
+
+class HaltedError(PocacheError):
+    """The service stopped itself rather than skip a message of a stream that carries money."""
+
+    code = "E802"

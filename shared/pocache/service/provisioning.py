@@ -1,0 +1,202 @@
+"""What exists on the bus and who may use it, derived from the topics: streams, consumers, NATS users.
+
+The provisioner creates; services only bind. One NATS user per service and per participant, each with its own inbox
+prefix and only the subjects that its topics name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pocache.bus.permissions import NatsUser, compute_permissions
+from pocache.bus.specs import ConsumerSpec, StreamSpec
+from pocache.protocol.ids import ModelId, ParticipantId
+from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.runtime.network import Bounds
+from pocache.wire import topics as t
+from pocache.wire.topics import TOPICS, Role, Stream, Topic
+
+GIB: Final = 1 << 30
+ACK_WAIT_S: Final = 30.0
+"""Longer than a handler may take without saying ``in_progress``."""
+DELIVER_MAX: Final = 20
+"""After this many deliveries a message goes to the dead letters, where the consumer may skip at all."""
+TASK_DELIVER_MAX: Final = 1_000
+"""A task waits for a worker that can take it; its job's own expiry ends it."""
+SERVICES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.VERIFIER, Role.LEDGER)
+ADVISORY_SUBJECTS: Final = (
+    "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",
+    "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>",
+)
+ADVISORY_STREAM: Final = "ADVISORIES"
+ADVISORY_CONSUMER: Final = "deadletters"
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """Someone on the bus: the name of its keys, its role, its id, the public part of its NATS key."""
+
+    name: str
+    role: Role
+    participant: ParticipantId
+    transport_public: str
+
+
+def get_stream_specs(bounds: Bounds) -> tuple[StreamSpec, ...]:
+    """Return the streams of a network."""
+
+    def subjects(stream: Stream) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(topic.filter() for topic in TOPICS if topic.stream is stream))
+
+    queue: dict[str, Any] = {"retention": "workqueue", "discard": "new", "max_msg_bytes": PAYLOAD_BYTES_MAX + 1_024}
+    return (
+        StreamSpec(
+            Stream.SUBMISSIONS.value, subjects(Stream.SUBMISSIONS), max_msgs=bounds.submissions_max, **queue
+        ),
+        StreamSpec(
+            Stream.INTAKE.value, subjects(Stream.INTAKE), max_msgs=100 * bounds.open_jobs_max, max_bytes=16 * GIB, **queue
+        ),
+        StreamSpec(Stream.TASKS.value, subjects(Stream.TASKS), max_msgs=8 * bounds.open_jobs_max, max_bytes=4 * GIB, **queue),
+        StreamSpec(
+            Stream.RECORD.value,
+            subjects(Stream.RECORD),
+            discard="new",
+            deny_delete=True,
+            deny_purge=True,
+            max_msg_bytes=PAYLOAD_BYTES_MAX + 1_024,
+        ),
+        StreamSpec(Stream.BEACON.value, subjects(Stream.BEACON), max_msgs=1_000_000),
+        StreamSpec(
+            Stream.REFUSALS.value, subjects(Stream.REFUSALS), max_age_s=3_600.0, max_msgs=1_000_000, max_bytes=GIB
+        ),
+        StreamSpec(Stream.DEADLETTER.value, ("dead.>",), max_bytes=4 * GIB, max_age_s=30 * 86_400.0),
+        StreamSpec(ADVISORY_STREAM, ADVISORY_SUBJECTS, max_bytes=GIB, max_age_s=7 * 86_400.0),
+    )
+
+
+def get_service_consumers(role: Role) -> tuple[ConsumerSpec, ...]:
+    """Return the durable consumers of a service: one per stream, filtered to the topics that it takes."""
+    by_stream: dict[Stream, list[str]] = {}
+    for topic in TOPICS:
+        if role in topic.takers and topic.stream is not None:
+            by_stream.setdefault(topic.stream, []).append(topic.filter())
+    # A consumer on money never gives a message up; it halts its service instead.
+    deliver_max = -1 if role is Role.LEDGER else DELIVER_MAX
+    return tuple(
+        ConsumerSpec(
+            stream.value,
+            role.value,
+            tuple(dict.fromkeys(filters)),
+            ack_wait_s=ACK_WAIT_S,
+            # A record may wait for another one as long as its service waits: only tasks and intake are given up.
+            max_deliver=-1 if stream in (Stream.RECORD, Stream.BEACON) else deliver_max,
+        )
+        for stream, filters in by_stream.items()
+    )
+
+
+def get_worker_consumers(worker: ParticipantId) -> tuple[ConsumerSpec, ...]:
+    """Return one worker's consumers: what is said to it, and the verification tasks that it was drawn for."""
+    record = tuple(
+        topic.filter(worker=worker) for topic in TOPICS if Role.WORKER in topic.takers and topic.stream is Stream.RECORD
+    )
+    return (
+        ConsumerSpec(Stream.RECORD.value, f"worker-{worker}", record, ack_wait_s=ACK_WAIT_S, deliver_policy="new"),
+        ConsumerSpec(
+            Stream.TASKS.value,
+            f"verify-{worker}",
+            (t.VERIFY_TASK.filter(worker=worker),),
+            ack_wait_s=ACK_WAIT_S,
+            max_deliver=TASK_DELIVER_MAX,
+        ),
+    )
+
+
+def get_model_consumer(model_id: ModelId) -> ConsumerSpec:
+    """Return the consumer that all workers of a model pull generation tasks from."""
+    return ConsumerSpec(
+        Stream.TASKS.value,
+        f"generate-{model_id.hex()}",
+        (t.GENERATE_TASK.filter(model=model_id),),
+        ack_wait_s=ACK_WAIT_S,
+        max_deliver=TASK_DELIVER_MAX,
+    )
+
+
+def get_consumer_specs(workers: Iterable[ParticipantId], models: Iterable[ModelId]) -> tuple[ConsumerSpec, ...]:
+    """Return every consumer of a network with these workers and models."""
+    specs = [spec for role in SERVICES for spec in get_service_consumers(role)]
+    specs += [get_model_consumer(model) for model in models]
+    specs += [spec for worker in workers for spec in get_worker_consumers(worker)]
+    specs.append(ConsumerSpec(ADVISORY_STREAM, ADVISORY_CONSUMER))
+    return tuple(specs)
+
+
+def get_consumer_names(role: Role) -> tuple[tuple[str, str], ...]:
+    """Return the (stream, durable) pairs that a service binds."""
+    return tuple((spec.stream, spec.durable) for spec in get_service_consumers(role))
+
+
+def compute_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
+    """Return a party's NATS user: the least that its role needs."""
+    if party.role is Role.WORKER:
+        return _compute_worker_user(party, models)
+    if party.role is Role.USER:
+        return _compute_user_user(party)
+    publish = [topic.filter() for topic in TOPICS if topic.signer is party.role]
+    queries = [topic.filter() for topic in (t.BALANCE_QUERY, t.TOTALS_QUERY)] if party.role is Role.LEDGER else []
+    if party.role is Role.OPERATOR:
+        return compute_permissions(
+            party.name,
+            party.transport_public,
+            publish_subjects=(*publish, t.BALANCE_QUERY.filter(), "$JS.API.>"),
+            core_subscriptions=(">",),
+        )
+    return compute_permissions(
+        party.name,
+        party.transport_public,
+        publish_subjects=publish,
+        pull_consumers=get_consumer_names(party.role),
+        core_subscriptions=queries,
+        read_streams=(Stream.BEACON.value,) if party.role is Role.BEACON else (),
+        serves_requests=bool(queries),
+    )
+
+
+def _compute_worker_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
+    worker = party.participant
+    pulls = [(spec.stream, spec.durable) for spec in get_worker_consumers(worker)]
+    pulls += [(spec.stream, spec.durable) for spec in map(get_model_consumer, models)]
+    return compute_permissions(
+        party.name,
+        party.transport_public,
+        publish_subjects=[_own(topic, worker=worker) for topic in TOPICS if topic.signer is Role.WORKER],
+        pull_consumers=pulls,
+        core_subscriptions=(t.BEACON_ROUND.pattern, *(topic.filter() for topic in t.REFUSALS.values())),
+    )
+
+
+def _compute_user_user(party: Party) -> NatsUser:
+    user = party.participant
+    own: Mapping[str, str] = {"user": user, "participant": user}
+    events = _own(t.JOB_EVENT, **own)
+    return compute_permissions(
+        party.name,
+        party.transport_public,
+        publish_subjects=[
+            *(_own(topic, **own) for topic in TOPICS if topic.signer is Role.USER),
+            f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{events}",
+        ],
+        core_subscriptions=(
+            events,
+            _own(t.TOKENS, **own),
+            t.PAYOUT_SETTLED.filter(),
+            *(topic.filter() for topic in t.REFUSALS.values()),
+        ),
+    )
+
+
+def _own(topic: Topic[Any], **tokens: str) -> str:
+    return topic.filter(**tokens)

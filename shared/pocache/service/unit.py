@@ -1,0 +1,117 @@
+"""What a handler works with: one verified message, and one transaction in which all its effects happen.
+
+A handler is a synchronous function of (unit, inbound): it reads and writes tables and emits messages, and nothing
+else. What it emits lies in the outbox of the same transaction, so effects and announcements exist together or not at
+all. Time and randomness are in the unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import sqlalchemy as sa
+
+from pocache.protocol.errors import LimitError
+from pocache.protocol.ids import EnvelopeId, NetworkId, ParticipantId
+from pocache.protocol.keys import SigningKey
+from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.storage.store import OUTBOX, ROUNDS
+from pocache.wire.envelope import compute_envelope_id, compute_preimage, parse_envelope, seal
+from pocache.wire.model import WireModel
+from pocache.wire.topics import Role, Topic
+
+M = TypeVar("M", bound=WireModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound(Generic[M]):
+    """A message whose envelope, signer and body have been checked."""
+
+    topic: Topic[M]
+    tokens: Mapping[str, str]
+    body: M
+    sender: ParticipantId
+    envelope: bytes
+    envelope_id: EnvelopeId
+    stream: str
+    sequence: int
+    stored_ms: int
+    """The server's clock when the message was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """A beacon round that this service has verified."""
+
+    number: int
+    randomness: bytes
+    is_fresh: bool
+    """Whether it came when it was due; only fresh rounds count as ticks."""
+
+
+class Unit:
+    """One transaction: its connection, its clocks, and what it says to others."""
+
+    def __init__(
+        self, connection: sa.Connection, *, key: SigningKey, network: NetworkId, now_ms: int, tick: int
+    ) -> None:
+        self.connection = connection
+        self.now_ms = now_ms
+        self.tick = tick
+        self._key = key
+        self._network = network
+
+    def sign(self, body: WireModel) -> tuple[bytes, EnvelopeId]:
+        """Return ``body`` in an envelope of this service, and the envelope's id."""
+        data = seal(self._key, self._network, body)
+        envelope = parse_envelope(data)
+        preimage = compute_preimage(self._network, envelope.kind, envelope.payload)
+        return data, compute_envelope_id(preimage, envelope.kid)
+
+    def emit(self, topic: Topic[M], body: M, **tokens: str | bytes) -> EnvelopeId:
+        """Publish ``body`` once this transaction is durable. Raises LimitError when it is too large to travel."""
+        data, envelope_id = self.sign(body)
+        if len(data) > PAYLOAD_BYTES_MAX:
+            raise LimitError(f"{topic.model.kind} of {len(data)} bytes exceeds {PAYLOAD_BYTES_MAX}")
+        subject = topic.subject(**tokens)
+        message_id = hashlib.sha256(subject.encode() + b"\x00" + envelope_id).hexdigest()
+        self.connection.execute(sa.insert(OUTBOX).values(subject=subject, data=data, message_id=message_id))
+        return envelope_id
+
+    def get_randomness(self, round_number: int) -> bytes | None:
+        """Return a verified round's randomness, None while it has not come."""
+        return self.connection.execute(
+            sa.select(ROUNDS.c.randomness).where(ROUNDS.c.number == round_number)
+        ).scalar_one_or_none()
+
+    def get_latest_round(self) -> int:
+        """Return the number of the latest verified round, 0 before the first."""
+        return self.connection.execute(sa.select(sa.func.max(ROUNDS.c.number))).scalar_one() or 0
+
+
+Handler = Callable[[Unit, Inbound[Any]], None]
+Query = Callable[[Unit, Inbound[Any]], WireModel]
+
+
+class Service(Protocol):
+    """A service as its process runs it: its tables, and what it does with each message, round and question."""
+
+    role: Role
+    metadata: sa.MetaData
+    halts_on_poison: bool
+    """Money: stop rather than skip a message that cannot be handled."""
+
+    def handlers(self) -> Mapping[Topic[Any], Handler]:
+        """Return what is done with each topic it takes."""
+        ...
+
+    def queries(self) -> Mapping[Topic[Any], Query]:
+        """Return what it answers, by core NATS request."""
+        ...
+
+    def on_round(self, unit: Unit, view: RoundView) -> None:
+        """Do what is due in this round. Called once per round, in order of arrival."""
+        ...

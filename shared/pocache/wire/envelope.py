@@ -1,0 +1,114 @@
+"""Signed envelopes: what crosses a trust boundary (docs/protocol.md 2).
+
+An envelope is the msgpack map ``{kind, payload, kid, sig}``; the signature covers
+``0xFF ‖ "pocache/v1" ‖ lp(network) ‖ lp(kind) ‖ lp(payload)``, lp being a u32 big-endian length prefix. The payload is
+signed as the bytes that were sent: nothing is decoded before the signature holds and nothing is re-encoded to
+check it. Refused: another network, another kind, any field beside the four. Not covered: whether the sender may
+say this at all, and whether it was said before; a service asks both of its own state, by ``envelope_id``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from pocache.protocol.errors import EnvelopeError
+from pocache.protocol.ids import EnvelopeId, NetworkId, ParticipantId
+from pocache.protocol.keys import SigningKey, verify_signature
+from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.wire.codec import decode, decode_value, encode, encode_value
+from pocache.wire.model import WireModel
+
+M = TypeVar("M", bound=WireModel)
+
+DOMAIN: Final = b"\xffpocache/v1"
+"""0xFF starts no UTF-8 text and no msgpack map, so a signature here is a signature over nothing else."""
+
+ENVELOPE_BYTES_MAX: Final = PAYLOAD_BYTES_MAX + 512
+KIND_CHARS_MAX: Final = 64
+KID_CHARS: Final = 56
+SIGNATURE_BYTES: Final = 64
+_FIELDS: Final = frozenset({"kind", "payload", "kid", "sig"})
+
+# A map header, four short keys, and kind, kid and sig with their headers fit what an envelope may add.
+assert 1 + 4 * 8 + 2 + KIND_CHARS_MAX + 5 + 2 + KID_CHARS + 2 + SIGNATURE_BYTES <= ENVELOPE_BYTES_MAX - PAYLOAD_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The four fields, well-formed but not yet verified."""
+
+    kind: str
+    payload: bytes
+    kid: ParticipantId
+    sig: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedEnvelope(Generic[M]):
+    """A body whose signature holds, who signed it, and the identifier under which its effects are kept."""
+
+    envelope_id: EnvelopeId
+    sender: ParticipantId
+    body: M
+
+
+def seal(key: SigningKey, network: NetworkId, model: WireModel) -> bytes:
+    """Return the signed envelope of ``model`` as bytes."""
+    payload = encode(model)
+    signature = key.sign(compute_preimage(network, model.kind, payload))
+    fields = {"kind": model.kind, "payload": payload, "kid": key.participant_id, "sig": signature}
+    return encode_value(fields, bytes_max=ENVELOPE_BYTES_MAX)
+
+
+def open_envelope(
+    data: bytes, network: NetworkId, model_type: type[M], expected_kind: str | None = None
+) -> OpenedEnvelope[M]:
+    """Return the body of an envelope of exactly this kind, its signature verified first.
+
+    ``expected_kind`` is the model's own unless given. Raises EnvelopeError, SignatureError, CodecError, LimitError.
+    """
+    envelope = parse_envelope(data)
+    kind = model_type.kind if expected_kind is None else expected_kind
+    if envelope.kind != kind:
+        raise EnvelopeError(f"expected an envelope of kind {kind}, not {envelope.kind}")
+    preimage = compute_preimage(network, envelope.kind, envelope.payload)
+    verify_signature(envelope.kid, preimage, envelope.sig)
+    body = decode(model_type, envelope.payload)
+    return OpenedEnvelope(compute_envelope_id(preimage, envelope.kid), envelope.kid, body)
+
+
+def parse_envelope(data: bytes) -> Envelope:
+    """Return the four fields of an envelope, sizes and types checked, signature not verified."""
+    value = decode_value(data, bytes_max=ENVELOPE_BYTES_MAX)
+    if not isinstance(value, dict) or value.keys() != _FIELDS:
+        raise EnvelopeError("an envelope has exactly the fields kind, payload, kid and sig")
+    kind, payload, kid, sig = value["kind"], value["payload"], value["kid"], value["sig"]
+    if not isinstance(kind, str) or not 0 < len(kind) <= KIND_CHARS_MAX or not _is_kind_text(kind):
+        raise EnvelopeError(f"kind is not a name of at most {KIND_CHARS_MAX} characters")
+    if not isinstance(payload, bytes) or len(payload) > PAYLOAD_BYTES_MAX:
+        raise EnvelopeError(f"payload is not at most {PAYLOAD_BYTES_MAX} bytes")
+    if not isinstance(kid, str) or len(kid) != KID_CHARS or not kid.isascii():
+        raise EnvelopeError("kid is not a participant's key")
+    if not isinstance(sig, bytes) or len(sig) != SIGNATURE_BYTES:
+        raise EnvelopeError(f"sig is not {SIGNATURE_BYTES} bytes")
+    return Envelope(kind=kind, payload=payload, kid=ParticipantId(kid), sig=sig)
+
+
+def compute_preimage(network: NetworkId, kind: str, payload: bytes) -> bytes:
+    """Return what is signed: 0xFF ‖ "pocache/v1" ‖ lp(network) ‖ lp(kind) ‖ lp(payload)."""
+    return DOMAIN + _lp(network) + _lp(kind.encode()) + _lp(payload)
+
+
+def compute_envelope_id(preimage: bytes, kid: ParticipantId) -> EnvelopeId:
+    """Return SHA-256 of what was signed and of who signed: the same for every encoding of the same statement."""
+    return EnvelopeId(hashlib.sha256(preimage + _lp(kid.encode())).digest())
+
+
+def _lp(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def _is_kind_text(kind: str) -> bool:
+    return kind.isascii() and kind.isprintable() and " " not in kind
