@@ -92,6 +92,8 @@ class JobMachine(RuleBasedStateMachine):
         if None not in {before.holder, self.state.holder}:
             assert before.holder == self.state.holder, "a holder is never swapped for another"
         assert before.attempt <= self.state.attempt <= before.attempt + 1
+        if isinstance(event, Recorded | AttemptClosed) and event.attempt != before.attempt:
+            assert self.state == before, "news of another attempt moved this one"
         if isinstance(event, LeaseRequested) and self.state == before and before.phase is not Phase.LOCKING:
             assert len(commands) == 1, "whoever asks is answered"
 
@@ -132,6 +134,24 @@ class JobMachine(RuleBasedStateMachine):
     @rule(attempt=attempts, is_recorded=st.booleans())
     def decide_attempt(self, attempt: int, *, is_recorded: bool) -> None:
         self.deliver(Recorded(attempt) if is_recorded else AttemptClosed(attempt))
+
+    @rule(worker=workers, is_good=st.sampled_from([True, True, True, False]))
+    def go_on(self, worker: ParticipantId, *, is_good: bool) -> None:
+        """Deliver what the phase waits for, so that a walk gets to the later phases."""
+        attempt = self.state.attempt
+        match self.state.phase:
+            case Phase.ESCROWING:
+                self.deliver(EscrowPlaced())
+            case Phase.QUEUED:
+                self.deliver(LeaseRequested(worker, attempt))
+            case Phase.LOCKING if self.state.holder is not None:
+                self.answer(self.state.holder, attempt, 10, is_placed=is_good)
+            case Phase.GENERATING | Phase.LAPSING:
+                self.deliver(AttemptClosed(attempt) if is_good else Recorded(attempt))
+            case Phase.COMMITTED:
+                self.deliver(Settled("agree"))
+            case Phase.ABANDONING:
+                self.deliver(Refunded())
 
     @rule(event=st.sampled_from([Settled("agree"), Refunded(), CancelRequested()]))
     def end(self, event: Event) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from decimal import ROUND_FLOOR, Context, Decimal, localcontext
 from fractions import Fraction
+from math import isqrt
 
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from pocache.protocol.matching import (
     MatchingProfile,
     Verdict,
     compare,
+    compute_half_log2_q16,
     compute_log2_distance_q16,
 )
 
@@ -115,6 +117,32 @@ def test_distance_next_to_a_whole_power_is_still_the_exact_floor(exponent: int, 
     result = compute_log2_distance_q16(*packed, F32)
     assert result == compute_reference(*packed, F32)
     assert result == exponent * ONE_Q16 - (0 if up else 1)
+
+
+@relaxed
+@given(
+    whole=st.integers(-30, 30),
+    part=st.integers(0, 127),
+    bits=st.integers(20, 260),
+    factor=st.integers(1, 2**80),
+)
+@example(whole=0, part=64, bits=70, factor=1)
+@example(whole=-1, part=1, bits=260, factor=3)
+def test_logarithm_next_to_a_step_is_still_the_exact_floor(
+    whole: int, part: int, bits: int, factor: int
+) -> None:
+    """Quotients on both sides of 2^(whole + part/128), as near as 2^-bits: no fixed precision tells them."""
+    root = 2**part << (bits * 128)
+    for _ in range(7):
+        root = isqrt(root)  # ⌊2^(part/128) · 2^bits⌋
+    scale = 2**bits
+    step = (whole * 128 + part) << 8
+    up, down = factor << max(whole, 0), factor << max(-whole, 0)
+    assert compute_half_log2_q16((root + 1) * up, scale * down) >= step
+    assert compute_half_log2_q16(root * up, scale * down) <= step - (part != 0)
+    if bits >= 24:  # nearer than the next step
+        assert compute_half_log2_q16((root + 1) * up, scale * down) == step
+        assert compute_half_log2_q16(root * up, scale * down) == step - (part != 0)
 
 
 @relaxed

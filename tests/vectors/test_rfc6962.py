@@ -96,7 +96,8 @@ def test_inclusion_proofs(index: int, size: int, proof: tuple[str, ...]) -> None
 )
 def test_consistency_proofs(old_size: int, new_size: int, proof: tuple[str, ...]) -> None:
     assert make_tree().consistency_proof(old_size, new_size) == digests(*proof)
-    verify_consistency(old_size, new_size, *digests(ROOTS[old_size], ROOTS[new_size]), digests(*proof))
+    old_root, new_root = digests(ROOTS[old_size], ROOTS[new_size])
+    verify_consistency(old_size, new_size, old_root, new_root, digests(*proof))
 
 
 def test_multiproof_of_known_nodes() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 import nats.errors
 import structlog
 
+from pocache.bus.barrier import pass_barrier
 from pocache.bus.port import CoreMessage, RequestHandler
 from pocache.protocol.errors import BusError, PocacheError
 
@@ -40,7 +41,7 @@ class CoreSubscription:
         """Subscribe, and return when the server knows it: what is published from now on is heard."""
         try:
             self._subscription = await self._client.subscribe(self._subject, cb=self._on_message)
-            await self._client.flush()
+            await pass_barrier(self._client)
         except nats.errors.Error as error:
             raise BusError(f"{self._subject}: {error}") from error
 
@@ -87,7 +88,7 @@ async def serve(
         except PocacheError as error:
             headers = {failure_header: f"{error.code} {type(error).__name__}"}
             _LOG.warning("request failed", subject=message.subject, code=error.code, error=str(error))
-        except Exception:  # the boundary of a request's task: the service goes on, the requester is told
+        except Exception:  # noqa: BLE001  the boundary of a request's task: the service goes on, the requester is told
             headers = {failure_header: "E000 internal error"}
             _LOG.exception("request failed", subject=message.subject)
         finally:
@@ -106,7 +107,7 @@ async def serve(
 
     try:
         subscription = await client.subscribe(subject, queue=_QUEUE_GROUP, cb=accept)
-        await client.flush()
+        await pass_barrier(client)
     except nats.errors.Error as error:
         raise BusError(f"{subject}: {error}") from error
     try:

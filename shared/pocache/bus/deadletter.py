@@ -108,13 +108,18 @@ class DeadLetterCollector:
 
     async def run(self) -> None:
         """Collect until cancelled. Raises BusError when the advisory stream is gone or denied."""
-        await self._replies.open()
+        await self.open()
         async with self._bus.pull(ADVISORY_CONSUMER.stream, ADVISORY_CONSUMER.durable, credit=32) as batches:
             async for batch in batches:
                 for message in batch:
-                    await self._handle(message)
+                    await self.handle(message)
 
-    async def _handle(self, message: StoredMessage) -> None:
+    async def open(self) -> None:
+        """Prepare for ``handle``; ``run`` does it."""
+        await self._replies.open()
+
+    async def handle(self, message: StoredMessage) -> None:
+        """Act on one advisory and settle it: given back for later when the copy cannot be made now."""
         try:
             advisory = parse_advisory(message.data)
             if advisory is None:
@@ -140,7 +145,9 @@ class DeadLetterCollector:
             reason=advisory.reason,
         )
         await self._bus.publish(letter.subject, data, message_id=letter.message_id, headers=letter.headers)
-        _LOG.warning("dead letter", stream=advisory.stream, consumer=advisory.consumer, reason=advisory.reason)
+        _LOG.warning(
+            "dead letter", stream=advisory.stream, consumer=advisory.consumer, reason=advisory.reason
+        )
         if advisory.stream in self._work_queues:
             await self._ask(f"$JS.API.STREAM.MSG.DELETE.{advisory.stream}", {"seq": advisory.sequence})
 
@@ -157,9 +164,7 @@ class DeadLetterCollector:
     async def _ask(self, subject: str, body: Mapping[str, object]) -> dict[str, Any] | None:
         """Return an API answer, None when the message is not there (any more)."""
         try:
-            reply = await self._replies.request(
-                subject, json.dumps(body).encode(), timeout_s=self._timeout_s
-            )
+            reply = await self._replies.request(subject, json.dumps(body).encode(), timeout_s=self._timeout_s)
         except NoResponderError:
             return None  # the stream itself is gone
         answer: dict[str, Any] = json.loads(reply.data)

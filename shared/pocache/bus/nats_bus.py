@@ -20,6 +20,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
+from pocache.bus.barrier import pass_barrier
 from pocache.bus.core import CoreSubscription, serve
 from pocache.bus.deadletter import compute_dead_letter
 from pocache.bus.permissions import get_inbox_prefix
@@ -126,9 +127,11 @@ class NatsBus:
             async with asyncio.timeout(settings.connect_s):
                 await self._client.connect(settings.url, **options)
                 await self._replies.open()
-                await self._client.flush()
+                await pass_barrier(self._client)
         except TimeoutError:
-            raise BusError(f"{settings.url}: no connection in {settings.connect_s} s") from self._client.last_error
+            raise BusError(
+                f"{settings.url}: no connection in {settings.connect_s} s"
+            ) from self._client.last_error
         except (nats.errors.Error, OSError) as error:
             raise BusError(f"{settings.url}: {error}") from error
         self._is_established = True
@@ -139,7 +142,7 @@ class NatsBus:
         self._is_established = False
         if self._client.is_connected:
             try:
-                await self._client.flush()
+                await pass_barrier(self._client)
             except (nats.errors.Error, OSError) as error:
                 _LOG.info("not flushed at close", error=repr(error))
         await self._client.close()
@@ -167,12 +170,16 @@ class NatsBus:
         answer = await self._request_storing(subject, data, sent, is_repeatable=message_id is not None)
         return _parse_publish_answer(subject, answer)
 
-    async def publish_many(self, messages: Sequence[Outgoing | tuple[str, bytes, str | None]]) -> tuple[int, ...]:
+    async def publish_many(
+        self, messages: Sequence[Outgoing | tuple[str, bytes, str | None]]
+    ) -> tuple[int, ...]:
         async def publish_one(subject: str, data: bytes, message_id: str | None) -> int:
             async with self._in_flight:
                 return await self.publish(subject, data, message_id=message_id)
 
-        results = await asyncio.gather(*(publish_one(*message) for message in messages), return_exceptions=True)
+        results = await asyncio.gather(
+            *(publish_one(*message) for message in messages), return_exceptions=True
+        )
         sequences = [result for result in results if isinstance(result, int)]
         for result in results:
             if isinstance(result, BaseException):
@@ -209,9 +216,15 @@ class NatsBus:
     async def get_last(self, stream: str, subject: str) -> StreamRecord | None:
         return await get_last_record(self._replies, stream, subject, timeout_s=self._settings.attempt_s)
 
-    def read(self, stream: str, *, subject: str = ">", start_sequence: int = 1) -> AsyncIterator[StreamRecord]:
+    def read(
+        self, stream: str, *, subject: str = ">", start_sequence: int = 1
+    ) -> AsyncIterator[StreamRecord]:
         return read_records(
-            self._client, stream, subject=subject, start_sequence=start_sequence, timeout_s=self._settings.attempt_s
+            self._client,
+            stream,
+            subject=subject,
+            start_sequence=start_sequence,
+            timeout_s=self._settings.attempt_s,
         )
 
     # core
@@ -271,7 +284,9 @@ class NatsBus:
             except NoResponderError:
                 if loop.time() >= started + settings.unprovisioned_s:
                     raise BusError(f"no stream takes {subject}") from None
-                await asyncio.sleep(settings.reconnect_wait_s)  # paces the repetition; nothing announces a stream
+                await asyncio.sleep(
+                    settings.reconnect_wait_s
+                )  # paces the repetition; nothing announces a stream
             except UnansweredError:
                 if not is_repeatable or loop.time() >= started + settings.publish_s:
                     raise

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import nkeys
-from nacl.signing import SigningKey as _Ed25519Seed
+import nkeys  # type: ignore[import-untyped]
 
 from pocache.protocol.errors import ConfigError
 
@@ -52,8 +51,8 @@ def generate_transport_key(entropy: bytes) -> TransportKey:
     """Return the NKey user pair of 32 bytes of entropy."""
     if len(entropy) != 32:
         raise ConfigError("a transport key is made of 32 bytes of entropy")
-    seed = nkeys.encode_seed(bytes(_Ed25519Seed(entropy)), nkeys.PREFIX_BYTE_USER)
-    return TransportKey(seed=bytes(seed).decode(), public=get_public_key(bytes(seed).decode()))
+    seed = bytes(nkeys.encode_seed(entropy, nkeys.PREFIX_BYTE_USER)).decode()
+    return TransportKey(seed=seed, public=get_public_key(seed))
 
 
 def get_public_key(seed: str) -> str:
@@ -163,7 +162,7 @@ def _render_user(user: NatsUser) -> str:
     ]
     if user.allow_responses:
         permissions.append(f'allow_responses: {{ max: 1, expires: "{user.response_ttl_s}s" }}')
-    return f'    {{ nkey: {user.nkey_public}, permissions: {{ {", ".join(permissions)} }} }}'
+    return f"    {{ nkey: {user.nkey_public}, permissions: {{ {', '.join(permissions)} }} }}"
 
 
 def _render_side(subjects: Sequence[str]) -> str:

@@ -118,7 +118,9 @@ class Bus(Protocol):
         """
         ...
 
-    async def publish_many(self, messages: Sequence[Outgoing | tuple[str, bytes, str | None]]) -> tuple[int, ...]:
+    async def publish_many(
+        self, messages: Sequence[Outgoing | tuple[str, bytes, str | None]]
+    ) -> tuple[int, ...]:
         """Store messages with a bounded number in flight; sequences in the order given.
 
         The order in the stream is theirs only among messages of one call that are not in flight together.

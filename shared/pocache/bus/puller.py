@@ -2,11 +2,12 @@
 
 It keeps pull requests open through one inbox instead of fetching batch by batch. Credit is the most messages that
 are asked for, waiting here, or handed out and unsettled; settling one frees its credit and asks for more. After a
-reconnect, or when idle heartbeats stay away, what the server knew of our requests is lost: a new inbox replaces the
-old one, whose last messages are still taken. At shutdown what was not handed out goes back at once.
+reconnect, or when idle heartbeats stay away, what the server knew of our requests may be lost, so they are made
+again. At shutdown what was not handed out goes back at once.
 
-Bounds: after such a renewal messages of both inboxes may arrive, so up to twice the credit can be held until the
-surplus is settled. A handed-out message that is never settled keeps its credit until the server delivers it again.
+Bounds: a server that did not forget answers both the old requests and the new ones, so each reconnect or silence can
+add one credit of messages until the old requests expire; the consumer's ``max_ack_pending`` is the hard bound. A
+handed-out message that is never settled keeps its credit until the server delivers it again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Self
 import nats.errors
 import structlog
 
+from pocache.bus.barrier import pass_barrier
 from pocache.bus.port import StoredMessage
 from pocache.protocol.errors import BusError
 
@@ -82,7 +84,9 @@ class Delivery:
 class ContinuousPuller:
     """Async context manager and iterator over lists of messages; may be iterated by several tasks."""
 
-    def __init__(self, client: Client, stream: str, consumer: str, settings: PullSettings, bury: Bury) -> None:
+    def __init__(
+        self, client: Client, stream: str, consumer: str, settings: PullSettings, bury: Bury
+    ) -> None:
         self._client = client
         self._stream = stream
         self._consumer = consumer
@@ -96,7 +100,6 @@ class ContinuousPuller:
         self._token_numbers = itertools.count(1)
         self._inbox = ""
         self._subscription: Subscription | None = None
-        self._is_renewal_due = False
         self._is_closed = False
         self._failure: BusError | None = None
         self._heard_at = 0.0
@@ -105,7 +108,6 @@ class ContinuousPuller:
         self._wake = asyncio.Event()
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._retiring: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._open_inbox()
@@ -124,9 +126,7 @@ class ContinuousPuller:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._subscription is not None:
-            await self._retire(self._subscription)
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._close_inbox()
         await self._give_back()
 
     def __aiter__(self) -> Self:
@@ -150,8 +150,8 @@ class ContinuousPuller:
         return len(self._held)
 
     def handle_reconnected(self) -> None:
-        """Forget the requests of the connection that was lost and make new ones."""
-        self._is_renewal_due = True
+        """Make the requests of the connection that was lost again."""
+        self._forget_requests()
         self._wake.set()
 
     def handle_denied(self, subject: str) -> None:
@@ -189,9 +189,6 @@ class ContinuousPuller:
         try:
             while True:
                 self._wake.clear()
-                if self._is_renewal_due and self._client.is_connected:
-                    self._is_renewal_due = False
-                    await self._renew_inbox()
                 await self._request_more(loop.time())
                 try:
                     async with asyncio.timeout_at(self._compute_deadline(loop.time())):
@@ -199,7 +196,7 @@ class ContinuousPuller:
                 except TimeoutError:
                     if self._requested and loop.time() >= self._heard_at + self._silence_s:
                         _LOG.warning("heartbeats missed", stream=self._stream, consumer=self._consumer)
-                        self._is_renewal_due = True
+                        self._forget_requests()
         except nats.errors.Error as error:
             self._fail(BusError(f"{self._stream}.{self._consumer}: {error}"))
 
@@ -222,7 +219,7 @@ class ContinuousPuller:
 
     async def _request_more(self, now: float) -> None:
         due = self._compute_due()
-        if due <= 0 or now < self._not_before or self._is_renewal_due or not self._client.is_connected:
+        if due <= 0 or now < self._not_before or not self._client.is_connected:
             return
         token = str(next(self._token_numbers))
         request = {
@@ -239,31 +236,28 @@ class ContinuousPuller:
             self._pull_subject, json.dumps(request).encode(), reply=f"{self._inbox}.{token}"
         )
 
-    async def _open_inbox(self) -> None:
-        self._inbox = self._client.new_inbox()
+    def _forget_requests(self) -> None:
+        """Count nothing as asked for; what an old request still brings is taken as well."""
         self._tokens.clear()
         self._requested = 0
+
+    async def _open_inbox(self) -> None:
+        self._inbox = self._client.new_inbox()
         # The credit bounds what can be pending, so the client library must not drop by its own byte count.
         self._subscription = await self._client.subscribe(
             f"{self._inbox}.*", cb=self._on_message, pending_bytes_limit=0
         )
 
-    async def _renew_inbox(self) -> None:
-        old = self._subscription
-        await self._open_inbox()
-        if old is not None:
-            task = asyncio.get_running_loop().create_task(self._retire(old))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
-
-    async def _retire(self, subscription: Subscription) -> None:
-        """End an inbox after taking what the server had already sent to it."""
+    async def _close_inbox(self) -> None:
+        """End the interest, after which the server drops our requests, and take what it had already sent."""
+        if self._subscription is None or self._client.is_closed:
+            return
         try:
             if self._client.is_connected:
                 async with asyncio.timeout(_CLOSE_S):
-                    await subscription.drain()
+                    await self._subscription.drain()  # type: ignore[no-untyped-call]
             else:
-                await subscription.unsubscribe()
+                await self._subscription.unsubscribe()
         except (nats.errors.Error, TimeoutError, OSError) as error:
             _LOG.info("inbox not drained", stream=self._stream, consumer=self._consumer, error=repr(error))
 
@@ -335,7 +329,9 @@ class ContinuousPuller:
         if status in _FATAL_STATUS or any(word in description.lower() for word in _FATAL_DESCRIPTIONS):
             self._fail(BusError(text))
             return
-        _LOG.info("pull ended by the server", stream=self._stream, consumer=self._consumer, status=description)
+        _LOG.info(
+            "pull ended by the server", stream=self._stream, consumer=self._consumer, status=description
+        )
         self._not_before = asyncio.get_running_loop().time() + self._settings.retry_s
 
     def _take(self) -> list[StoredMessage]:
@@ -358,7 +354,7 @@ class ContinuousPuller:
             for message in unread:
                 await message.nak()
             if unread and self._client.is_connected:
-                await self._client.flush()
+                await pass_barrier(self._client)
         except (BusError, nats.errors.Error, OSError) as error:
             _LOG.info("not given back", stream=self._stream, count=len(unread), error=repr(error))
 
@@ -424,7 +420,9 @@ class _Settler:
 def compute_reason_text(reason: str) -> str:
     """Return a reason as it may stand in a header or an acknowledgement: one line of ASCII, bounded."""
     text = " ".join(reason.split()).encode("ascii", "backslashreplace").decode()
-    return "".join(char if char.isprintable() else "?" for char in text)[:_REASON_CHARS_MAX] or "no reason given"
+    return (
+        "".join(char if char.isprintable() else "?" for char in text)[:_REASON_CHARS_MAX] or "no reason given"
+    )
 
 
 def parse_delivery(reply: str) -> Delivery | None:
@@ -443,4 +441,3 @@ def parse_delivery(reply: str) -> Delivery | None:
         return None
     delivered, sequence, _, time_ns = (int(number) for number in numbers)
     return Delivery(tokens[2], tokens[3], delivered, sequence, time_ns // 1_000_000)
-

@@ -124,5 +124,3 @@ async def _get_next(arrived: asyncio.Queue[Msg], stream: str, timeout_s: float) 
             return await arrived.get()
     except TimeoutError:
         raise UnansweredError(f"{stream}: no answer in {timeout_s:.1f} s") from None
-
-

@@ -58,7 +58,9 @@ class Replies:
         self._waiting[token] = (subject, future)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._client.publish(subject, data, reply=f"{self._prefix}{token}", headers=headers or None)
+                await self._client.publish(
+                    subject, data, reply=f"{self._prefix}{token}", headers=headers or None
+                )
                 message = await future
         except TimeoutError:
             raise UnansweredError(f"{subject}: no answer in {timeout_s:.1f} s") from None

@@ -116,7 +116,9 @@ class EmbeddedServer:
             async with asyncio.timeout(self._settings.start_s):
                 await self._ready
         except TimeoutError:
-            raise BusError(f"nats-server was not ready in {self._settings.start_s} s: {self._tail()}") from None
+            raise BusError(
+                f"nats-server was not ready in {self._settings.start_s} s: {self._tail()}"
+            ) from None
 
     async def stop(self) -> None:
         """End the process in order (SIGTERM, then SIGKILL when that takes too long)."""
@@ -181,7 +183,9 @@ class EmbeddedServer:
         await process.wait()
         for waiting in (self._ready, self._reloaded):
             if waiting is not None and not waiting.done():
-                waiting.set_exception(BusError(f"nats-server ended with {process.returncode}: {self._tail()}"))
+                waiting.set_exception(
+                    BusError(f"nats-server ended with {process.returncode}: {self._tail()}")
+                )
 
     def _handle_line(self, line: str) -> None:
         self._lines.append(line)

@@ -1,8 +1,8 @@
 """The demo model: a small Llama-style causal LM with seeded random weights and a byte tokenizer.
 
-Written into a directory. It speaks noise, not language; what matters is that it is a real transformer whose rows and logits depend on
-every token, and that the same seed gives the same bytes. Needs torch and transformers, and imports them when
-called.
+Written into a directory. It speaks noise, not language; what matters is that it is a real transformer whose rows
+and logits depend on every token, and that the same seed gives the same bytes. Needs torch and transformers, and
+imports them when called.
 """
 
 from __future__ import annotations

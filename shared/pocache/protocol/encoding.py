@@ -127,7 +127,7 @@ class RowSchema:
         try:
             values["float_format"] = FloatFormat(values["float_format"])
         except ValueError as error:
-            raise EncodingError(f"float format {values['float_format']!r} is not one of f16 and f32") from error
+            raise EncodingError(f"float format {values['float_format']!r} is not f16 or f32") from error
         return cls(**values)
 
     def restrict(self, layer_max: int | None, *, full_depth: bool = False) -> RowSchema:

@@ -247,16 +247,16 @@ def compute_log2_distance_q16(ours: bytes, theirs: bytes, fmt: FloatFormat) -> i
     denominator = sum(map(mul, theirs_int, theirs_int))
     if not denominator:
         return LOG2_CEIL_Q16
-    return min(max(_compute_half_log2_q16(numerator, denominator), LOG2_FLOOR_Q16), LOG2_CEIL_Q16)
+    return min(max(compute_half_log2_q16(numerator, denominator), LOG2_FLOOR_Q16), LOG2_CEIL_Q16)
 
 
-def _compute_half_log2_q16(numerator: int, denominator: int) -> int:
-    """Return ⌊2¹⁶ · ½ · log₂(numerator / denominator)⌋ for positive integers, exactly.
+def compute_half_log2_q16(numerator: int, denominator: int) -> int:
+    """Return ⌊2¹⁶ · ½ · log₂(numerator / denominator)⌋ of two positive integers, exactly.
 
     The whole part e is where 2ᵉ ≤ quotient < 2ᵉ⁺¹; the mantissa's square then gives one fractional bit per
     step. Truncation only lowers the mantissa, by less than the slack: where a bit could go either way within
-    it, the precision is doubled. That ends, since only whole powers of two lie exactly on a step, and those
-    have left before.
+    it, the precision is doubled. That ends: only whole powers of two lie exactly on a step, and their
+    mantissa is 1 without any truncation.
     """
     exponent = numerator.bit_length() - denominator.bit_length()
     scaled = denominator << exponent if exponent >= 0 else denominator
@@ -264,8 +264,6 @@ def _compute_half_log2_q16(numerator: int, denominator: int) -> int:
     if aligned < scaled:
         exponent -= 1
         aligned <<= 1
-    if aligned == scaled:
-        return exponent << _LOG_STEPS
     bits = _LOG_BITS
     while True:
         fraction = _compute_log2_fraction((aligned << bits) // scaled, bits)
@@ -319,7 +317,7 @@ def _f32_tables(base: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     factors, offsets = [], []
     for high in range(512):
         exponent = high & 0xFF
-        factor = 1 << max(max(exponent, 1) - max(base, 1), 0)
+        factor = 1 << max(max(exponent, 1) - base, 0)
         if high & 0x100:
             factor = -factor
         factors.append(factor)

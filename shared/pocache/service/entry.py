@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from pocache.bus.nats_bus import connect_bus
+from pocache.bus.nats_bus import NatsSettings, connect_bus
 from pocache.bus.port import Bus
 from pocache.protocol.errors import ConfigError, PocacheError
 from pocache.protocol.ids import ModelId
@@ -54,7 +54,11 @@ def run_service(role: Role, build: Callable[[ServiceContext], Service]) -> None:
             stack.callback(store.close)
             bus = await stack.enter_async_context(
                 connect_bus(
-                    settings.nats_url, name=settings.name, nkey_seed=settings.directory.transport_seed(settings.name)
+                    NatsSettings(
+                        url=settings.nats_url,
+                        name=settings.name,
+                        nkey_seed=settings.directory.transport_seed(settings.name),
+                    )
                 )
             )
             process = ServiceProcess(

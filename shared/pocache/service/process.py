@@ -66,6 +66,7 @@ class ServiceProcess:
                     group.create_task(self._consume(stream, consumer, stop)) for stream, consumer in self._consumers
                 ]
                 self.is_ready = True
+                self._log.info("ready")
                 await stop.wait()
                 self.is_ready = False
                 if pullers:

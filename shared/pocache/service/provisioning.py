@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pocache.bus.deadletter import ADVISORIES, ADVISORY_CONSUMER, DEADLETTERS
 from pocache.bus.permissions import NatsUser, compute_permissions
 from pocache.bus.specs import ConsumerSpec, StreamSpec
 from pocache.protocol.ids import ModelId, ParticipantId
@@ -26,12 +27,6 @@ DELIVER_MAX: Final = 20
 TASK_DELIVER_MAX: Final = 1_000
 """A task waits for a worker that can take it; its job's own expiry ends it."""
 SERVICES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.VERIFIER, Role.LEDGER)
-ADVISORY_SUBJECTS: Final = (
-    "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",
-    "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>",
-)
-ADVISORY_STREAM: Final = "ADVISORIES"
-ADVISORY_CONSUMER: Final = "deadletters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +51,9 @@ def get_stream_specs(bounds: Bounds) -> tuple[StreamSpec, ...]:
             Stream.SUBMISSIONS.value, subjects(Stream.SUBMISSIONS), max_msgs=bounds.submissions_max, **queue
         ),
         StreamSpec(
-            Stream.INTAKE.value, subjects(Stream.INTAKE), max_msgs=100 * bounds.open_jobs_max, max_bytes=16 * GIB, **queue
+            Stream.INTAKE.value, subjects(Stream.INTAKE), max_msgs=100 * bounds.open_jobs_max, max_bytes=2 * GIB, **queue
         ),
-        StreamSpec(Stream.TASKS.value, subjects(Stream.TASKS), max_msgs=8 * bounds.open_jobs_max, max_bytes=4 * GIB, **queue),
+        StreamSpec(Stream.TASKS.value, subjects(Stream.TASKS), max_msgs=8 * bounds.open_jobs_max, max_bytes=GIB, **queue),
         StreamSpec(
             Stream.RECORD.value,
             subjects(Stream.RECORD),
@@ -69,10 +64,10 @@ def get_stream_specs(bounds: Bounds) -> tuple[StreamSpec, ...]:
         ),
         StreamSpec(Stream.BEACON.value, subjects(Stream.BEACON), max_msgs=1_000_000),
         StreamSpec(
-            Stream.REFUSALS.value, subjects(Stream.REFUSALS), max_age_s=3_600.0, max_msgs=1_000_000, max_bytes=GIB
+            Stream.REFUSALS.value, subjects(Stream.REFUSALS), max_age_s=3_600.0, max_msgs=1_000_000, max_bytes=GIB // 4
         ),
-        StreamSpec(Stream.DEADLETTER.value, ("dead.>",), max_bytes=4 * GIB, max_age_s=30 * 86_400.0),
-        StreamSpec(ADVISORY_STREAM, ADVISORY_SUBJECTS, max_bytes=GIB, max_age_s=7 * 86_400.0),
+        DEADLETTERS,
+        ADVISORIES,
     )
 
 
@@ -130,7 +125,7 @@ def get_consumer_specs(workers: Iterable[ParticipantId], models: Iterable[ModelI
     specs = [spec for role in SERVICES for spec in get_service_consumers(role)]
     specs += [get_model_consumer(model) for model in models]
     specs += [spec for worker in workers for spec in get_worker_consumers(worker)]
-    specs.append(ConsumerSpec(ADVISORY_STREAM, ADVISORY_CONSUMER))
+    specs.append(ADVISORY_CONSUMER)
     return tuple(specs)
 
 

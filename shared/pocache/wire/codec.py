@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeVar
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from pocache.protocol.errors import CodecError, LimitError
@@ -52,7 +52,7 @@ def encode_value(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX) -> bytes:
     return data
 
 
-def decode_value(data: bytes, *, bytes_max: int = PAYLOAD_BYTES_MAX) -> Any:  # noqa: ANN401  (any plain value)
+def decode_value(data: bytes, *, bytes_max: int = PAYLOAD_BYTES_MAX) -> Any:
     """Return the plain value in ``data``; arrays become tuples. CodecError or LimitError otherwise."""
     if len(data) > bytes_max:
         raise LimitError(f"message of {len(data)} bytes exceeds {bytes_max}")
@@ -77,7 +77,13 @@ def decode_value(data: bytes, *, bytes_max: int = PAYLOAD_BYTES_MAX) -> Any:  # 
         raise
     except msgpack.exceptions.StackError:
         raise LimitError(f"nested deeper than {CODEC_DEPTH_MAX}") from None
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        msgpack.exceptions.UnpackException,
+    ) as error:
         # msgpack names every malformation by a ValueError of its own; its text quotes no input.
         raise CodecError(f"malformed msgpack: {type(error).__name__}") from None
     _check_shape(value)
@@ -90,7 +96,7 @@ class _PairsHook:
     def __init__(self) -> None:
         self._item_count = 0
 
-    def __call__(self, pairs: Any) -> dict[str, Any]:  # noqa: ANN401  (msgpack hands over untyped pairs)
+    def __call__(self, pairs: Any) -> dict[str, Any]:
         items = list(pairs)
         self._item_count += 1 + len(items)
         if self._item_count > CODEC_ITEMS_MAX:

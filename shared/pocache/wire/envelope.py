@@ -32,7 +32,10 @@ SIGNATURE_BYTES: Final = 64
 _FIELDS: Final = frozenset({"kind", "payload", "kid", "sig"})
 
 # A map header, four short keys, and kind, kid and sig with their headers fit what an envelope may add.
-assert 1 + 4 * 8 + 2 + KIND_CHARS_MAX + 5 + 2 + KID_CHARS + 2 + SIGNATURE_BYTES <= ENVELOPE_BYTES_MAX - PAYLOAD_BYTES_MAX
+assert (
+    1 + 4 * 8 + 2 + KIND_CHARS_MAX + 5 + 2 + KID_CHARS + 2 + SIGNATURE_BYTES
+    <= ENVELOPE_BYTES_MAX - PAYLOAD_BYTES_MAX
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -568,6 +568,8 @@ class StakePostedV1(WireModel):
     participant: Participant
     stake_micro: Micro
     free_micro: Micro
+    entry: Count = 0
+    """The ledger's journal entry that changed it: the highest is the latest, and no two postings are alike."""
 
 
 class PayoutLineV1(WireModel):

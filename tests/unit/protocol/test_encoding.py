@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 from hashlib import sha256
@@ -198,6 +199,34 @@ def test_schema_digest_binds_every_field() -> None:
         replace(RAW, has_scores=False),
     ]
     assert len({schema.digest() for schema in variants}) == len(variants)
+
+
+def test_schema_survives_json() -> None:
+    for schema in (RAW, RAW.restrict(0), replace(RAW, float_format=FloatFormat.F32)):
+        again = RowSchema.from_dict(json.loads(json.dumps(schema.to_dict())))
+        assert again == schema
+        assert again.digest() == schema.digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "row-schema.v0"},
+        {"extra": 1},
+        {"float_format": "f64"},
+        {"float_format": []},
+        {"encoding": None},
+        {"layer_count": "2"},
+        {"key_width": 2.0},
+        {"has_scores": None},
+    ],
+)
+def test_schema_from_dict_is_strict(change: dict[str, object]) -> None:
+    with pytest.raises(EncodingError):
+        RowSchema.from_dict({**RAW.to_dict(), **change})
+    for name in RAW.to_dict():
+        with pytest.raises(EncodingError, match="exactly the fields"):
+            RowSchema.from_dict({key: value for key, value in RAW.to_dict().items() if key != name})
 
 
 def test_a_corner_keeps_final_row_and_scores_only_at_full_depth() -> None:

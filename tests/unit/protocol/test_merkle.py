@@ -78,7 +78,7 @@ def test_growth_between_all_sizes_is_proven(new_size: int) -> None:
 
 @pytest.mark.parametrize("size", range(1, SIZE + 1))
 def test_multiproofs_of_one_some_and_all_leaves(size: int) -> None:
-    for indices in ([0], [size - 1], list(range(size)), list(range(0, size, 3)), list(range(size // 2, size))):
+    for indices in ([0], [size - 1], range(size), range(0, size, 3), range(size // 2, size)):
         proof = TREE.multiproof(indices, size)
         verify_multiproof({i: hash_leaf(LEAVES[i]) for i in indices}, size, proof, TREE.root(size))
     assert TREE.multiproof(range(size), size) == ()
@@ -124,6 +124,21 @@ def test_consistency_refuses_every_wrong_proof() -> None:
         for roots in ((OTHER, TREE.root()), (old_root, OTHER), (TREE.root(), old_root)):
             with pytest.raises(MerkleError):
                 verify_consistency(old_size, SIZE, *roots, proof)
+
+
+def test_a_proof_of_another_height_does_not_pass_under_a_root_of_its_own() -> None:
+    """Whoever chooses the root too could otherwise give a tree any size."""
+    proof, leaf = TREE.inclusion_proof(6), hash_leaf(LEAVES[6])
+    with pytest.raises(MerkleError, match="too long"):
+        verify_inclusion(leaf, 6, SIZE, (*proof, OTHER), hash_node(OTHER, TREE.root()))
+    with pytest.raises(MerkleError, match="too short"):
+        verify_inclusion(leaf, 6, SIZE, TREE.inclusion_proof(6, 8), TREE.root(8))
+    growth, roots = TREE.consistency_proof(6), (TREE.root(6), TREE.root())
+    raised = [hash_node(OTHER, root) for root in roots]
+    with pytest.raises(MerkleError, match="too long"):
+        verify_consistency(6, SIZE, raised[0], raised[1], (*growth, OTHER))
+    with pytest.raises(MerkleError, match="too short"):
+        verify_consistency(6, SIZE, TREE.root(6), TREE.root(8), TREE.consistency_proof(6, 8))
 
 
 def test_consistency_of_equal_and_empty_trees_is_checked_too() -> None:
@@ -172,7 +187,7 @@ def test_multiproof_refuses_exchanged_missing_and_extra_leaves() -> None:
 
 
 def test_an_inner_node_does_not_pass_for_a_leaf() -> None:
-    """The tree of two nodes has the root of the tree of their four leaves; the leaf domain must tell them apart."""
+    """Without the two domains, a tree of two leaves that are node texts would have the root of four."""
     inner = MerkleTree()
     inner.append(hash_leaf(LEAVES[0]) + hash_leaf(LEAVES[1]))
     inner.append(hash_leaf(LEAVES[2]) + hash_leaf(LEAVES[3]))

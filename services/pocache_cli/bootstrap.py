@@ -1,0 +1,143 @@
+"""Making a network: keys for everybody, a genesis, the operator's signed model entry. Nothing here needs a bus."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pocache.bus.permissions import NatsUser, generate_transport_key, get_public_key
+from pocache.protocol.beacon import Scheme, compute_public_key, compute_secret
+from pocache.protocol.errors import ConfigError
+from pocache.protocol.ids import ModelId, ParticipantId
+from pocache.protocol.keys import SigningKey
+from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, read_secret, write_secret
+from pocache.service.provisioning import Party, compute_user
+from pocache.wire.envelope import seal
+from pocache.wire.messages import ModelEntryV1
+from pocache.wire.topics import Role
+
+BEACON_SECRET_NAME: Final = "beacon-bls"
+PARTIES_FILE: Final = "parties.json"
+
+PROMPT_TOKEN_MICRO: Final = 1_000
+OUTPUT_TOKEN_MICRO: Final = 10_000
+VERIFY_TOKEN_MICRO: Final = 1_000
+"""A token verified costs about what one of the prompt does: both are prefill."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """Who takes part in a new network, and what its genesis says beside the defaults."""
+
+    name: str
+    users: tuple[str, ...]
+    workers: tuple[str, ...]
+    is_demo: bool = False
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    period_s: int = 3
+
+
+def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
+    """Write keys and genesis into an empty directory; an existing network there is opened instead."""
+    directory = NetworkDirectory(path)
+    if (path / "genesis.json").exists():
+        return directory
+    parties = {role.value: role for role in SERVICE_ROLES}
+    parties.update({name: Role.USER for name in plan.users})
+    parties.update({name: Role.WORKER for name in plan.workers})
+    keys = {name: _create_keys(path, name) for name in parties}
+    beacon_secret = compute_secret(secrets.token_bytes(48))
+    write_secret(path / "secrets" / f"{BEACON_SECRET_NAME}.hex", beacon_secret.hex())
+    now_s = int(time.time())
+    genesis = Genesis.model_validate(
+        {
+            "name": plan.name,
+            "created_ms": now_s * 1_000,
+            "signers": {role.value: keys[role.value].participant_id for role in SERVICE_ROLES},
+            "chain": {
+                "scheme": Scheme.BLS_UNCHAINED_G1_RFC9380.value,
+                "public_key_hex": compute_public_key(beacon_secret).hex(),
+                "genesis_s": now_s,
+                "period_s": plan.period_s,
+                "genesis_seed_hex": secrets.token_hex(32),
+            },
+            "demo": plan.is_demo,
+            **{name: dict(section) for name, section in plan.sections.items()},
+        }
+    )
+    (path / PARTIES_FILE).write_text(
+        json.dumps({name: role.value for name, role in parties.items()}, indent=1), encoding="ascii"
+    )
+    directory.write_genesis(genesis)
+    return directory
+
+
+def load_parties(directory: NetworkDirectory) -> tuple[Party, ...]:
+    """Return everybody whose keys lie in this directory."""
+    file = directory.path / PARTIES_FILE
+    try:
+        roles = {name: Role(role) for name, role in json.loads(file.read_bytes()).items()}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from error
+    return tuple(
+        Party(
+            name=name,
+            role=role,
+            participant=directory.signing_key(name).participant_id,
+            transport_public=get_public_key(directory.transport_seed(name)),
+        )
+        for name, role in roles.items()
+    )
+
+
+def get_workers(parties: Iterable[Party]) -> tuple[ParticipantId, ...]:
+    """Return the workers' ids."""
+    return tuple(party.participant for party in parties if party.role is Role.WORKER)
+
+
+def compute_users(parties: Sequence[Party], models: Iterable[ModelId]) -> tuple[NatsUser, ...]:
+    """Return the NATS user of each party."""
+    model_ids = tuple(models)
+    return tuple(compute_user(party, model_ids) for party in parties)
+
+
+def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) -> ModelEntryV1:
+    """Sign and store the entry of a calibrated model, as ``pocache calibrate`` describes it."""
+    entry = ModelEntryV1(
+        model_id=bytes.fromhex(description["model_id"]),
+        name=description["name"],
+        vocab_size=description["vocab_size"],
+        context_tokens_max=description["context_tokens_max"],
+        eos_tokens=tuple(description["eos_tokens"]),
+        layer_count=description["layer_count"],
+        stack=description["stack"],
+        row_schema=_canonical_json(description["row_schema"]),
+        profile=_canonical_json(description["profile"]),
+        prompt_token_micro=PROMPT_TOKEN_MICRO,
+        output_token_micro=OUTPUT_TOKEN_MICRO,
+        verify_token_micro=VERIFY_TOKEN_MICRO,
+    )
+    operator = directory.signing_key(Role.OPERATOR.value)
+    directory.write_model(entry.model_id.hex(), seal(operator, directory.genesis.network_id, entry))
+    return entry
+
+
+def read_beacon_secret(directory: NetworkDirectory) -> bytes:
+    """Read the local chain's BLS key."""
+    return bytes.fromhex(read_secret(directory.path / "secrets" / f"{BEACON_SECRET_NAME}.hex"))
+
+
+def _create_keys(path: Path, name: str) -> SigningKey:
+    key = SigningKey.generate(secrets.token_bytes(32))
+    write_secret(path / "keys" / f"{name}.seed", key.seed_text)
+    write_secret(path / "transport" / f"{name}.seed", generate_transport_key(secrets.token_bytes(32)).seed)
+    return key
+
+
+def _canonical_json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")

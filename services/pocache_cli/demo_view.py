@@ -1,0 +1,156 @@
+"""The demo on a terminal: live counts while it runs, a table of every job at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from pocache.bus.nats_bus import NatsBus
+from pocache.bus.port import CoreMessage
+from pocache.protocol.errors import PocacheError
+from pocache.runtime.network import Genesis
+from pocache.wire import messages as m
+from pocache.wire import topics as t
+from pocache.wire.envelope import open_envelope
+from pocache.wire.model import WireModel
+from pocache_cli.scenario import JobLine, Report
+
+EVENTS_SHOWN: Final = 10
+REFRESH_PER_S: Final = 4
+PHASES_SHOWN: Final = ("escrowing", "queued", "locking", "generating", "committed", "settled", "refunded", "refused")
+_WATCHED: Final = (t.BEACON_ROUND, t.JOB_EVENT, t.AUDIT_OPENED, t.EQUIVOCATION, t.OUTCOME_DECIDED, t.PAYOUT_SETTLED)
+
+
+class DemoView:
+    """What is seen while the demo runs; on something that is no terminal, plain lines on standard error."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
+        self._phases: dict[bytes, str] = {}
+        self._earned: Counter[str] = Counter()
+        self._round = 0
+        self._started_s = time.monotonic()
+        self.names: Mapping[str, str] = {}
+
+    def say(self, text: str) -> None:
+        """Add a line."""
+        elapsed_s = time.monotonic() - self._started_s
+        if self._console.is_terminal:
+            self._events.append(f"{elapsed_s:5.1f}s  {text}")
+        else:
+            self._console.print(f"{elapsed_s:6.1f}s  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    @asynccontextmanager
+    async def shown(self) -> AsyncIterator[None]:
+        """Draw while the context lasts, where there is a terminal."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self._draw, console=self._console, refresh_per_second=REFRESH_PER_S):
+            yield
+
+    @asynccontextmanager
+    async def watching(self, operator: NatsBus, genesis: Genesis) -> AsyncIterator[None]:
+        """Follow the record while the context lasts."""
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            tasks = []
+            for topic in _WATCHED:
+                messages = await stack.enter_async_context(operator.subscribe_core(topic.filter()))
+                tasks.append(group.create_task(self._follow(messages, topic, genesis)))
+            yield
+            for task in tasks:
+                task.cancel()
+
+    async def _follow(
+        self, messages: AsyncIterator[CoreMessage], topic: t.Topic[t.M], genesis: Genesis
+    ) -> None:
+        async for message in messages:
+            try:
+                self._note(open_envelope(message.data, genesis.network_id, topic.model).body)
+            except PocacheError as error:
+                self.say(f"{message.subject}: {error}")
+
+    def _note(self, body: WireModel) -> None:
+        match body:
+            case m.BeaconRoundV1():
+                self._round = body.round_number
+            case m.JobEventV1():
+                self._phases[body.job_id] = body.phase
+                if body.phase in {"refused", "lapsing", "abandoning"}:
+                    self.say(f"job {body.job_id.hex()[:8]} {body.phase}: {body.code} {body.detail}")
+            case m.AuditOpenedV1():
+                depth = "full depth" if body.corner.full_depth else f"layers 0-{body.corner.layer_max}"
+                self.say(f"job {body.job_id.hex()[:8]} audited by {body.reason}, round {body.round_number}, {depth}")
+            case m.EquivocationV1():
+                self.say(f"job {body.job_id.hex()[:8]}: {self._name(body.generator)} signed two commitments")
+            case m.OutcomeV1():
+                self.say(f"job {body.job_id.hex()[:8]} decided: {body.case} at stage {body.stage}")
+            case m.PayoutSettledV1():
+                for line in body.lines:
+                    self._earned[self._name(line.account)] += line.amount_micro - line.held_micro
+                if body.slashed:
+                    self.say(f"job {body.job_id.hex()[:8]} slashed: {', '.join(map(self._name, body.slashed))}")
+
+    def _name(self, account: str) -> str:
+        return self.names.get(account, account[:12])
+
+    def _draw(self) -> Group:
+        counts = Counter(self._phases.values())
+        states = Table.grid(padding=(0, 2))
+        states.add_row(*(Text(phase, style="dim") for phase in PHASES_SHOWN))
+        states.add_row(*(Text(str(counts[phase]), style="bold") for phase in PHASES_SHOWN))
+        money = Table.grid(padding=(0, 2))
+        for name, earned in sorted(self._earned.items(), key=lambda item: -item[1]):
+            money.add_row(name, Text(f"{earned / 1e6:+.6f}", style="green" if earned >= 0 else "red"))
+        elapsed_s = time.monotonic() - self._started_s
+        return Group(
+            Panel(states, title=f"jobs · beacon round {self._round} · {elapsed_s:.0f} s", title_align="left"),
+            Panel("\n".join(self._events) or "…", title="what happened", title_align="left"),
+            Panel(money, title="earned and lost", title_align="left"),
+        )
+
+
+def print_report(console: Console, report: Report, seconds: float) -> None:
+    """Print a row per job, then the sums."""
+    table = Table(title="Every job, from the record", title_justify="left", expand=False)
+    for heading in ("job", "generator", "cheat", "audit", "distance", "threshold", "outcome", "paid", "slashed"):
+        table.add_column(heading, justify="right" if heading in {"distance", "threshold"} else "left", overflow="fold")
+    for line in report.lines:
+        table.add_row(*_row(line))
+    console.print(table)
+    console.print(
+        "distance: largest log2 of a row's relative distance above the honest centre; a match is at most the threshold"
+    )
+    for name, value in report.to_dict().items():
+        console.print(f"{name:20} {value}", highlight=False)
+    console.print(f"{'seconds':20} {seconds:.0f}", highlight=False)
+    for problem in report.problems:
+        console.print(Text(f"problem: {problem}", style="bold red"))
+
+
+def _row(line: JobLine) -> tuple[str, ...]:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
+    return (
+        line.job_id.hex()[:8],
+        line.generator,
+        line.cheat,
+        line.audit,
+        number(line.distance_log2),
+        number(line.threshold_log2),
+        line.case or "-",
+        ", ".join(f"{name} {amount / 1e6:+.4f}" for name, amount in line.paid if amount),
+        ", ".join(line.slashed),
+    )

@@ -1,0 +1,195 @@
+"""A whole network on this machine: an embedded nats-server, the provisioner, and a process per service.
+
+Used by ``pocache up``, ``pocache demo`` and the fault tests alike. Everything binds to loopback and ends with the
+context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from pocache.bus.deadletter import DeadLetterCollector
+from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
+from pocache.bus.provision import provision
+from pocache.bus.server import EmbeddedServer, ServerSettings
+from pocache.client import PocacheClient, open_client
+from pocache.runtime.network import NetworkDirectory
+from pocache.service.provisioning import get_consumer_specs, get_stream_specs
+from pocache.wire import messages as m
+from pocache.wire import topics as t
+from pocache.wire.envelope import open_envelope, seal
+from pocache.wire.topics import Role, Stream
+from pocache_cli.bootstrap import compute_users, get_workers, load_parties
+from pocache_cli.children import Child, pick_python_environment
+
+SERVICE_MODULES: Final[Mapping[str, str]] = {
+    "beacon": "pocache_beacon",
+    "ledger": "pocache_ledger",
+    "router": "pocache_router",
+    "commitments": "pocache_commitments",
+    "verifier": "pocache_verifier",
+}
+WORKER_MODULE: Final = "pocache_worker"
+READY_S: Final = 90.0
+QUERY_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """One worker process: the identities that it serves with one engine, what they do, and how they cheat."""
+
+    name: str
+    identities: tuple[str, ...]
+    roles: str = "generate,verify"
+    cheats: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 1
+
+
+class LocalNetwork:
+    """A running network; made by :func:`run_network`."""
+
+    def __init__(self, directory: NetworkDirectory, server: EmbeddedServer, operator: NatsBus) -> None:
+        self.directory = directory
+        self.server = server
+        self.operator = operator
+        self.children: dict[str, Child] = {}
+        self._key = directory.signing_key(Role.OPERATOR.value)
+
+    async def deposit(self, name: str, bucket: str, amount_micro: int, reference: str) -> None:
+        """Credit a participant; the same reference twice is one deposit."""
+        participant = self.directory.signing_key(name).participant_id
+        body = m.DepositV1.model_validate(
+            {"participant": participant, "bucket": bucket, "amount_micro": amount_micro, "reference": reference}
+        )
+        data = seal(self._key, self.directory.genesis.network_id, body)
+        await self.operator.publish(
+            t.DEPOSITED.subject(participant=participant), data, message_id=hashlib.sha256(data).hexdigest()
+        )
+
+    async def query_totals(self) -> m.TotalsReplyV1:
+        """Ask the ledger whether the money adds up."""
+        data = seal(self._key, self.directory.genesis.network_id, m.TotalsQueryV1())
+        answer = await self.operator.request(t.TOTALS_QUERY.subject(), data, timeout_s=QUERY_S)
+        return open_envelope(answer, self.directory.genesis.network_id, m.TotalsReplyV1).body
+
+    async def query_balance(self, name: str) -> m.BalanceReplyV1:
+        """Ask the ledger for a participant's balances."""
+        participant = self.directory.signing_key(name).participant_id
+        data = seal(self._key, self.directory.genesis.network_id, m.BalanceQueryV1(participant=participant))
+        answer = await self.operator.request(
+            t.BALANCE_QUERY.subject(participant=participant), data, timeout_s=QUERY_S
+        )
+        return open_envelope(answer, self.directory.genesis.network_id, m.BalanceReplyV1).body
+
+    @asynccontextmanager
+    async def open_user(self, name: str) -> AsyncIterator[PocacheClient]:
+        """Connect as a user of this network."""
+        settings = NatsSettings(url=self.server.url, name=name, nkey_seed=self.directory.transport_seed(name))
+        async with connect_bus(settings) as bus:
+            async with open_client(bus, self.directory.genesis, self.directory.signing_key(name)) as client:
+                yield client
+
+
+@asynccontextmanager
+async def run_network(
+    directory: NetworkDirectory,
+    workers: Sequence[WorkerProcess],
+    *,
+    model: str,
+    log_level: str = "info",
+    port: int = 0,
+    say: Callable[[str], None] = lambda _text: None,
+) -> AsyncIterator[LocalNetwork]:
+    """Start everything and wait until it is ready; stop it in order when the context ends."""
+    parties = load_parties(directory)
+    models = directory.load_models()
+    async with AsyncExitStack() as stack:
+        say("starting nats-server")
+        settings = ServerSettings(
+            store_dir=directory.path / "nats", port=port, users=compute_users(parties, models)
+        )
+        server = await stack.enter_async_context(EmbeddedServer(settings))
+        (directory.path / "nats.url").write_text(server.url + "\n", encoding="ascii")
+        operator = await stack.enter_async_context(
+            connect_bus(
+                NatsSettings(
+                    url=server.url,
+                    name=Role.OPERATOR.value,
+                    nkey_seed=directory.transport_seed(Role.OPERATOR.value),
+                )
+            )
+        )
+        say("creating streams and consumers")
+        await provision(
+            operator.client.jetstream(),
+            get_stream_specs(directory.genesis.bounds),
+            get_consumer_specs(get_workers(parties), models),
+        )
+        network = LocalNetwork(directory, server, operator)
+        collector = asyncio.ensure_future(
+            DeadLetterCollector(
+                operator,
+                work_queues=frozenset({Stream.SUBMISSIONS.value, Stream.INTAKE.value, Stream.TASKS.value}),
+            ).run()
+        )
+        stack.push_async_callback(_cancel, collector)
+        stack.push_async_callback(_stop_children, network)
+        network.children.update(_make_children(directory, server.url, workers, model, log_level))
+        say(f"starting {len(network.children)} processes")
+        await asyncio.gather(*(child.start() for child in network.children.values()))
+        for child in network.children.values():
+            await child.wait_ready(READY_S)
+            say(f"{child.name} is ready")
+        yield network
+
+
+def _make_children(
+    directory: NetworkDirectory, url: str, workers: Sequence[WorkerProcess], model: str, log_level: str
+) -> dict[str, Child]:
+    common = {
+        **pick_python_environment(),
+        "POCACHE_NETWORK_DIR": str(directory.path),
+        "POCACHE_NATS_URL": url,
+        "POCACHE_LOG_LEVEL": log_level,
+    }
+    logs: Path = directory.path / "logs"
+    children = {
+        name: Child(name, module, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
+        for name, module in SERVICE_MODULES.items()
+    }
+    for worker in workers:
+        environ = {
+            **common,
+            "POCACHE_NAME": worker.identities[0],
+            "POCACHE_WORKER_IDENTITIES": ",".join(worker.identities),
+            "POCACHE_WORKER_ROLES": worker.roles,
+            "POCACHE_WORKER_MODEL": model,
+            "POCACHE_WORKER_THREADS": str(worker.threads),
+            "POCACHE_WORKER_DEVICE": "cpu",
+            # One thread each: the processes share the machine's cores, not each other's.
+            "OMP_NUM_THREADS": str(worker.threads),
+        }
+        if worker.cheats:
+            environ["POCACHE_WORKER_CHEAT"] = ",".join(f"{name}:{cheat}" for name, cheat in worker.cheats.items())
+        children[worker.name] = Child(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log")
+    return children
+
+
+async def _stop_children(network: LocalNetwork) -> None:
+    results = await asyncio.gather(*(child.stop() for child in network.children.values()), return_exceptions=True)
+    for name, result in zip(network.children, results, strict=True):
+        if result not in (0, None, -9):
+            structlog.get_logger().warning("child_ended", child=name, result=str(result))
+
+
+async def _cancel(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,151 @@
+"""Openings: leaves of a committed or sealed root, checked strictly, part by part.
+
+Refused, so that it may be sent again until the deadline: a sender who is no party of the stage, positions
+other than those asked for, a missing, extra, repeated or malformed leaf, floats that are not finite, a
+proof that does not lead to the root. Whether rows are *right* is compared by the verifier pool: here they
+are only what was promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+
+from pocache.protocol.encoding import decode_leaf, unpack_tokens
+from pocache.protocol.errors import (
+    ConflictError,
+    EncodingError,
+    ExpiredError,
+    MerkleError,
+    NotAuthorizedError,
+    OpeningError,
+    UnknownJobError,
+)
+from pocache.protocol.ids import Digest, ModelId
+from pocache.protocol.merkle import DIGEST_BYTES, hash_leaf, verify_multiproof
+from pocache.runtime.network import Model
+from pocache.service.unit import Inbound, Unit
+from pocache.wire.messages import OpeningAcceptedV1, OpeningV1
+from pocache.wire.topics import OPENING_ACCEPTED
+from pocache_commitments.recording import get_commitment
+from pocache_commitments.stages import close_openings, get_parties, get_stage, update_party
+from pocache_commitments.tables import PARTS, STAGE_KEY, Phase, StagePhase
+
+
+class Openings:
+    """Handles what parties open."""
+
+    def __init__(self, models: Mapping[ModelId, Model]) -> None:
+        self._models = models
+
+    def accept(self, unit: Unit, inbound: Inbound[OpeningV1]) -> None:
+        """Accept one valid part; when it was the last one that was due, close the stage's openings."""
+        opening = inbound.body
+        commitment = get_commitment(unit.connection, opening.job_id, opening.attempt)
+        if commitment is None:
+            raise UnknownJobError("no commitment is recorded for this job and attempt")
+        if commitment["phase"] in (Phase.EQUIVOCATED, Phase.CLOSED):
+            raise ExpiredError("the job is decided: nothing has to be opened any more")
+        stage = get_stage(unit.connection, {name: getattr(opening, name) for name in STAGE_KEY})
+        if stage is None:
+            raise UnknownJobError(f"no stage {opening.stage} (retry {opening.retry}) of this job is sealed")
+        party = _find_party(unit, stage, inbound)
+        if stage["phase"] == StagePhase.SEALED:
+            raise UnknownJobError("the stage's positions are not drawn yet")
+        if stage["phase"] == StagePhase.CLOSED:
+            raise ExpiredError("the stage's openings are closed")
+        asked = unpack_tokens(party["positions"])
+        parts = _get_parts(unit.connection, party)
+        first, end = _locate(opening, asked, parts)
+        self._verify_leaves(commitment, party, opening)
+        unit.connection.execute(
+            sa.insert(PARTS).values(
+                **{name: party[name] for name in (*STAGE_KEY, "participant")},
+                part=opening.part,
+                part_count=opening.part_count,
+                first_index=first,
+                end_index=end,
+                opening_id=inbound.envelope_id,
+            )
+        )
+        accepted = OpeningAcceptedV1(
+            job_id=opening.job_id,
+            participant=inbound.sender,
+            stage=opening.stage,
+            retry=opening.retry,
+            part=opening.part,
+            part_count=opening.part_count,
+            positions=opening.positions,
+            leaves=opening.leaves,
+            opening_id=inbound.envelope_id,
+        )
+        unit.emit(OPENING_ACCEPTED, accepted, job=opening.job_id)
+        if len(parts) + 1 == opening.part_count:
+            update_party(unit.connection, party, has_opened=True)
+            if all(other["has_opened"] for other in get_parties(unit.connection, stage)):
+                close_openings(unit, stage)
+
+    def _verify_leaves(self, commitment: sa.RowMapping, party: sa.RowMapping, opening: OpeningV1) -> None:
+        """Check each leaf against its position and the party's schema, then all of them against its root."""
+        positions = unpack_tokens(opening.positions)
+        if len(opening.leaves) != len(positions):
+            raise OpeningError(f"{len(opening.leaves)} leaves for {len(positions)} positions")
+        schema = self._models[ModelId(commitment["model_id"])].schema
+        if party["party_stage"] > 0:
+            schema = schema.restrict(party["layer_max"], full_depth=party["full_depth"])
+        for position, leaf in zip(positions, opening.leaves, strict=True):
+            try:
+                decode_leaf(schema, position, position >= commitment["prompt_count"] - 1, leaf)
+            except EncodingError as error:
+                raise OpeningError(f"the leaf of position {position}: {error}") from error
+        if len(opening.proof) % DIGEST_BYTES:
+            raise MerkleError(f"a multiproof of {len(opening.proof)} bytes is not whole digests")
+        proof = [
+            Digest(opening.proof[start : start + DIGEST_BYTES])
+            for start in range(0, len(opening.proof), DIGEST_BYTES)
+        ]
+        hashes = {position: hash_leaf(leaf) for position, leaf in zip(positions, opening.leaves, strict=True)}
+        verify_multiproof(hashes, party["leaf_count"], proof, Digest(party["root"]))
+
+
+def _find_party(unit: Unit, stage: sa.RowMapping, inbound: Inbound[OpeningV1]) -> sa.RowMapping:
+    for party in get_parties(unit.connection, stage):
+        if party["participant"] == inbound.sender:
+            return party
+    raise NotAuthorizedError("the sender is not a party of this stage")
+
+
+def _get_parts(connection: sa.Connection, party: sa.RowMapping) -> list[sa.RowMapping]:
+    where = [PARTS.c[name] == party[name] for name in (*STAGE_KEY, "participant")]
+    return list(connection.execute(sa.select(PARTS).where(*where).order_by(PARTS.c.part)).mappings().all())
+
+
+def _locate(opening: OpeningV1, asked: tuple[int, ...], parts: list[sa.RowMapping]) -> tuple[int, int]:
+    """Return which half-open range of the asked positions a part covers. Raises OpeningError, ConflictError.
+
+    A part is a run of the asked positions, in their order. Against every part accepted before, and against
+    both ends, it leaves no gap to a neighbour and at least one position for each part between: so the last
+    part completes all.
+    """
+    positions = unpack_tokens(opening.positions)
+    if opening.part >= opening.part_count:
+        raise OpeningError(f"part {opening.part} of {opening.part_count}")
+    if any(part["part"] == opening.part for part in parts):
+        raise ConflictError(f"part {opening.part} was accepted before")
+    if any(part["part_count"] != opening.part_count for part in parts):
+        raise OpeningError(f"{opening.part_count} parts where an accepted one said {parts[0]['part_count']}")
+    first = asked.index(positions[0]) if positions[0] in asked else -1
+    end = first + len(positions)
+    if first < 0 or asked[first:end] != positions:
+        raise OpeningError("the positions are not those asked for, in their order, each once")
+    bounds = [(-1, 0, 0), (opening.part_count, len(asked), len(asked))]
+    bounds += [(part["part"], part["first_index"], part["end_index"]) for part in parts]
+    for number, other_first, other_end in bounds:
+        gap = first - other_end if number < opening.part else other_first - end
+        between = abs(opening.part - number) - 1
+        if gap < between or (between == 0 and gap != 0):
+            raise OpeningError(
+                f"part {opening.part} leaves positions out, or repeats them, beside part {number}"
+            )
+    return first, end

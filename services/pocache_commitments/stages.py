@@ -1,0 +1,198 @@
+"""Stages: from sealed claims to drawn positions, to everybody's openings or a deadline.
+
+Owns when positions are drawn (in the first round bound after the last seal), who is asked for which of
+them, and when a stage is over. Refuses a stage whose parties contradict what is recorded. What an opening
+must be is in openings.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from pocache.protocol.challenge import Corner
+from pocache.protocol.encoding import pack_tokens
+from pocache.protocol.errors import ConflictError, UnknownJobError
+from pocache.protocol.ids import ParticipantId
+from pocache.runtime.network import Genesis
+from pocache.service.unit import Inbound, Unit
+from pocache.storage.store import ROUNDS
+from pocache.wire.messages import ChallengeIssuedV1, OpeningsClosedV1, StagePartyV1, StageSealedV1
+from pocache.wire.topics import CHALLENGE_ISSUED, OPENINGS_CLOSED
+from pocache_commitments.audits import to_committed
+from pocache_commitments.draws import Draw, bind_event, draw_stage_positions
+from pocache_commitments.recording import get_commitment
+from pocache_commitments.tables import PARTIES, STAGE_KEY, STAGES, Phase, StagePhase
+
+
+class Stages:
+    """Handles sealed stages, and draws and ends what is due in a round."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self._genesis = genesis
+
+    def seal(self, unit: Unit, inbound: Inbound[StageSealedV1]) -> None:
+        """Bind a sealed stage to the round that will draw its positions."""
+        sealed = inbound.body
+        commitment = get_commitment(unit.connection, sealed.job_id, sealed.attempt)
+        if commitment is None:
+            raise UnknownJobError("no commitment is recorded for this job and attempt")
+        key = {name: getattr(sealed, name) for name in STAGE_KEY}
+        if get_stage(unit.connection, key) is not None:
+            return
+        if commitment["phase"] in (Phase.EQUIVOCATED, Phase.CLOSED):
+            return  # the outcome is known, or on its way without this stage
+        if commitment["phase"] == Phase.WINDOW:
+            raise ConflictError("no audit of this commitment is open")
+        _verify_parties(commitment, sealed)
+        unit.connection.execute(
+            sa.insert(STAGES).values(
+                **key,
+                layer_max=sealed.corner.layer_max,
+                position_max=sealed.corner.position_max,
+                full_depth=sealed.corner.full_depth,
+                sample_count=sealed.sample_count,
+                due_round=bind_event(self._genesis, unit, sealed.sealed_ms),
+                phase=StagePhase.SEALED.value,
+            )
+        )
+        for party in sealed.parties:
+            unit.connection.execute(
+                sa.insert(PARTIES).values(
+                    **key,
+                    participant=party.participant,
+                    party_stage=party.stage,
+                    root=party.root,
+                    leaf_count=party.leaf_count,
+                    layer_max=party.corner.layer_max,
+                    full_depth=party.corner.full_depth,
+                )
+            )
+
+    def issue_due(self, unit: Unit) -> None:
+        """Draw the positions of every stage whose round has come, and ask its parties to open them."""
+        query = (
+            sa.select(STAGES, ROUNDS.c.number, ROUNDS.c.randomness)
+            .join(ROUNDS, ROUNDS.c.number == STAGES.c.due_round)
+            .where(STAGES.c.phase == StagePhase.SEALED.value)
+            .order_by(*(STAGES.c[name] for name in STAGE_KEY))
+        )
+        for stage in unit.connection.execute(query).mappings().all():
+            self._issue(unit, stage)
+
+    def close_due(self, unit: Unit) -> None:
+        """Close the openings of every stage whose deadline has passed."""
+        query = (
+            sa.select(STAGES)
+            .where(STAGES.c.phase == StagePhase.CHALLENGED.value, STAGES.c.deadline_tick <= unit.tick)
+            .order_by(*(STAGES.c[name] for name in STAGE_KEY))
+        )
+        for stage in unit.connection.execute(query).mappings().all():
+            close_openings(unit, stage)
+
+    def _issue(self, unit: Unit, stage: sa.RowMapping) -> None:
+        commitment = get_commitment(unit.connection, stage["job_id"], stage["attempt"])
+        assert commitment is not None, "a stage refers to its commitment"
+        if commitment["phase"] != Phase.AUDIT:
+            return
+        positions = draw_stage_positions(
+            self._genesis,
+            to_committed(commitment),
+            Draw(stage["number"], stage["randomness"]),
+            corner=Corner(stage["layer_max"], stage["position_max"], stage["full_depth"]),
+            stage=stage["stage"],
+            retry=stage["retry"],
+            sample_count=stage["sample_count"],
+        )
+        update_stage(
+            unit.connection,
+            stage,
+            phase=StagePhase.CHALLENGED.value,
+            positions=pack_tokens(positions),
+            deadline_tick=unit.tick + self._genesis.deadlines.opening_ticks,
+        )
+        for party in get_parties(unit.connection, stage):
+            # An earlier stage's verifier may have sealed a smaller corner: it is asked for what lies in it.
+            asked = pack_tokens([position for position in positions if position < party["leaf_count"]])
+            update_party(unit.connection, party, positions=asked, has_opened=not asked)
+            if asked:
+                challenge = ChallengeIssuedV1(
+                    **_key_of(stage),
+                    round_number=stage["number"],
+                    positions=asked,
+                    root=party["root"],
+                    leaf_count=party["leaf_count"],
+                )
+                unit.emit(CHALLENGE_ISSUED, challenge, worker=party["participant"])
+
+
+def get_stage(connection: sa.Connection, key: Mapping[str, Any]) -> sa.RowMapping | None:
+    """Return a stage by its key, None when it was never sealed."""
+    where = [STAGES.c[name] == value for name, value in key.items()]
+    return connection.execute(sa.select(STAGES).where(*where)).mappings().one_or_none()
+
+
+def get_parties(connection: sa.Connection, stage: sa.RowMapping) -> list[sa.RowMapping]:
+    """Return a stage's parties: the generator, then the verifiers in the order of their stages."""
+    where = [PARTIES.c[name] == stage[name] for name in STAGE_KEY]
+    query = sa.select(PARTIES).where(*where).order_by(PARTIES.c.party_stage)
+    return list(connection.execute(query).mappings().all())
+
+
+def update_stage(connection: sa.Connection, stage: sa.RowMapping, **values: object) -> None:
+    """Change a stage."""
+    where = [STAGES.c[name] == stage[name] for name in STAGE_KEY]
+    connection.execute(sa.update(STAGES).where(*where).values(**values))
+
+
+def update_party(connection: sa.Connection, party: sa.RowMapping, **values: object) -> None:
+    """Change a party of a stage."""
+    where = [PARTIES.c[name] == party[name] for name in (*STAGE_KEY, "participant")]
+    connection.execute(sa.update(PARTIES).where(*where).values(**values))
+
+
+def close_openings(unit: Unit, stage: sa.RowMapping) -> None:
+    """End a stage's openings and say who opened and who did not."""
+    update_stage(unit.connection, stage, phase=StagePhase.CLOSED.value)
+    opened: list[ParticipantId] = []
+    missing: list[ParticipantId] = []
+    for party in get_parties(unit.connection, stage):
+        (opened if party["has_opened"] else missing).append(party["participant"])
+    closed = OpeningsClosedV1(
+        **_key_of(stage),
+        round_number=stage["due_round"],
+        positions=stage["positions"],
+        opened=tuple(opened),
+        missing=tuple(missing),
+    )
+    unit.emit(OPENINGS_CLOSED, closed, job=stage["job_id"])
+
+
+def _key_of(stage: sa.RowMapping) -> dict[str, Any]:
+    return {name: stage[name] for name in STAGE_KEY}
+
+
+def _verify_parties(commitment: sa.RowMapping, sealed: StageSealedV1) -> None:
+    """Check that the generator comes first, as recorded, then one verifier per stage; ConflictError."""
+    generator, *verifiers = sealed.parties
+    recorded = (commitment["generator"], 0, commitment["root"], commitment["leaf_count"])
+    if (generator.participant, generator.stage, generator.root, generator.leaf_count) != recorded:
+        raise ConflictError("the first party of a stage is the generator with its recorded commitment")
+    if sealed.corner.position_max >= commitment["leaf_count"]:
+        raise ConflictError("the stage's corner lies outside the commitment")
+    stages = [party.stage for party in verifiers]
+    if stages != sorted(set(stages)) or stages[0] < 1 or stages[-1] != sealed.stage:
+        raise ConflictError(
+            "the other parties of a stage are its sealed verifiers, one for each stage, its own last"
+        )
+    if len({party.participant for party in sealed.parties}) != len(sealed.parties):
+        raise ConflictError("a participant is a party of a stage once")
+    for party in verifiers:
+        _verify_claim(commitment, party)
+
+
+def _verify_claim(commitment: sa.RowMapping, party: StagePartyV1) -> None:
+    if party.leaf_count != party.corner.position_max + 1 or party.leaf_count > commitment["leaf_count"]:
+        raise ConflictError("a claim covers exactly the positions of its corner")

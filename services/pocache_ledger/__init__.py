@@ -1,0 +1,1 @@
+"""The ledger: accounts, stakes, each job's pool, settlement, and the journal of all of it."""

@@ -1,0 +1,275 @@
+"""Double entry: operations that move money between accounts, and the hash-chained journal of them all.
+
+Owns the accounts' names, the posting of an operation, and the audit of the journal. An operation has an id
+derived from what it is about, so it happens once whatever message asks for it, and its lines sum to zero.
+Refused: the same id with other lines, money that an account does not have, more money than a column can
+hold.
+
+Not covered: an intruder who writes the database can rewrite the whole journal; only a copy of its head
+elsewhere shows that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from pocache.protocol.errors import ConflictError, FundsError, LedgerError, LimitError
+from pocache.protocol.ids import Digest
+from pocache.protocol.limits import MICRO_MAX
+from pocache.storage.store import upsert
+from pocache_ledger.tables import ACCOUNTS, OPERATIONS, POSTINGS, WORLD
+
+TREASURY: Final = "treasury"
+STAKE_PREFIX: Final = "stake:"
+POOL_PREFIX: Final = "pool:"
+JOURNAL_START: Final = Digest(hashlib.sha256(b"pocache/journal/v1").digest())
+"""What stands before the first entry."""
+
+_OPERATION_DOMAIN: Final = b"pocache/operation/v1"
+_ENTRY_DOMAIN: Final = b"pocache/journal-entry/v1"
+_AMOUNT_BYTES: Final = 9
+
+
+def stake_account(participant: str) -> str:
+    """Return the account of a participant's free stake; its available money lies under its own id."""
+    return STAKE_PREFIX + participant
+
+
+def pool_account(job_id: bytes) -> str:
+    """Return the account of a job's pool."""
+    return POOL_PREFIX + job_id.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One line: what an account gains, or loses when negative."""
+
+    account: str
+    amount_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One effect on money: what kind, about what, because of which envelope, and its lines."""
+
+    kind: str
+    subject: bytes
+    """What makes it this one and no other of its kind: a reference, a job with its attempt and stage."""
+    cause: bytes
+    postings: tuple[Posting, ...]
+
+    @property
+    def operation_id(self) -> Digest:
+        """SHA-256 of kind and subject: there is one operation of each."""
+        return Digest(hashlib.sha256(_lp(_OPERATION_DOMAIN, self.kind.encode(), self.subject)).digest())
+
+
+def post(connection: sa.Connection, operation: Operation, *, now_ms: int) -> int:
+    """Apply an operation, write it to the journal, and return its entry's number.
+
+    An operation that was applied before with the same lines is a no-op. Raises ConflictError for other lines,
+    FundsError when an account has too little, LimitError when the network's money outgrows a column.
+    """
+    lines = tuple(line for line in operation.postings if line.amount_micro)
+    assert sum(line.amount_micro for line in lines) == 0, "an operation's lines must sum to zero"
+    known = connection.execute(
+        sa.select(OPERATIONS.c.number).where(OPERATIONS.c.operation_id == operation.operation_id)
+    ).scalar_one_or_none()
+    if known is not None:
+        if _get_lines(connection, known) != lines:
+            raise ConflictError(f"{operation.kind} was done before with other amounts (entry {known})")
+        return int(known)
+    _move(connection, lines)
+    number, previous = _get_head(connection)
+    number += 1
+    entry_hash = compute_entry_hash(previous, number, replace(operation, postings=lines), now_ms)
+    connection.execute(
+        sa.insert(OPERATIONS).values(
+            number=number,
+            operation_id=operation.operation_id,
+            kind=operation.kind,
+            subject=operation.subject,
+            cause=operation.cause,
+            at_ms=now_ms,
+            entry_hash=entry_hash,
+        )
+    )
+    if lines:
+        connection.execute(
+            sa.insert(POSTINGS),
+            [
+                {"number": number, "line": index, "account": line.account, "amount_micro": line.amount_micro}
+                for index, line in enumerate(lines)
+            ],
+        )
+    return number
+
+
+def get_balance(connection: sa.Connection, account: str) -> int | None:
+    """Return an account's balance, None when it never had money."""
+    balance = connection.execute(
+        sa.select(ACCOUNTS.c.balance_micro).where(ACCOUNTS.c.name == account)
+    ).scalar_one_or_none()
+    return None if balance is None else int(balance)
+
+
+def close(connection: sa.Connection, account: str) -> None:
+    """Close an account for ever; the database refuses while it holds anything, and any money after that."""
+    if get_balance(connection, account) is None:
+        upsert(connection, ACCOUNTS, {"name": account}, {"balance_micro": 0})
+    connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == account).values(is_closed=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The ledger added up; money is conserved when ``deposited_micro == held_micro``."""
+
+    deposited_micro: int
+    held_micro: int
+    open_pools_micro: int
+    closed_pools_micro: int
+    open_pool_count: int
+    treasury_micro: int
+    journal_entries: int
+
+
+def compute_totals(connection: sa.Connection) -> Totals:
+    """Return the sums over all accounts. Micro-units; summed here, where integers have no width."""
+    deposited = held = open_pools = closed_pools = treasury = open_count = 0
+    for name, balance, is_closed in connection.execute(sa.select(ACCOUNTS)):
+        if name == WORLD:
+            deposited = -balance
+            continue
+        held += balance
+        if name == TREASURY:
+            treasury = balance
+        if name.startswith(POOL_PREFIX):
+            open_count += not is_closed
+            open_pools += 0 if is_closed else balance
+            closed_pools += balance if is_closed else 0
+    return Totals(
+        deposited_micro=deposited,
+        held_micro=held,
+        open_pools_micro=open_pools,
+        closed_pools_micro=closed_pools,
+        open_pool_count=open_count,
+        treasury_micro=treasury,
+        journal_entries=_get_head(connection)[0],
+    )
+
+
+def verify_journal(connection: sa.Connection) -> int:
+    """Read the whole journal and return its length; LedgerError names the first broken entry.
+
+    1. Entries are numbered from 1 without a gap. 2. Each one's id is that of its kind and subject. 3. Its
+    lines sum to zero. 4. Its hash covers the entry before it and all of its own fields. 5. Every account's
+    balance is the sum of its lines, so an entry cut off the end shows too.
+    """
+    previous = JOURNAL_START
+    balances: dict[str, int] = {}
+    number = 0
+    for entry, lines in _read_entries(connection):
+        number += 1
+        if entry.number != number:
+            raise LedgerError(f"journal entry {number} is missing")
+        operation = Operation(entry.kind, entry.subject, entry.cause, lines)
+        if entry.operation_id != operation.operation_id:
+            raise LedgerError(f"journal entry {number} has the id of another operation")
+        if sum(line.amount_micro for line in lines) != 0:
+            raise LedgerError(f"journal entry {number} does not sum to zero")
+        previous = compute_entry_hash(previous, number, operation, entry.at_ms)
+        if entry.entry_hash != previous:
+            raise LedgerError(f"journal entry {number} is broken: its hash is not that of its content")
+        for line in lines:
+            balances[line.account] = balances.get(line.account, 0) + line.amount_micro
+    for name, balance, _ in connection.execute(sa.select(ACCOUNTS).order_by(ACCOUNTS.c.name)):
+        if balances.get(name, 0) != balance:
+            raise LedgerError(
+                f"account {name} has {balance}, its entries up to {number} make {balances.get(name, 0)}"
+            )
+    return number
+
+
+def compute_entry_hash(previous: bytes, number: int, operation: Operation, at_ms: int) -> Digest:
+    """Return what the journal is chained by.
+
+    SHA256(lp(domain, previous) ‖ u64 number ‖ u64 time in ms ‖ lp(kind, subject, cause) ‖ u32 count ‖ lines),
+    each line lp(account) ‖ i72 amount; all integers big-endian.
+    """
+    head = _lp(_ENTRY_DOMAIN, previous) + number.to_bytes(8, "big") + at_ms.to_bytes(8, "big")
+    body = _lp(operation.kind.encode(), operation.subject, operation.cause)
+    lines = b"".join(
+        _lp(line.account.encode()) + line.amount_micro.to_bytes(_AMOUNT_BYTES, "big", signed=True)
+        for line in operation.postings
+    )
+    count = len(operation.postings).to_bytes(4, "big")
+    return Digest(hashlib.sha256(head + body + count + lines).digest())
+
+
+def compute_subject(job_id: bytes, *parts: int | str) -> bytes:
+    """Return what an operation on a job is about, as canonical bytes."""
+    return _lp(job_id, *(str(part).encode() for part in parts))
+
+
+def _move(connection: sa.Connection, lines: Iterable[Posting]) -> None:
+    """Change the balances; all of them are checked before the first is written."""
+    changes: dict[str, int] = {}
+    for line in lines:
+        changes[line.account] = changes.get(line.account, 0) + line.amount_micro
+    balances: dict[str, int] = {}
+    for account, change in changes.items():
+        balance = get_balance(connection, account)
+        balances[account] = after = (balance or 0) + change
+        if after < 0 and account != WORLD:
+            raise FundsError(_describe_shortage(account, balance, -change))
+        if not -MICRO_MAX <= after <= MICRO_MAX:
+            raise LimitError(f"account {account} would hold {after}, more than {MICRO_MAX} micro-units")
+    for account, after in balances.items():
+        upsert(connection, ACCOUNTS, {"name": account}, {"balance_micro": after})
+
+
+def _describe_shortage(account: str, balance: int | None, needed: int) -> str:
+    if balance is None:
+        return f"unknown account {account}: nothing was ever deposited"
+    return f"account {account} has {balance} micro-units, {needed} are needed"
+
+
+def _get_head(connection: sa.Connection) -> tuple[int, Digest]:
+    head = connection.execute(
+        sa.select(OPERATIONS.c.number, OPERATIONS.c.entry_hash).order_by(OPERATIONS.c.number.desc()).limit(1)
+    ).one_or_none()
+    return (0, JOURNAL_START) if head is None else (int(head.number), Digest(head.entry_hash))
+
+
+def _get_lines(connection: sa.Connection, number: int) -> tuple[Posting, ...]:
+    rows = connection.execute(
+        sa.select(POSTINGS.c.account, POSTINGS.c.amount_micro)
+        .where(POSTINGS.c.number == number)
+        .order_by(POSTINGS.c.line)
+    )
+    return tuple(Posting(row.account, row.amount_micro) for row in rows)
+
+
+def _read_entries(connection: sa.Connection) -> Iterator[tuple[Any, tuple[Posting, ...]]]:
+    """Yield every entry with its lines, in order, in one pass over both tables."""
+    rows = connection.execute(
+        sa.select(OPERATIONS, POSTINGS.c.account, POSTINGS.c.amount_micro)
+        .outerjoin_from(OPERATIONS, POSTINGS)
+        .order_by(OPERATIONS.c.number, POSTINGS.c.line)
+    )
+    for _, group in groupby(rows, key=lambda row: row.number):
+        entry = list(group)
+        yield (
+            entry[0],
+            tuple(Posting(row.account, row.amount_micro) for row in entry if row.account is not None),
+        )
+
+
+def _lp(*parts: bytes) -> bytes:
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

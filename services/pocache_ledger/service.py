@@ -1,0 +1,308 @@
+"""The ledger service: what it does with each message about money, and what it answers.
+
+Owns the order of a job's money: admitted, held, committed, settled. All that it takes is signed by the
+operator or a service; a message that refers to something not seen yet is delivered again until its patience,
+counted in rounds, is over. Halts rather than skip a message that it failed to handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+
+from pocache.protocol.errors import (
+    ConfigError,
+    ConflictError,
+    Disposition,
+    EnvelopeError,
+    LedgerError,
+    NotAuthorizedError,
+    NotYetError,
+    PocacheError,
+    UnknownJobError,
+)
+from pocache.protocol.ids import ModelId
+from pocache.protocol.limits import TOKEN_BYTES
+from pocache.protocol.payoff import Case
+from pocache.runtime.network import Genesis, Model
+from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
+from pocache.wire import messages as m
+from pocache.wire import topics as t
+from pocache.wire.envelope import open_envelope
+from pocache.wire.topics import Role, Topic
+from pocache_ledger import holds, settlement
+from pocache_ledger.accounts import (
+    Operation,
+    Posting,
+    compute_totals,
+    get_balance,
+    post,
+    stake_account,
+    verify_journal,
+)
+from pocache_ledger.settlement import Ending
+from pocache_ledger.tables import JOBS, METADATA, WORLD
+
+_WAITING_MAX: Final = 100_000
+"""Messages whose patience is counted at once; beyond that all counts start again: a longer wait, no loss."""
+
+
+class UnknownPricesError(ConfigError):
+    """A job of a model that this ledger was not given: it must not guess what the job costs."""
+
+    disposition = Disposition.HALT
+
+
+class LedgerService:
+    """Accounts, holds and settlement on the bus."""
+
+    role = Role.LEDGER
+    metadata = METADATA
+    halts_on_poison = True
+
+    def __init__(self, *, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
+        """Keep the rules of the network and what its models cost."""
+        self._genesis = genesis
+        self._models = models
+        self._rules = genesis.unified_pool
+        self._patience_ticks = genesis.deadlines.queue_ticks
+        self._waiting: dict[bytes, int] = {}
+        self._log = structlog.get_logger().bind(service=self.role.value)
+
+    def handlers(self) -> Mapping[Topic[Any], Handler]:
+        """Return what is done with each topic."""
+        return {
+            t.DEPOSITED: self._on_deposit,
+            t.JOB_ADMITTED: self._on_admitted,
+            t.ROUTER_HOLD_REQUESTED: self._on_router_hold,
+            t.VERIFIER_HOLD_REQUESTED: self._on_verifier_hold,
+            t.COMMITMENT_RECORDED: self._on_commitment,
+            t.ATTEMPT_CHARGED: self._on_charge,
+            t.WINDOW_CLOSED: self._on_window_closed,
+            t.OUTCOME_DECIDED: self._on_outcome,
+            t.JOB_ABANDONED: self._on_abandoned,
+        }
+
+    def queries(self) -> Mapping[Topic[Any], Query]:
+        """Return what is answered."""
+        return {t.BALANCE_QUERY: self._on_balance_query, t.TOTALS_QUERY: self._on_totals_query}
+
+    def on_round(self, unit: Unit, view: RoundView) -> None:
+        """Do nothing: rounds only pass the ledger's time; the others decide what is due."""
+
+    def _on_deposit(self, unit: Unit, inbound: Inbound[m.DepositV1]) -> None:
+        body = inbound.body
+        is_stake = body.bucket == "stake"
+        account = stake_account(body.participant) if is_stake else body.participant
+        operation = Operation(
+            kind="deposit",
+            subject=body.reference.encode(),
+            cause=inbound.envelope_id,
+            postings=(Posting(WORLD, -body.amount_micro), Posting(account, body.amount_micro)),
+        )
+        entry = post(unit.connection, operation, now_ms=unit.now_ms)
+        if is_stake:
+            holds.announce_stakes(unit, [body.participant], entry)
+
+    def _on_admitted(self, unit: Unit, inbound: Inbound[m.JobAdmittedV1]) -> None:
+        body = inbound.body
+        submission = open_envelope(body.submission, self._genesis.network_id, m.SubmissionV1)
+        if submission.envelope_id != body.job_id or submission.sender != body.user:
+            raise EnvelopeError("the submission is not that of this job and user")
+        facts = {
+            "user": body.user,
+            "model_id": submission.body.model_id,
+            "prompt_count": len(submission.body.prompt) // TOKEN_BYTES,
+            "token_count_max": submission.body.token_count_max,
+            "generation_max_micro": body.generation_max_micro,
+            "verification_max_micro": body.verification_max_micro,
+        }
+        self._get_model(submission.body.model_id)
+        known = holds.get_job(unit.connection, body.job_id)
+        if known is None:
+            unit.connection.execute(
+                sa.insert(JOBS).values(job_id=body.job_id, phase=holds.OPEN, attempt=0, **facts)
+            )
+        elif {name: getattr(known, name) for name in facts} != facts:
+            raise ConflictError("this job was admitted before with other terms")
+
+    def _on_router_hold(self, unit: Unit, inbound: Inbound[m.HoldRequestV1]) -> None:
+        if inbound.body.purpose == holds.VERIFIER_STAKE:
+            raise NotAuthorizedError("only the verifier pool asks for a verifier's stake")
+        self._hold(unit, inbound)
+
+    def _on_verifier_hold(self, unit: Unit, inbound: Inbound[m.HoldRequestV1]) -> None:
+        if inbound.body.purpose != holds.VERIFIER_STAKE:
+            raise NotAuthorizedError("the verifier pool asks for verifiers' stakes and for nothing else")
+        job = self._await_job(unit, inbound)
+        if job.phase == holds.OPEN:
+            raise self._not_yet(unit, inbound, "the job has no recorded commitment yet")
+        self._hold(unit, inbound)
+
+    def _hold(self, unit: Unit, inbound: Inbound[m.HoldRequestV1]) -> None:
+        """Place a hold, or answer why not; a request that cannot be met moves nothing."""
+        job = self._await_job(unit, inbound)
+        body = inbound.body
+        try:
+            entry = holds.place(unit, self._rules, job, body, inbound.envelope_id)
+        except PocacheError as error:
+            self._log.info("hold_refused", job=body.job_id.hex(), purpose=body.purpose, code=error.code)
+            refused = m.HoldRefusedV1(
+                purpose=body.purpose,
+                job_id=body.job_id,
+                attempt=body.attempt,
+                stage=body.stage,
+                party=body.party,
+                code=error.code,
+                reason=str(error),
+            )
+            unit.emit(t.HOLD_REFUSED, refused, job=body.job_id)
+            return
+        if entry is None:
+            return
+        placed = m.HoldPlacedV1(
+            purpose=body.purpose,
+            job_id=body.job_id,
+            attempt=body.attempt,
+            stage=body.stage,
+            party=body.party,
+            amount_micro=body.amount_micro,
+        )
+        unit.emit(t.HOLD_PLACED, placed, job=body.job_id)
+        if body.purpose in holds.STAKES:
+            holds.announce_stakes(unit, [body.party], entry)
+
+    def _on_commitment(self, unit: Unit, inbound: Inbound[m.CommitmentRecordedV1]) -> None:
+        body = inbound.body
+        job = self._await_job(unit, inbound)
+        result = open_envelope(body.result, self._genesis.network_id, m.ResultV1)
+        if result.sender != body.generator or (result.body.job_id, result.body.attempt) != (
+            body.job_id,
+            body.attempt,
+        ):
+            raise EnvelopeError("the result is not that of this generator, job and attempt")
+        if job.phase != holds.OPEN:
+            if job.phase == holds.COMMITTED and (job.attempt, job.generator) != (
+                body.attempt,
+                body.generator,
+            ):
+                raise ConflictError(f"attempt {job.attempt} by {job.generator} is recorded for this job")
+            self._log.warning("commitment_ignored", job=body.job_id.hex(), phase=job.phase)
+            return
+        model = self._get_model(job.model_id)
+        settlement.release_surplus(unit, self._rules, model, job, result.body, inbound.envelope_id)
+
+    def _on_charge(self, unit: Unit, inbound: Inbound[m.AttemptChargedV1]) -> None:
+        self._await_job(unit, inbound)
+        fee_max_micro = self._genesis.rules.lease_fee_micro
+        if not holds.charge_attempt(
+            unit, inbound.body, fee_max_micro=fee_max_micro, cause=inbound.envelope_id
+        ):
+            self._log.warning("charge_ignored", job=inbound.body.job_id.hex(), attempt=inbound.body.attempt)
+
+    def _on_window_closed(self, unit: Unit, inbound: Inbound[m.WindowClosedV1]) -> None:
+        job = self._await_commitment(unit, inbound)
+        if job is None:
+            return
+        if inbound.body.attempt != job.attempt:
+            raise LedgerError(
+                f"the window of attempt {inbound.body.attempt}; money is held for {job.attempt}"
+            )
+        ending = Ending(case=Case.NO_CHALLENGE, stage=0, verification_micro=job.verification_micro)
+        settlement.settle(unit, self._rules, job, ending, inbound.envelope_id)
+
+    def _on_outcome(self, unit: Unit, inbound: Inbound[m.OutcomeV1]) -> None:
+        job = self._await_commitment(unit, inbound)
+        if job is None:
+            return
+        ending = settlement.compute_ending(self._get_model(job.model_id), job, inbound.body)
+        settlement.settle(unit, self._rules, job, ending, inbound.envelope_id)
+
+    def _on_abandoned(self, unit: Unit, inbound: Inbound[m.JobAbandonedV1]) -> None:
+        job = self._await_job(unit, inbound)
+        if job.phase == holds.SETTLED:
+            self._log.warning("abandonment_ignored", job=job.job_id.hex(), settled_as=job.settled_as)
+            return
+        if job.phase == holds.COMMITTED:
+            raise ConflictError("the job has a recorded commitment: it is settled, not abandoned")
+        settlement.refund(unit, job, inbound.envelope_id)
+
+    def _on_balance_query(self, unit: Unit, inbound: Inbound[m.BalanceQueryV1]) -> m.BalanceReplyV1:
+        participant = inbound.body.participant
+        if inbound.tokens["participant"] != participant:
+            raise EnvelopeError("the subject names another participant than the question")
+        if inbound.sender not in (participant, self._genesis.signer(Role.OPERATOR)):
+            raise NotAuthorizedError("a balance is told to its owner and to the operator")
+        purposes = (holds.ESCROW, *holds.STAKES)
+        return m.BalanceReplyV1(
+            participant=participant,
+            available_micro=get_balance(unit.connection, participant) or 0,
+            stake_micro=get_balance(unit.connection, stake_account(participant)) or 0,
+            locked_micro=holds.get_locked(unit.connection, participant, purposes),
+        )
+
+    def _on_totals_query(self, unit: Unit, _inbound: Inbound[m.TotalsQueryV1]) -> m.TotalsReplyV1:
+        totals = compute_totals(unit.connection)
+        try:
+            verify_journal(unit.connection)
+            is_intact = True
+        except LedgerError as error:
+            self._log.critical("journal_broken", reason=str(error))
+            is_intact = False
+        return m.TotalsReplyV1(
+            deposited_micro=totals.deposited_micro,
+            held_micro=totals.held_micro,
+            open_pools_micro=totals.open_pools_micro,
+            closed_pools_micro=totals.closed_pools_micro,
+            open_pool_count=totals.open_pool_count,
+            treasury_micro=totals.treasury_micro,
+            journal_entries=totals.journal_entries,
+            journal_intact=is_intact,
+        )
+
+    def _await_job(self, unit: Unit, inbound: Inbound[Any]) -> sa.Row[Any]:
+        """Return the job of a message.
+
+        Raises NotYetError while its admission may still come, then UnknownJobError.
+        """
+        job = holds.get_job(unit.connection, inbound.body.job_id)
+        if job is None:
+            raise self._not_yet(unit, inbound, "the job was not admitted yet")
+        self._waiting.pop(inbound.envelope_id, None)
+        return job
+
+    def _await_commitment(self, unit: Unit, inbound: Inbound[Any]) -> sa.Row[Any] | None:
+        """Return a committed job, None when it is settled: nothing is paid a second time."""
+        job = self._await_job(unit, inbound)
+        if job.phase == holds.SETTLED:
+            self._log.warning(
+                "settlement_ignored", job=job.job_id.hex(), settled_as=job.settled_as, kind=inbound.body.kind
+            )
+            return None
+        if job.phase == holds.OPEN:
+            raise self._not_yet(unit, inbound, "the job has no recorded commitment yet")
+        return job
+
+    def _not_yet(self, unit: Unit, inbound: Inbound[Any], reason: str) -> PocacheError:
+        """Return NotYetError until this process has waited for the patience, then UnknownJobError.
+
+        The count is in memory: a restarted ledger is patient anew, as what it waits for may be on its way.
+        """
+        if len(self._waiting) >= _WAITING_MAX:
+            self._waiting.clear()
+        since = self._waiting.setdefault(inbound.envelope_id, unit.tick)
+        if unit.tick - since < self._patience_ticks:
+            return NotYetError(reason)
+        del self._waiting[inbound.envelope_id]
+        return UnknownJobError(f"{reason}, after {self._patience_ticks} rounds")
+
+    def _get_model(self, model_id: bytes) -> Model:
+        model = self._models.get(ModelId(model_id))
+        if model is None:
+            raise UnknownPricesError(
+                f"no entry of model {model_id.hex()}: add it to the network directory, restart"
+            )
+        return model

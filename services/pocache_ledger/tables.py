@@ -1,0 +1,94 @@
+"""The ledger's tables: accounts, the journal with its postings, jobs, and what is held for them.
+
+The rules that money lives by stand in the database: no account but the outside world is ever negative, a closed
+one is empty, an operation happens once, a hold exists once per job, purpose, attempt and stage.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+METADATA: Final = sa.MetaData()
+
+WORLD: Final = "world"
+"""The outside: what it lacks is what was deposited. The only account that may be negative."""
+
+ACCOUNTS: Final = sa.Table(
+    "accounts",
+    METADATA,
+    sa.Column("name", sa.String(80), primary_key=True),
+    sa.Column("balance_micro", sa.BigInteger, nullable=False),
+    sa.Column("is_closed", sa.Boolean, nullable=False, default=False),
+    sa.CheckConstraint(f"balance_micro >= 0 OR name = '{WORLD}'", name="accounts_never_negative"),
+    sa.CheckConstraint("NOT is_closed OR balance_micro = 0", name="accounts_closed_empty"),
+    comment="Money by account; a balance is the sum of the account's postings.",
+)
+
+OPERATIONS: Final = sa.Table(
+    "operations",
+    METADATA,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("operation_id", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("subject", sa.LargeBinary, nullable=False),
+    sa.Column("cause", sa.LargeBinary(32), nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("entry_hash", sa.LargeBinary(32), nullable=False),
+    sa.CheckConstraint("number >= 1", name="operations_numbered"),
+    comment="The journal: each entry's hash covers the one before it.",
+)
+
+POSTINGS: Final = sa.Table(
+    "postings",
+    METADATA,
+    sa.Column(
+        "number", sa.BigInteger, sa.ForeignKey("operations.number"), primary_key=True, autoincrement=False
+    ),
+    sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("account", sa.String(80), sa.ForeignKey("accounts.name"), nullable=False),
+    sa.Column("amount_micro", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("amount_micro <> 0", name="postings_not_zero"),
+    comment="The lines of an operation; they sum to zero.",
+)
+
+JOBS: Final = sa.Table(
+    "jobs",
+    METADATA,
+    sa.Column("job_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("user", sa.String(56), nullable=False),
+    sa.Column("model_id", sa.LargeBinary(32), nullable=False),
+    sa.Column("prompt_count", sa.Integer, nullable=False),
+    sa.Column("token_count_max", sa.Integer, nullable=False),
+    sa.Column("generation_max_micro", sa.BigInteger, nullable=False),
+    sa.Column("verification_max_micro", sa.BigInteger, nullable=False),
+    sa.Column("phase", sa.String(16), nullable=False),
+    # What the recorded commitment fixed; empty until there is one.
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("generator", sa.String(56)),
+    sa.Column("leaf_count", sa.Integer),
+    sa.Column("generation_micro", sa.BigInteger),
+    sa.Column("verification_micro", sa.BigInteger),
+    sa.Column("settled_as", sa.String(32)),
+    sa.CheckConstraint("phase IN ('open', 'committed', 'settled')", name="jobs_phase"),
+    sa.CheckConstraint("phase <> 'committed' OR generator IS NOT NULL", name="jobs_committed_by_somebody"),
+    sa.CheckConstraint("(phase = 'settled') = (settled_as IS NOT NULL)", name="jobs_settled_by_a_case"),
+    comment="What the ledger must know of a job to hold and settle its money.",
+)
+
+HOLDS: Final = sa.Table(
+    "holds",
+    METADATA,
+    sa.Column("job_id", sa.LargeBinary(32), sa.ForeignKey("jobs.job_id"), primary_key=True),
+    sa.Column("purpose", sa.String(16), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("stage", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("party", sa.String(56), nullable=False, index=True),
+    sa.Column("amount_micro", sa.BigInteger, nullable=False),
+    sa.Column("is_held", sa.Boolean, nullable=False, default=True),
+    sa.CheckConstraint("purpose IN ('escrow', 'generator_stake', 'verifier_stake')", name="holds_purpose"),
+    sa.CheckConstraint("amount_micro >= 0", name="holds_never_negative"),
+    sa.CheckConstraint("is_held OR amount_micro = 0", name="holds_ended_empty"),
+    comment="Whose money lies in a job's pool; the held amounts of a job are its pool's balance.",
+)
