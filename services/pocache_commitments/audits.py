@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pocache.protocol.beacon import compute_round_at
 from pocache.protocol.challenge import Corner, compute_full_corner
 from pocache.protocol.errors import ConflictError, ExpiredError, NotAuthorizedError, UnknownJobError
-from pocache.protocol.ids import Digest, JobId, ModelId
+from pocache.protocol.ids import ModelId
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, Unit
 from pocache.storage.store import ROUNDS
@@ -28,19 +28,9 @@ from pocache.wire.messages import (
     WindowClosedV1,
 )
 from pocache.wire.topics import AUDIT_DEEPENED, AUDIT_OPENED, WINDOW_CLOSED
-from pocache_commitments.draws import Committed, Draw, bind_event, draw_audit_corner, is_audited
-from pocache_commitments.recording import get_commitment
-from pocache_commitments.tables import COMMITMENTS, PARTIES, PARTS, STAGES, Phase
-
-
-def to_committed(row: sa.RowMapping) -> Committed:
-    """Return what draws about a recorded commitment depend on."""
-    return Committed(
-        job_id=JobId(row["job_id"]),
-        root=Digest(row["root"]),
-        leaf_count=row["leaf_count"],
-        prompt_count=row["prompt_count"],
-    )
+from pocache_commitments.draws import Draw, bind_event, draw_audit_corner, is_audited
+from pocache_commitments.rows import forget_stages, get_commitment, to_committed
+from pocache_commitments.tables import COMMITMENTS, Phase
 
 
 class Audits:
@@ -154,8 +144,7 @@ def _update(unit: Unit, row: sa.RowMapping, **values: object) -> None:
 
 
 def _close(unit: Unit, job_id: bytes) -> None:
-    for table in (PARTS, PARTIES, STAGES):
-        unit.connection.execute(sa.delete(table).where(table.c.job_id == job_id))
+    forget_stages(unit.connection, job_id)
     unit.connection.execute(
         sa.update(COMMITMENTS)
         .where(COMMITMENTS.c.job_id == job_id)

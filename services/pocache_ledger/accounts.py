@@ -190,9 +190,8 @@ def verify_journal(connection: sa.Connection) -> int:
             balances[line.account] = balances.get(line.account, 0) + line.amount_micro
     for name, balance, _ in connection.execute(sa.select(ACCOUNTS).order_by(ACCOUNTS.c.name)):
         if balances.get(name, 0) != balance:
-            raise LedgerError(
-                f"account {name} has {balance}, its entries up to {number} make {balances.get(name, 0)}"
-            )
+            expected = balances.get(name, 0)
+            raise LedgerError(f"account {name} has {balance}, its lines up to entry {number} make {expected}")
     return number
 
 

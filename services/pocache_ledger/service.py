@@ -91,7 +91,9 @@ class LedgerService:
         return {t.BALANCE_QUERY: self._on_balance_query, t.TOTALS_QUERY: self._on_totals_query}
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
-        """Do nothing: rounds only pass the ledger's time; the others decide what is due."""
+        """Forget the waits that ended; nothing is due by time here, the other services decide that."""
+        horizon = unit.tick - 2 * self._patience_ticks
+        self._waiting = {name: since for name, since in self._waiting.items() if since > horizon}
 
     def _on_deposit(self, unit: Unit, inbound: Inbound[m.DepositV1]) -> None:
         body = inbound.body
@@ -158,6 +160,7 @@ class LedgerService:
                 party=body.party,
                 code=error.code,
                 reason=str(error),
+                publication=body.publication,
             )
             unit.emit(t.HOLD_REFUSED, refused, job=body.job_id)
             return
@@ -170,6 +173,7 @@ class LedgerService:
             stage=body.stage,
             party=body.party,
             amount_micro=body.amount_micro,
+            publication=body.publication,
         )
         unit.emit(t.HOLD_PLACED, placed, job=body.job_id)
         if body.purpose in holds.STAKES:
@@ -193,7 +197,9 @@ class LedgerService:
             self._log.warning("commitment_ignored", job=body.job_id.hex(), phase=job.phase)
             return
         model = self._get_model(job.model_id)
-        settlement.release_surplus(unit, self._rules, model, job, result.body, inbound.envelope_id)
+        settlement.release_surplus(
+            unit, self._rules, model, job, result.body, generator=body.generator, cause=inbound.envelope_id
+        )
 
     def _on_charge(self, unit: Unit, inbound: Inbound[m.AttemptChargedV1]) -> None:
         self._await_job(unit, inbound)
@@ -271,7 +277,6 @@ class LedgerService:
         job = holds.get_job(unit.connection, inbound.body.job_id)
         if job is None:
             raise self._not_yet(unit, inbound, "the job was not admitted yet")
-        self._waiting.pop(inbound.envelope_id, None)
         return job
 
     def _await_commitment(self, unit: Unit, inbound: Inbound[Any]) -> sa.Row[Any] | None:

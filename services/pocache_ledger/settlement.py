@@ -66,7 +66,14 @@ class Ending:
 
 
 def release_surplus(
-    unit: Unit, rules: UnifiedPool, model: Model, job: sa.Row[Any], result: ResultV1, cause: bytes
+    unit: Unit,
+    rules: UnifiedPool,
+    model: Model,
+    job: sa.Row[Any],
+    result: ResultV1,
+    *,
+    generator: str,
+    cause: bytes,
 ) -> None:
     """Fix the job's Cg and full-depth Cv by its commitment, and return what was held beyond them at once.
 
@@ -100,7 +107,8 @@ def release_surplus(
         surplus = hold.amount_micro - keep
         postings += [Posting(pool_account(job.job_id), -surplus), Posting(hold.home, surplus)]
         reduce(unit, job.job_id, hold, keep)
-    generator = holds[GENERATOR_STAKE]
+    if holds[GENERATOR_STAKE].party != generator:
+        raise LedgerError(f"the stake of attempt {result.attempt} is another worker's than {generator}'s")
     entry = post(
         unit.connection,
         Operation("surplus", compute_subject(job.job_id, result.attempt), cause, tuple(postings)),
@@ -112,13 +120,13 @@ def release_surplus(
         .values(
             phase=COMMITTED,
             attempt=result.attempt,
-            generator=generator.party,
+            generator=generator,
             leaf_count=leaf_count,
             generation_micro=cg,
             verification_micro=cv,
         )
     )
-    announce_stakes(unit, [generator.party], entry)
+    announce_stakes(unit, [generator], entry)
 
 
 def compute_ending(model: Model, job: sa.Row[Any], outcome: OutcomeV1) -> Ending:

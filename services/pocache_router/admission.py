@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pocache.protocol.commitment import Sampling, compute_leaf_count
+from pocache.protocol.commitment import compute_leaf_count
 from pocache.protocol.encoding import unpack_tokens
-from pocache.protocol.errors import BackpressureError, ExpiredError, PromptError, UnknownModelError
+from pocache.protocol.errors import (
+    BackpressureError,
+    ExpiredError,
+    PromptError,
+    SamplingError,
+    UnknownModelError,
+)
 from pocache.protocol.ids import ModelId
 from pocache.runtime.network import Genesis, Model
 from pocache.wire.messages import SubmissionV1
@@ -39,11 +45,7 @@ def admit(
         names = ", ".join(f"{one.entry.name} ({model_id.hex()[:12]}…)" for model_id, one in models.items())
         raise UnknownModelError(f"model {submission.model_id.hex()} is not served here; served are: {names}")
     prompt_count = _verify_prompt(submission, model)
-    Sampling(
-        temperature_micro=submission.sampling.temperature_micro,
-        top_k=submission.sampling.top_k,
-        top_p_micro=submission.sampling.top_p_micro,
-    )
+    _verify_sampling(submission, model)
     _verify_times(submission, genesis, now_ms)
     if open_jobs >= genesis.bounds.open_jobs_max:
         raise BackpressureError(f"{open_jobs} jobs are open, as many as this network takes; try again later")
@@ -75,6 +77,15 @@ def _verify_prompt(submission: SubmissionV1, model: Model) -> int:
             f"{model.entry.context_tokens_max}"
         )
     return len(tokens)
+
+
+def _verify_sampling(submission: SubmissionV1, model: Model) -> None:
+    """Refuse what makes no sense for this model; what makes none for any is refused by the codec (E101)."""
+    top_k = submission.sampling.top_k
+    if top_k > model.entry.vocab_size:
+        raise SamplingError(
+            f"top_k is {top_k}, the vocabulary has {model.entry.vocab_size} tokens: 0 is how to turn it off"
+        )
 
 
 def _verify_times(submission: SubmissionV1, genesis: Genesis, now_ms: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -29,6 +30,17 @@ from pocache_router.tables import EPOCHS, JOBS, METADATA, compute_state_columns,
 
 EPOCH_TICKS: Final = 1_200
 """How long sampling seeds derive from one key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Which of several requests for one attempt an answer belongs to."""
+
+    publication: int = 1
+    requested_ms: int = 0
+
+
+UNASKED: Final = Answered()
 
 
 class RouterService:
@@ -71,7 +83,12 @@ class RouterService:
         self._turn_epoch(unit)
         waiting = sa.or_(
             sa.and_(JOBS.c.phase == life.Phase.QUEUED.value, JOBS.c.expires_tick < unit.tick),
-            sa.and_(JOBS.c.phase == life.Phase.GENERATING.value, JOBS.c.deadline_tick <= unit.tick),
+            sa.and_(
+                JOBS.c.phase == life.Phase.GENERATING.value,
+                JOBS.c.deadline_tick <= unit.tick,
+                # Ticks count whole rounds and may run ahead of the clock: what the lease promised comes first.
+                JOBS.c.lease_deadline_ms < unit.now_ms,
+            ),
         )
         for row in unit.connection.execute(sa.select(JOBS.c.job_id).where(waiting)).all():
             self._advance(unit, JobId(row.job_id), life.Ticked(unit.tick))
@@ -117,9 +134,10 @@ class RouterService:
 
     def on_lease_request(self, unit: Unit, inbound: Inbound[m.LeaseRequestV1]) -> None:
         """A worker wants to generate an attempt."""
-        self._advance(
-            unit, JobId(inbound.body.job_id), life.LeaseRequested(inbound.sender, inbound.body.attempt)
-        )
+        body = inbound.body
+        event = life.LeaseRequested(inbound.sender, body.attempt)
+        answered = Answered(body.publication, body.requested_ms)
+        self._advance(unit, JobId(body.job_id), event, answered)
 
     def on_hold_placed(self, unit: Unit, inbound: Inbound[m.HoldPlacedV1]) -> None:
         """The ledger locked a deposit or a generator's stake."""
@@ -140,16 +158,18 @@ class RouterService:
         if body.purpose == "escrow":
             self._advance(unit, JobId(body.job_id), life.EscrowRefused(body.code, body.reason))
         elif body.purpose == "generator_stake":
-            self._advance(
-                unit,
-                JobId(body.job_id),
-                life.StakeRefused(ParticipantId(body.party), body.attempt, body.code, body.reason),
-            )
+            refused = life.StakeRefused(ParticipantId(body.party), body.attempt, body.code, body.reason)
+            self._advance(unit, JobId(body.job_id), refused, Answered(body.publication))
 
     def on_recorded(self, unit: Unit, inbound: Inbound[m.CommitmentRecordedV1]) -> None:
         """The attempt's commitment is in the log: the user gets the result."""
         body = inbound.body
-        self._advance(unit, JobId(body.job_id), life.Recorded(body.attempt), result=body.result)
+        unit.connection.execute(
+            sa.update(JOBS)
+            .where(JOBS.c.job_id == body.job_id, JOBS.c.attempt == body.attempt)
+            .values(result=body.result)
+        )
+        self._advance(unit, JobId(body.job_id), life.Recorded(body.attempt))
 
     def on_attempt_closed(self, unit: Unit, inbound: Inbound[m.AttemptClosedV1]) -> None:
         """The attempt ended without a commitment."""
@@ -161,7 +181,8 @@ class RouterService:
         event = life.Refunded() if case == "refunded" else life.Settled(case)
         self._advance(unit, JobId(inbound.body.job_id), event)
 
-    def _advance(self, unit: Unit, job_id: JobId, event: life.Event, result: bytes | None = None) -> None:
+    def _advance(self, unit: Unit, job_id: JobId, event: life.Event, answered: Answered = UNASKED) -> None:
+        """Take one step of a job's life; a denial says by ``answered`` which request it belongs to."""
         row = unit.connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).one_or_none()
         if row is None:
             raise UnknownJobError(f"no job {job_id.hex()} was admitted here")
@@ -172,22 +193,39 @@ class RouterService:
                 sa.update(JOBS).where(JOBS.c.job_id == job_id).values(**compute_state_columns(after))
             )
         for command in commands:
-            self._execute(unit, row, after, command, result)
+            self._execute(unit, row, after, command, answered)
 
     def _execute(
-        self, unit: Unit, row: sa.Row[Any], state: life.JobState, command: life.Command, result: bytes | None
+        self, unit: Unit, row: sa.Row[Any], state: life.JobState, command: life.Command, answered: Answered
     ) -> None:
         job_id = JobId(row.job_id)
         match command:
-            case life.PublishTask(attempt):
-                task = m.GenerateTaskV1(job_id=job_id, attempt=attempt, model_id=row.model_id)
+            case life.PublishTask(attempt, publication):
+                task = m.GenerateTaskV1(
+                    job_id=job_id, attempt=attempt, model_id=row.model_id, publication=publication
+                )
                 unit.emit(t.GENERATE_TASK, task, model=row.model_id)
-            case life.RequestStake(worker, attempt):
-                self._request_hold(unit, "generator_stake", job_id, attempt, worker, row.generator_stake_micro)
+            case life.RequestStake(worker, attempt, publication):
+                request = m.HoldRequestV1(
+                    purpose="generator_stake",
+                    job_id=job_id,
+                    attempt=attempt,
+                    party=worker,
+                    amount_micro=row.generator_stake_micro,
+                    publication=publication,
+                )
+                unit.emit(t.ROUTER_HOLD_REQUESTED, request, job=job_id)
             case life.GrantLease(worker, attempt):
                 self._grant(unit, row, worker, attempt)
             case life.DenyLease(worker, attempt, code, reason):
-                denial = m.LeaseDeniedV1(job_id=job_id, attempt=attempt, code=code, reason=reason)
+                denial = m.LeaseDeniedV1(
+                    job_id=job_id,
+                    attempt=attempt,
+                    code=code,
+                    reason=reason,
+                    publication=answered.publication,
+                    requested_ms=answered.requested_ms,
+                )
                 unit.emit(t.LEASE_DENIED, denial, worker=worker)
             case life.LapseLease(attempt):
                 assert row.holder is not None, "a lease has a holder"
@@ -199,15 +237,20 @@ class RouterService:
             case life.Abandon(reason):
                 unit.emit(t.JOB_ABANDONED, m.JobAbandonedV1(job_id=job_id, reason=reason), job=job_id)
             case life.Announce():
-                self._announce(unit, job_id, row.user, state, command, result)
+                self._announce(unit, job_id, row.user, state, command, row.result)
 
     def _grant(self, unit: Unit, row: sa.Row[Any], worker: ParticipantId, attempt: int) -> None:
         """Send the worker its lease; the same one again when it asks again."""
         lease = row.lease
         known = None if lease is None else open_envelope(lease, self._genesis.network_id, m.LeaseV1).body
         if known is None or (known.attempt, known.generator) != (attempt, worker):
-            lease, _ = unit.sign(self._make_lease(unit, row, worker, attempt))
-            unit.connection.execute(sa.update(JOBS).where(JOBS.c.job_id == row.job_id).values(lease=lease))
+            terms = self._make_lease(unit, row, worker, attempt)
+            lease, _ = unit.sign(terms)
+            unit.connection.execute(
+                sa.update(JOBS)
+                .where(JOBS.c.job_id == row.job_id)
+                .values(lease=lease, lease_deadline_ms=terms.deadline_ms)
+            )
         granted = m.LeaseGrantedV1(
             job_id=row.job_id, attempt=attempt, lease=lease, submission=row.submission
         )
@@ -261,7 +304,9 @@ class RouterService:
             code=command.code,
             detail=command.reason,
             at_ms=unit.now_ms,
-            result=result if command.phase is life.Phase.COMMITTED else None,
+            # Again at the end: whoever missed the commitment has the result by the last event alone.
+            result=result if command.phase in (life.Phase.COMMITTED, life.Phase.SETTLED) else None,
+            generator=state.holder,
         )
         unit.emit(t.JOB_EVENT, event, user=user, job=job_id)
 

@@ -21,6 +21,8 @@ JOBS: Final = sa.Table(
     sa.Column("submission", sa.LargeBinary, nullable=False, comment="the user's signed envelope"),
     sa.Column("generator_stake_micro", sa.BigInteger, nullable=False, comment="βCg for token_count_max"),
     sa.Column("lease", sa.LargeBinary, nullable=True, comment="the current attempt's signed lease"),
+    sa.Column("lease_deadline_ms", sa.BigInteger, nullable=True, comment="what that lease promises its holder"),
+    sa.Column("result", sa.LargeBinary, nullable=True, comment="the recorded attempt's signed result"),
     sa.Column("phase", sa.String(16), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("attempt_max", sa.Integer, nullable=False),

@@ -1,4 +1,4 @@
-"""What the services of a network say about one job, from admission to outcome, as a ledger or a verifier pool hears it.
+"""What the services say about one job, from admission to outcome, as a ledger or a verifier pool hears it.
 
 The amounts are those that the rules ask for; tests change single fields with ``model_copy``.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
@@ -44,8 +45,9 @@ STACK: Final = "fake/1"
 M = TypeVar("M", bound=WireModel)
 
 
+@cache
 def make_key(name: str) -> SigningKey:
-    """Return the key that belongs to a name; the same one every time."""
+    """Return the key that belongs to a name; the same object every time."""
     return SigningKey.generate(hashlib.sha256(b"pocache/kit/" + name.encode()).digest())
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import nkeys  # type: ignore[import-untyped]
+import nkeys
 
 from pocache.protocol.errors import ConfigError
 

@@ -25,6 +25,7 @@ import nats.errors
 import structlog
 
 from pocache.bus.barrier import pass_barrier
+from pocache.bus.delivery import PullSettler, parse_delivery
 from pocache.bus.port import StoredMessage
 from pocache.protocol.errors import BusError
 
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 _LOG = structlog.get_logger(__name__)
 
 _ACK_PREFIX: Final = "$JS.ACK."
-_ACK_TOKENS_V1: Final = 9
-_ACK_TOKENS_V2_MIN: Final = 11
-_REASON_CHARS_MAX: Final = 256
 _NS_PER_S: Final = 1_000_000_000
 _CLOSE_S: Final = 5.0
 
@@ -70,17 +68,6 @@ class PullSettings:
         assert self.heartbeat_s * 2 <= self.expires_s
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What an acknowledgement subject says about the message that carries it."""
-
-    stream: str
-    consumer: str
-    delivered_count: int
-    sequence: int
-    stored_ms: int
-
-
 class ContinuousPuller:
     """Async context manager and iterator over lists of messages; may be iterated by several tasks."""
 
@@ -94,7 +81,7 @@ class ContinuousPuller:
         self._bury = bury
         self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._ready: deque[StoredMessage] = deque()
-        self._held: dict[int, _Settler] = {}
+        self._held: dict[int, PullSettler] = {}
         self._requested = 0
         self._tokens: set[str] = set()
         self._token_numbers = itertools.count(1)
@@ -164,7 +151,7 @@ class ContinuousPuller:
         """End the flow when the connection is closed for good."""
         self._fail(BusError("the connection to the bus is closed"))
 
-    def forget(self, settler: _Settler) -> None:
+    def forget(self, settler: PullSettler) -> None:
         """Free the credit of a settled message."""
         if self._held.get(settler.delivery.sequence) is settler:
             del self._held[settler.delivery.sequence]
@@ -277,7 +264,7 @@ class ContinuousPuller:
             return
         self._unavailable_since = None
         self._requested = max(0, self._requested - 1)
-        settler = _Settler(self, message.reply, delivery)
+        settler = PullSettler(self, message.reply, delivery)
         stored = StoredMessage(
             subject=message.subject,
             data=message.data,
@@ -339,7 +326,7 @@ class ContinuousPuller:
         while self._ready and len(batch) < self._settings.batch_max:
             message = self._ready.popleft()
             settler = message.settler
-            assert isinstance(settler, _Settler)
+            assert isinstance(settler, PullSettler)
             if not settler.is_superseded:
                 batch.append(message)
         return batch
@@ -375,69 +362,3 @@ class ContinuousPuller:
         if self._failure is None and not self._is_closed:
             self._failure = error
             self._arrived.set()
-
-
-class _Settler:
-    """The one answer to one delivery."""
-
-    __slots__ = ("_is_settled", "_puller", "_reply", "delivery", "is_superseded", "message")
-
-    def __init__(self, puller: ContinuousPuller, reply: str, delivery: Delivery) -> None:
-        self._puller = puller
-        self._reply = reply
-        self._is_settled = False
-        self.delivery = delivery
-        self.is_superseded = False
-        self.message: StoredMessage | None = None
-
-    async def ack(self) -> None:
-        await self._settle(b"+ACK")
-
-    async def nak(self, delay_s: float) -> None:
-        delay = b" " + json.dumps({"delay": round(delay_s * _NS_PER_S)}).encode() if delay_s > 0 else b""
-        await self._settle(b"-NAK" + delay)
-
-    async def term(self, reason: str) -> None:
-        if self._is_settled:
-            return
-        assert self.message is not None
-        text = compute_reason_text(reason)
-        await self._puller.bury(self.message, text)
-        await self._settle(b"+TERM " + text.encode())
-
-    async def in_progress(self) -> None:
-        if not self._is_settled:
-            await self._puller.say(self._reply, b"+WPI")
-
-    async def _settle(self, data: bytes) -> None:
-        if self._is_settled:
-            return
-        await self._puller.say(self._reply, data)
-        self._is_settled = True
-        self._puller.forget(self)
-
-
-def compute_reason_text(reason: str) -> str:
-    """Return a reason as it may stand in a header or an acknowledgement: one line of ASCII, bounded."""
-    text = " ".join(reason.split()).encode("ascii", "backslashreplace").decode()
-    return (
-        "".join(char if char.isprintable() else "?" for char in text)[:_REASON_CHARS_MAX] or "no reason given"
-    )
-
-
-def parse_delivery(reply: str) -> Delivery | None:
-    """Return what an acknowledgement subject says, None when it is not one.
-
-    ``$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time ns>.<pending>``, or the same after
-    ``$JS.ACK.<domain>.<account hash>``.
-    """
-    tokens = reply.split(".")
-    if len(tokens) >= _ACK_TOKENS_V2_MIN:
-        tokens = tokens[:2] + tokens[4:]
-    if len(tokens) < _ACK_TOKENS_V1 or tokens[:2] != ["$JS", "ACK"]:
-        return None
-    numbers = tokens[4:8]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        return None
-    delivered, sequence, _, time_ns = (int(number) for number in numbers)
-    return Delivery(tokens[2], tokens[3], delivered, sequence, time_ns // 1_000_000)

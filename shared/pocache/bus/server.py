@@ -221,7 +221,7 @@ def render_server_config(settings: ServerSettings) -> str:
 
     ``js_ack_fc_v2`` is pinned off: nats-py cannot read the acknowledgement subjects that it brings.
     """
-    port = settings.port if settings.port else -1
+    port = settings.port or -1
     lines = [
         f"listen: {json.dumps(f'{settings.host}:{port}')}",
         'server_name: "pocache"',

@@ -6,13 +6,17 @@ what the server has, never read back from it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Retention = Literal["workqueue", "limits", "interest"]
 Discard = Literal["new", "old"]
 Storage = Literal["file", "memory"]
 DeliverPolicy = Literal["all", "new"]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+"""One subject token: names stand in subjects and permissions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class StreamSpec:
     allow_direct: bool = True
 
     def __post_init__(self) -> None:
-        assert self.name and "." not in self.name and " " not in self.name
+        assert _NAME.fullmatch(self.name), self.name
         assert self.subjects
         assert self.max_msgs > 0 or self.max_bytes > 0 or self.max_age_s > 0 or self.deny_delete, (
             f"{self.name}: a stream that forgets nothing must say so by deny_delete, any other has a bound"
@@ -67,7 +71,7 @@ class ConsumerSpec:
     deliver_policy: DeliverPolicy = "all"
 
     def __post_init__(self) -> None:
-        assert self.durable and "." not in self.durable and " " not in self.durable
+        assert _NAME.fullmatch(self.durable), self.durable
         assert self.ack_wait_s >= 1.0, "nats-server counts acknowledgement waits of redeliveries in seconds"
         assert self.max_ack_pending > 0
         assert not self.backoff_s or self.max_deliver > len(self.backoff_s)

@@ -33,11 +33,12 @@ async def run_until_signalled(
             structlog.get_logger().info("draining", drain_s=drain_s)
             done, _ = await asyncio.wait({work}, timeout=drain_s)
             if not done:
-                work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
                 raise DrainTimeoutError(f"not finished after {drain_s:g} s")
         await work
     finally:
         stopped.cancel()
+        if not work.done():  # cancelled from outside: nothing may be left running behind the caller's back
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

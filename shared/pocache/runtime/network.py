@@ -17,11 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pocache.protocol.beacon import Chain, Scheme
 from pocache.protocol.encoding import RowSchema
-from pocache.protocol.errors import ConfigError, PocacheError
+from pocache.protocol.errors import ConfigError, PocacheError, SignatureError
 from pocache.protocol.ids import ModelId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import ATTEMPT_COUNT_MAX, MICRO_MAX, SAMPLE_COUNT_MAX, STAGE_COUNT_MAX
@@ -38,7 +38,16 @@ _PARTICIPANT: Final = r"^U[A-Z2-7]{55}$"
 SERVICE_ROLES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.BEACON, Role.VERIFIER, Role.LEDGER, Role.OPERATOR)
 
 Ticks = Annotated[int, Field(ge=1, le=10_000_000)]
-Share = Annotated[str, Field(pattern=r"^\d{1,9}/[1-9]\d{0,8}$")]
+
+
+def _verify_share(text: str) -> str:
+    numerator, denominator = text.split("/")
+    if int(numerator) > int(denominator):
+        raise ValueError(f"{text} is more than the whole")
+    return text
+
+
+Share = Annotated[str, Field(pattern=r"^[0-9]{1,9}/[1-9][0-9]{0,8}$"), AfterValidator(_verify_share)]
 
 
 class _Strict(BaseModel):
@@ -151,12 +160,17 @@ class Genesis(_Strict):
 
 
 class Model:
-    """A model that the network serves, from the operator's signed entry."""
+    """A model that the network serves, from the operator's signed entry.
+
+    Raises ConfigError on an entry that contradicts itself: router and ledger must price a job by the same layers.
+    """
 
     def __init__(self, entry: ModelEntryV1) -> None:
         self.entry = entry
         self.model_id = ModelId(entry.model_id)
         self.schema = RowSchema.from_dict(json.loads(entry.row_schema))
+        if self.schema.layer_count != entry.layer_count:
+            raise ConfigError(f"{entry.layer_count} layers, but rows of {self.schema.layer_count}")
         self.profile = MatchingProfile.from_dict(json.loads(entry.profile))
         self.profile_set = compute_profile_set_digest((self.profile,))
         self.prices = PriceList(
@@ -178,14 +192,16 @@ class NetworkDirectory:
         file = self.path / "genesis.json"
         try:
             genesis = Genesis.model_validate_json(file.read_bytes())
-            missing = [role.value for role in SERVICE_ROLES if role.value not in genesis.signers]
-            if missing:
-                raise ConfigError(f"{file} names no signer for: {', '.join(missing)}")
             genesis.beacon_chain, genesis.unified_pool  # noqa: B018 - built here so that a bad value is named here
         except FileNotFoundError:
             raise ConfigError(f"no network in {self.path}: run `pocache up`, or set POCACHE_NETWORK_DIR") from None
-        except (ValidationError, ValueError) as error:
+        except OSError as error:
+            raise ConfigError(f"cannot read {file}: {error}") from error
+        except (PocacheError, ValueError) as error:
             raise ConfigError(f"{file} is not a genesis: {error}") from error
+        missing = [role.value for role in SERVICE_ROLES if role.value not in genesis.signers]
+        if missing:
+            raise ConfigError(f"{file} names no signer for: {', '.join(missing)}")
         return genesis
 
     def write_genesis(self, genesis: Genesis) -> None:
@@ -234,7 +250,10 @@ class NetworkDirectory:
 
 def load_signing_key(file: Path) -> SigningKey:
     """Read an Ed25519 seed in NKey text form from a private file."""
-    return SigningKey.from_seed_text(read_secret(file))
+    try:
+        return SigningKey.from_seed_text(read_secret(file))
+    except SignatureError as error:
+        raise ConfigError(f"{file} holds no key: {error}") from error
 
 
 def read_secret(file: Path) -> str:

@@ -194,11 +194,13 @@ class Dispatcher:
             self._log.critical("halted", **fields)
             return Decision("halt", reason=f"{error.code}: {error}")
         self._log.info("refused", **fields)
-        unit.emit(
-            REFUSALS[self._service.role],
-            _refusal(delivery.subject, delivery.data, error),
-            ref=hashlib.sha256(delivery.data).digest(),
-        )
+        topic = REFUSALS.get(self._service.role)
+        if topic is not None:  # what a worker refuses came from a service, which listens to no refusals
+            unit.emit(
+                topic,
+                _refusal(delivery.subject, delivery.data, error),
+                ref=hashlib.sha256(delivery.data).digest(),
+            )
         return Decision("term", reason=f"{error.code}: {error}"[:_REASON_CHARS_MAX])
 
 

@@ -26,6 +26,8 @@ Stage = Annotated[int, Field(ge=1, le=limits.STAGE_COUNT_MAX)]
 Retry = Annotated[int, Field(ge=0, le=1)]
 LeafCount = Annotated[int, Field(ge=1, le=limits.LEAF_COUNT_MAX)]
 Count = Annotated[int, Field(ge=0, le=limits.TIME_MS_MAX)]
+Publication = Annotated[int, Field(ge=1, le=2**31)]
+"""Which offer of an attempt this belongs to: a repeated offer is another message, not a repetition of the first."""
 Text = Annotated[str, Field(max_length=limits.TEXT_BYTES_MAX)]
 Code = Annotated[str, Field(max_length=64)]
 PromptTokens = Annotated[bytes, Field(min_length=4, max_length=limits.PROMPT_TOKENS_MAX * limits.TOKEN_BYTES)]
@@ -100,6 +102,7 @@ class GenerateTaskV1(WireModel):
     job_id: Bytes32
     attempt: Attempt
     model_id: Bytes32
+    publication: Publication = 1
 
 
 class LeaseRequestV1(WireModel):
@@ -108,6 +111,9 @@ class LeaseRequestV1(WireModel):
     kind: ClassVar[str] = "lease-request.v1"
     job_id: Bytes32
     attempt: Attempt
+    requested_ms: TimeMs = 0
+    """When it was asked for: asking again for an attempt that was offered again is another statement."""
+    publication: Publication = 1
 
 
 class LeaseV1(WireModel):
@@ -150,6 +156,9 @@ class LeaseDeniedV1(WireModel):
     attempt: Attempt
     code: Code
     reason: Text
+    publication: Publication = 1
+    requested_ms: TimeMs = 0
+    """That of the request which is answered: each request gets an answer of its own."""
 
 
 class LeaseLapsedV1(WireModel):
@@ -200,6 +209,8 @@ class JobEventV1(WireModel):
     at_ms: TimeMs
     result: EnvelopeBytes | None = None
     """The generator's :class:`ResultV1` envelope, once its commitment is recorded."""
+    generator: Participant | None = None
+    """Who holds the lease, while somebody does: chunks of anybody else are not this job's."""
 
 
 # --- worker as generator ------------------------------------------------------------------------------------
@@ -534,6 +545,7 @@ class HoldRequestV1(WireModel):
     stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)] = 0
     party: Participant
     amount_micro: Micro
+    publication: Publication = 1
 
 
 class HoldPlacedV1(WireModel):
@@ -546,6 +558,7 @@ class HoldPlacedV1(WireModel):
     stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)]
     party: Participant
     amount_micro: Micro
+    publication: Publication = 1
 
 
 class HoldRefusedV1(WireModel):
@@ -559,6 +572,7 @@ class HoldRefusedV1(WireModel):
     party: Participant
     code: Code
     reason: Text
+    publication: Publication = 1
 
 
 class StakePostedV1(WireModel):
@@ -681,7 +695,8 @@ class ModelEntryV1(WireModel):
     row_schema: Annotated[bytes, Field(max_length=4096)]
     """Canonical JSON of the :class:`pocache.protocol.encoding.RowSchema`."""
     profile: Annotated[bytes, Field(max_length=400_000)]
-    """Canonical JSON of the :class:`pocache.protocol.matching.MatchingProfile`; its SHA-256 is the profile set."""
+    """Canonical JSON of the :class:`pocache.protocol.matching.MatchingProfile`; see
+    :func:`pocache.protocol.matching.compute_profile_set_digest` for what a job binds."""
     prompt_token_micro: Micro
     output_token_micro: Micro
     verify_token_micro: Micro

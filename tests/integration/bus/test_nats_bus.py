@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import pytest
 
@@ -10,7 +12,7 @@ from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
 from pocache.bus.permissions import compute_permissions, generate_transport_key
 from pocache.bus.port import Bus, CoreMessage, Outgoing
 from pocache.bus.provision import provision
-from pocache.bus.replies import DeniedError
+from pocache.bus.replies import DeniedError, UnansweredError
 from pocache.bus.server import EmbeddedServer
 from pocache.bus.specs import ConsumerSpec, StreamSpec
 from pocache.protocol.errors import BackpressureError, BusError, ConflictError, LimitError, NotYetError
@@ -103,7 +105,7 @@ async def test_reading_filters_starts_and_ends(nats_server: EmbeddedServer) -> N
         last = await bus.get_last("RECORD", "record.>")
         assert last is not None
         assert last.sequence == 600
-        assert last.stored_ms == max(record.stored_ms for record in only_a + [last])
+        assert last.stored_ms == max(record.stored_ms for record in [*only_a, last])
         assert await bus.get_last("RECORD", "record.c") is None
         with pytest.raises(BusError):
             [record async for record in bus.read("NOSTREAM")]
@@ -253,6 +255,24 @@ async def test_a_publish_waits_out_a_restart_and_is_stored_once(nats_server: Emb
         await nats_server.start()
         assert sorted(await publishing) == list(range(1, 21))
         assert len([record async for record in bus.read("RECORD")]) == 20
+
+
+async def test_a_publish_in_flight_is_repeated_only_under_a_message_id(nats_server: EmbeddedServer) -> None:
+    """Stopped, the server takes what is sent and answers nothing; killed, it has lost it."""
+    async with connect_bus(make_settings(nats_server, attempt_s=60.0)) as bus:
+        await provision(bus.client.jetstream(), [RECORD], [])
+        assert nats_server.pid is not None
+        os.kill(nats_server.pid, signal.SIGSTOP)
+        named = asyncio.create_task(bus.publish("record.a", b"named", message_id="1"))
+        nameless = asyncio.create_task(bus.publish("record.a", b"nameless"))
+        while bus.client.stats["out_msgs"] < 4:  # two by the provisioner
+            await asyncio.sleep(0)
+        await nats_server.kill()
+        await nats_server.start()
+        assert await named == 1
+        with pytest.raises(UnansweredError):
+            await nameless
+        assert [record.data async for record in bus.read("RECORD")] == [b"named"]
 
 
 async def test_a_connection_closed_for_good_ends_what_waits_on_it(nats_server: EmbeddedServer) -> None:

@@ -127,8 +127,9 @@ async def test_a_terminated_message_is_copied_and_leaves_the_queue(nats_server: 
         assert letter.headers["Pocache-Dead-Reason"] == "E101 malformed X-Forged: 1"
         assert letter.headers["Pocache-Dead-Subject"] == "tasks.a"
         assert "X-Forged" not in letter.headers
-        await bus.client.flush()
-        assert (await js.stream_info("TASKS")).state.messages == 0
+        async with asyncio.timeout(20):
+            while (await js.stream_info("TASKS")).state.messages:  # the server handles it on its own time
+                pass
 
 
 async def test_a_message_whose_copy_cannot_be_stored_is_not_terminated(nats_server: EmbeddedServer) -> None:

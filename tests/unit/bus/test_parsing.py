@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pocache.bus.deadletter import ADVISORIES, ADVISORY_CONSUMER, compute_dead_letter, parse_advisory
+from pocache.bus.delivery import Delivery, compute_reason_text, parse_delivery
 from pocache.bus.provision import compute_consumer_config, compute_stream_config
-from pocache.bus.puller import Delivery, PullSettings, compute_reason_text, parse_delivery
+from pocache.bus.puller import PullSettings
 from pocache.bus.reading import parse_record, parse_time_ms
 from pocache.bus.server import ServerSettings, render_server_config
 from pocache.bus.specs import ConsumerSpec, StreamSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import nkeys  # type: ignore[import-untyped]
+import nkeys
 import pytest
 
 from pocache.bus.permissions import (

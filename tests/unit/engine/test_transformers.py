@@ -184,6 +184,15 @@ def test_a_model_without_a_kv_cache_is_refused_by_name(tmp_path: Path) -> None:
         TransformersEngine(tmp_path)
 
 
+def test_a_model_with_one_layer_without_a_kv_cache_is_refused(tmp_path: Path) -> None:
+    """Rows of the other layers alone would leave a layer that nobody looks at."""
+    config = transformers.Lfm2Config(
+        **SMALL, intermediate_size=48, num_key_value_heads=1, layer_types=["full_attention", "conv"]
+    )
+    with pytest.raises(EngineError, match=r"Lfm2.*\[1\]"):
+        TransformersEngine(save_model(tmp_path, build_random_model(config)))
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(**SMALL, intermediate_size=48)
     model = build_random_model(config)

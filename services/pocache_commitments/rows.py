@@ -1,0 +1,31 @@
+"""Reading and forgetting rows that more than one concern of the commitment store works with."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from pocache.protocol.ids import Digest, JobId
+from pocache_commitments.draws import Committed
+from pocache_commitments.tables import COMMITMENTS, PARTIES, PARTS, STAGES
+
+
+def get_commitment(connection: sa.Connection, job_id: bytes, attempt: int) -> sa.RowMapping | None:
+    """Return an attempt's commitment, None when there is none."""
+    where = (COMMITMENTS.c.job_id == job_id, COMMITMENTS.c.attempt == attempt)
+    return connection.execute(sa.select(COMMITMENTS).where(*where)).mappings().one_or_none()
+
+
+def to_committed(row: sa.RowMapping) -> Committed:
+    """Return what draws about a recorded commitment depend on."""
+    return Committed(
+        job_id=JobId(row["job_id"]),
+        root=Digest(row["root"]),
+        leaf_count=row["leaf_count"],
+        prompt_count=row["prompt_count"],
+    )
+
+
+def forget_stages(connection: sa.Connection, job_id: bytes) -> None:
+    """Delete a job's stages: nothing has to be opened any more."""
+    for table in (PARTS, PARTIES, STAGES):
+        connection.execute(sa.delete(table).where(table.c.job_id == job_id))

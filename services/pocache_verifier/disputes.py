@@ -1,0 +1,312 @@
+"""Disputes: records become events of the machine in ``pocache.protocol.dispute``, its commands become messages.
+
+Owns who is drawn for an audit, the deadline of each claim, and what is said when a dispute ends. A claim is checked
+against the task that was given out, and refused to its sender's face; everything else comes from services and is taken
+once, whatever the order in which it arrives. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+from pydantic import TypeAdapter
+
+from pocache.protocol import dispute_terms as d
+from pocache.protocol.beacon import compute_round_time_ms
+from pocache.protocol.challenge import Corner, Tag, compute_seed
+from pocache.protocol.dispute import advance, get_parties, start_dispute, verify_claim
+from pocache.protocol.encoding import unpack_tokens
+from pocache.protocol.errors import BeaconError, CommitmentError, NotYetError, UnknownJobError
+from pocache.protocol.ids import Digest, ModelId, ParticipantId
+from pocache.protocol.limits import TOKEN_BYTES
+from pocache.runtime.network import Genesis, Model
+from pocache.service.unit import Inbound, Unit
+from pocache.storage.store import upsert
+from pocache.wire import messages as m
+from pocache.wire import topics as t
+from pocache.wire.codec import decode, decode_value, encode, encode_value
+from pocache_verifier.comparison import compare_parties, keep_comparison, read_comparisons, read_leaves
+from pocache_verifier.jobs import Job, Jobs
+from pocache_verifier.membership import compute_verifier_order, get_snapshot_before
+from pocache_verifier.tables import DISPUTES, OPENINGS
+
+_STATE: Final = TypeAdapter(d.DisputeState)
+_VERIFIER_STAKE: Final = "verifier_stake"
+
+
+class Disputes:
+    """Handles audits, holds, claims, openings and equivocations, and ends what is due in a round."""
+
+    def __init__(self, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
+        self._genesis = genesis
+        self._jobs = Jobs(genesis, models)
+        self._log = structlog.get_logger().bind(service="verifier")
+
+    def open(self, unit: Unit, inbound: Inbound[m.AuditOpenedV1]) -> None:
+        """Draw the verifiers of an audit by its round, from the snapshot taken before it."""
+        body = inbound.body
+        job = self._jobs.get(unit.connection, body.job_id, body.attempt)
+        randomness = unit.get_randomness(body.round_number)
+        if randomness is None:
+            raise NotYetError(f"round {body.round_number} has not arrived")
+        if randomness != body.randomness:
+            raise BeaconError(
+                f"the audit was drawn by other randomness than that of round {body.round_number}"
+            )
+        seed = compute_seed(
+            Tag.VERIFIERS,
+            network=self._genesis.network_id,
+            chain_hash=self._genesis.beacon_chain.chain_hash,
+            round_number=body.round_number,
+            randomness=randomness,
+            root=job.root,
+            leaf_count=job.leaf_count,
+            job_id=job.job_id,
+            stage=0,
+        )
+        due_ms = compute_round_time_ms(self._genesis.beacon_chain, body.round_number)
+        order = compute_verifier_order(
+            get_snapshot_before(unit.connection, due_ms),
+            seed,
+            model_id=job.model.model_id,
+            excluded=(job.generator, job.user),
+        )
+        self._advance(unit, job, d.AuditOpened(order, _read_corner(body.corner)))
+
+    def deepen(self, unit: Unit, inbound: Inbound[m.AuditDeepenedV1]) -> None:
+        """The user challenged while the audit was open."""
+        job = self._jobs.get(unit.connection, inbound.body.job_id, inbound.body.attempt)
+        self._advance(unit, job, d.Deepened())
+
+    def equivocate(self, unit: Unit, inbound: Inbound[m.EquivocationV1]) -> None:
+        """The generator contradicted itself: it is convicted without verifiers, audited or not."""
+        body = inbound.body
+        job = self._jobs.get(unit.connection, body.job_id, body.attempt)
+        reason = (
+            f"the generator signed two different results, {body.first_envelope_id.hex()}"
+            f" and {body.second_envelope_id.hex()}"
+        )
+        self._advance(unit, job, d.Equivocated(reason))
+
+    def place_hold(self, unit: Unit, inbound: Inbound[m.HoldPlacedV1]) -> None:
+        """The ledger locked a candidate's stake."""
+        body = inbound.body
+        if body.purpose == _VERIFIER_STAKE:
+            job = self._jobs.get(unit.connection, body.job_id, body.attempt)
+            self._advance(unit, job, d.HoldPlaced(ParticipantId(body.party), body.stage))
+
+    def refuse_hold(self, unit: Unit, inbound: Inbound[m.HoldRefusedV1]) -> None:
+        """The ledger did not lock it."""
+        body = inbound.body
+        if body.purpose == _VERIFIER_STAKE:
+            job = self._jobs.get(unit.connection, body.job_id, body.attempt)
+            self._log.info("hold_refused", job=job.job_id.hex(), verifier=body.party, code=body.code)
+            self._advance(unit, job, d.HoldRefused(ParticipantId(body.party), body.stage))
+
+    def seal_claim(self, unit: Unit, inbound: Inbound[m.ClaimSealedV1]) -> None:
+        """Take a drawn verifier's claim, if it is the one that was asked for; it seals the stage."""
+        body = inbound.body
+        job = self._jobs.find(unit.connection, body.job_id)
+        if job is None or job.attempt != body.attempt:
+            raise UnknownJobError("no commitment is recorded for this job and attempt")
+        claim = d.ClaimSealed(
+            participant=inbound.sender,
+            stage=body.stage,
+            retry=body.retry,
+            corner=_read_corner(body.corner),
+            leaf_count=body.leaf_count,
+            root=Digest(body.root),
+        )
+        verify_claim(self._load(unit.connection, job), claim)
+        if body.stack != job.model.entry.stack:
+            raise CommitmentError(f"computed on {body.stack!r}, the profile is for {job.model.entry.stack!r}")
+        self._advance(unit, job, claim)
+
+    def accept_opening(self, unit: Unit, inbound: Inbound[m.OpeningAcceptedV1]) -> None:
+        """Keep the leaves of a part, while its stage is the one that is being opened."""
+        body = inbound.body
+        job = self._jobs.find(unit.connection, body.job_id)
+        if job is None:
+            raise NotYetError("the job's commitment has not arrived")
+        if not _is_opening(self._load(unit.connection, job), body.stage, body.retry):
+            return
+        key = {"job_id": job.job_id, "participant": body.participant, "part": body.part}
+        upsert(unit.connection, OPENINGS, key, {"body": encode(body)})
+
+    def close_openings(self, unit: Unit, inbound: Inbound[m.OpeningsClosedV1]) -> None:
+        """All leaves of a stage that will ever come are here: compare them."""
+        body = inbound.body
+        job = self._jobs.get(unit.connection, body.job_id, body.attempt)
+        state = self._load(unit.connection, job)
+        if not _is_opening(state, body.stage, body.retry):
+            return
+        positions = unpack_tokens(body.positions)
+        for party in get_parties(state):
+            within = {position for position in positions if position <= party.corner.position_max}
+            is_open = party.participant in body.opened
+            if is_open and not within <= read_leaves(unit.connection, job, party.participant).keys():
+                raise NotYetError(f"not every leaf of {party.participant} has arrived")
+        opened = frozenset(map(ParticipantId, body.opened))
+        self._advance(unit, job, d.OpeningsClosed(body.stage, body.retry, positions, opened))
+        unit.connection.execute(sa.delete(OPENINGS).where(OPENINGS.c.job_id == job.job_id))
+
+    def expire_due(self, unit: Unit) -> None:
+        """End the wait for every claim whose deadline has passed."""
+        due = unit.connection.execute(
+            sa.select(DISPUTES.c.job_id)
+            .where(DISPUTES.c.phase == d.Phase.SEALING.value, DISPUTES.c.deadline_tick <= unit.tick)
+            .order_by(DISPUTES.c.deadline_tick, DISPUTES.c.job_id)
+        ).all()
+        for row in due:
+            job = self._jobs.find(unit.connection, row.job_id)
+            assert job is not None, "a dispute refers to its commitment"
+            state = self._load(unit.connection, job)
+            self._advance(unit, job, d.SealExpired(state.stage, state.retry))
+
+    def _advance(self, unit: Unit, job: Job, event: d.Event) -> None:
+        """Apply an event, and the verdicts that it makes the machine ask for."""
+        if job.is_settled:
+            return
+        state = self._load(unit.connection, job)
+        pending: d.Event | None = event
+        while pending is not None:
+            step = advance(state, pending)
+            state, pending = step.state, None
+            self._save(unit.connection, job, state)
+            for command in step.commands:
+                pending = self._execute(unit, job, command)
+
+    def _execute(self, unit: Unit, job: Job, command: d.Command) -> d.Event | None:
+        """Do what the machine asks for; the verdict of a comparison is the next event."""
+        match command:
+            case d.RequestHold():
+                self._request_hold(unit, job, command)
+            case d.AssignTask():
+                self._assign(unit, job, command)
+            case d.SealStage():
+                unit.emit(t.STAGE_SEALED, _make_stage(unit, job, command), job=job.job_id)
+            case d.Decide():
+                self._announce(unit, job, command.outcome)
+            case d.Compare():
+                comparison = compare_parties(unit.connection, job, command)
+                keep_comparison(unit.connection, job, command, comparison)
+                return d.Compared(command.stage, command.retry, command.theirs.stage, comparison.verdict)
+        return None
+
+    def _request_hold(self, unit: Unit, job: Job, command: d.RequestHold) -> None:
+        """Ask for βCv of the whole job: how deep the dispute will go is not known yet."""
+        full, prices = job.full_corner, job.model.prices
+        cg = prices.compute_generation_cost(job.prompt_count, len(job.output) // TOKEN_BYTES)
+        cv = prices.compute_verification_cost(
+            layer_max=full.layer_max, position_max=full.position_max, layer_count=full.layer_max + 1
+        )
+        request = m.HoldRequestV1(
+            purpose=_VERIFIER_STAKE,
+            job_id=job.job_id,
+            attempt=job.attempt,
+            stage=command.stage,
+            party=command.participant,
+            amount_micro=self._genesis.unified_pool.compute_products(cg, cv).verifier_stake,
+        )
+        unit.emit(t.VERIFIER_HOLD_REQUESTED, request, job=job.job_id)
+
+    def _assign(self, unit: Unit, job: Job, command: d.AssignTask) -> None:
+        task = m.VerifyTaskV1(
+            job_id=job.job_id,
+            attempt=job.attempt,
+            stage=command.stage,
+            retry=command.retry,
+            model_id=job.model.model_id,
+            tokens=job.prompt + job.output,
+            prompt_count=job.prompt_count,
+            corner=_make_corner(command.corner),
+            sampling=decode(m.SamplingV1, job.sampling),
+            seed=job.seed,
+        )
+        unit.emit(t.VERIFY_TASK, task, worker=command.participant)
+        deadline_tick = unit.tick + self._genesis.deadlines.seal_ticks
+        unit.connection.execute(
+            sa.update(DISPUTES).where(DISPUTES.c.job_id == job.job_id).values(deadline_tick=deadline_tick)
+        )
+
+    def _announce(self, unit: Unit, job: Job, outcome: d.Outcome) -> None:
+        body = m.OutcomeV1(
+            job_id=job.job_id,
+            attempt=job.attempt,
+            # Every case but no_challenge, in which no dispute ends.
+            case=outcome.case.value,  # type: ignore[arg-type]
+            stage=outcome.stage,
+            corner=_make_corner(outcome.corner),
+            verifiers=tuple(
+                m.VerifierStandingV1(participant=seat.participant, stage=seat.stage, opened=seat.opened)
+                for seat in outcome.verifiers
+            ),
+            deciding=outcome.deciding,
+            prior=outcome.prior,
+            comparisons=read_comparisons(unit.connection, job),
+            reason=outcome.reason,
+        )
+        unit.emit(t.OUTCOME_DECIDED, body, job=job.job_id)
+        self._log.info("decided", job=job.job_id.hex(), case=body.case, stage=body.stage, reason=body.reason)
+
+    def _load(self, connection: sa.Connection, job: Job) -> d.DisputeState:
+        """Return a job's dispute, or the one of a job that nothing was said about yet."""
+        data = connection.execute(
+            sa.select(DISPUTES.c.state).where(DISPUTES.c.job_id == job.job_id)
+        ).scalar_one_or_none()
+        if data is not None:
+            state: d.DisputeState = _STATE.validate_python(decode_value(data))
+            return state
+        return start_dispute(
+            generator=d.Party(job.generator, d.GENERATOR_STAGE, job.root, job.full_corner),
+            stage_max=self._genesis.rules.stage_max,
+            sample_count=self._genesis.audit.sample_count,
+        )
+
+    def _save(self, connection: sa.Connection, job: Job, state: d.DisputeState) -> None:
+        fields: dict[str, Any] = _STATE.dump_python(state)
+        upsert(
+            connection,
+            DISPUTES,
+            {"job_id": job.job_id},
+            {"phase": state.phase.value, "state": encode_value(fields)},
+        )
+
+
+def _is_opening(state: d.DisputeState, stage: int, retry: int) -> bool:
+    return state.phase is d.Phase.OPENING and (stage, retry) == (state.stage, state.retry)
+
+
+def _make_stage(unit: Unit, job: Job, command: d.SealStage) -> m.StageSealedV1:
+    return m.StageSealedV1(
+        job_id=job.job_id,
+        attempt=job.attempt,
+        stage=command.stage,
+        retry=command.retry,
+        corner=_make_corner(command.corner),
+        parties=tuple(
+            m.StagePartyV1(
+                participant=party.participant,
+                stage=party.stage,
+                root=party.root,
+                leaf_count=party.corner.position_max + 1,
+                corner=_make_corner(party.corner),
+            )
+            for party in command.parties
+        ),
+        sample_count=command.sample_count,
+        sealed_ms=unit.now_ms,
+    )
+
+
+def _make_corner(corner: Corner) -> m.CornerV1:
+    return m.CornerV1(
+        layer_max=corner.layer_max, position_max=corner.position_max, full_depth=corner.full_depth
+    )
+
+
+def _read_corner(body: m.CornerV1) -> Corner:
+    return Corner(layer_max=body.layer_max, position_max=body.position_max, full_depth=body.full_depth)

@@ -1,0 +1,159 @@
+"""The jobs that may have to be verified: their tokens, and what was committed for them.
+
+Owns what a verification task tells a verifier: the prompt from the user's submission, the output, sampling and seed
+from the recorded result and its lease. Nothing of the generator's rows is here. Everything is forgotten with the
+job's settlement but that there was such a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from pocache.protocol.challenge import Corner, compute_full_corner
+from pocache.protocol.errors import EnvelopeError, NotYetError, UnknownModelError
+from pocache.protocol.ids import Digest, JobId, ModelId, ParticipantId
+from pocache.protocol.limits import TOKEN_BYTES
+from pocache.runtime.network import Genesis, Model
+from pocache.service.unit import Inbound, Unit
+from pocache.wire.codec import encode
+from pocache.wire.envelope import open_envelope
+from pocache.wire.messages import (
+    CommitmentRecordedV1,
+    JobAdmittedV1,
+    LeaseV1,
+    PayoutSettledV1,
+    ResultV1,
+    SubmissionV1,
+)
+from pocache.wire.topics import Role
+from pocache_verifier.tables import COMMITMENTS, COMPARISONS, JOBS, OPENINGS
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A committed job."""
+
+    job_id: JobId
+    attempt: int
+    user: ParticipantId
+    generator: ParticipantId
+    model: Model
+    root: Digest
+    leaf_count: int
+    prompt_count: int
+    prompt: bytes
+    output: bytes
+    sampling: bytes
+    seed: bytes
+    is_settled: bool
+
+    @property
+    def full_corner(self) -> Corner:
+        """The corner of the whole job."""
+        return compute_full_corner(self.model.schema.layer_count, self.leaf_count)
+
+
+class Jobs:
+    """Handles admissions, commitments and settlements."""
+
+    def __init__(self, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
+        self._genesis = genesis
+        self._models = models
+
+    def admit(self, unit: Unit, inbound: Inbound[JobAdmittedV1]) -> None:
+        """Keep a job's prompt."""
+        body = inbound.body
+        if _get_row(unit.connection, body.job_id) is not None:
+            return
+        opened = open_envelope(body.submission, self._genesis.network_id, SubmissionV1)
+        if (opened.envelope_id, opened.sender) != (body.job_id, body.user):
+            raise EnvelopeError("the submission is not the one that this job is called after")
+        unit.connection.execute(
+            sa.insert(JOBS).values(
+                job_id=body.job_id, user=body.user, prompt=opened.body.prompt, is_settled=False
+            )
+        )
+
+    def record(self, unit: Unit, inbound: Inbound[CommitmentRecordedV1]) -> None:
+        """Keep what a job's verification starts from."""
+        body = inbound.body
+        job = _get_row(unit.connection, body.job_id)
+        if job is None:
+            raise NotYetError("the job's admission has not arrived")
+        if job["is_settled"] or self.find(unit.connection, body.job_id) is not None:
+            return
+        result = open_envelope(body.result, self._genesis.network_id, ResultV1)
+        lease = open_envelope(result.body.lease, self._genesis.network_id, LeaseV1)
+        if lease.sender != self._genesis.signer(Role.ROUTER):
+            raise EnvelopeError("the result's lease is not signed by the router")
+        if (body.generator, body.generator) != (result.sender, lease.body.generator):
+            raise EnvelopeError("the result is not by the generator that holds the lease")
+        if ModelId(lease.body.model_id) not in self._models:
+            raise UnknownModelError(f"model {lease.body.model_id.hex()} is not served here")
+        unit.connection.execute(
+            sa.insert(COMMITMENTS).values(
+                job_id=body.job_id,
+                attempt=body.attempt,
+                generator=body.generator,
+                model_id=lease.body.model_id,
+                root=result.body.root,
+                leaf_count=result.body.leaf_count,
+                prompt_count=len(job["prompt"]) // TOKEN_BYTES,
+                output=result.body.output,
+                sampling=encode(lease.body.sampling),
+                seed=lease.body.seed,
+            )
+        )
+
+    def settle(self, unit: Unit, inbound: Inbound[PayoutSettledV1]) -> None:
+        """Forget a job's tokens, openings and comparisons: its pool is empty, nothing will be verified any more."""
+        job_id = inbound.body.job_id
+        for table in (OPENINGS, COMPARISONS):
+            unit.connection.execute(sa.delete(table).where(table.c.job_id == job_id))
+        unit.connection.execute(
+            sa.update(COMMITMENTS).where(COMMITMENTS.c.job_id == job_id).values(output=b"")
+        )
+        unit.connection.execute(
+            sa.update(JOBS).where(JOBS.c.job_id == job_id).values(prompt=b"", is_settled=True)
+        )
+
+    def find(self, connection: sa.Connection, job_id: bytes) -> Job | None:
+        """Return a committed job, None before its commitment has arrived."""
+        row = connection.execute(
+            sa.select(COMMITMENTS, JOBS.c.user, JOBS.c.prompt, JOBS.c.is_settled)
+            .join(JOBS, JOBS.c.job_id == COMMITMENTS.c.job_id)
+            .where(COMMITMENTS.c.job_id == job_id)
+        ).one_or_none()
+        if row is None:
+            return None
+        return Job(
+            job_id=JobId(row.job_id),
+            attempt=row.attempt,
+            user=ParticipantId(row.user),
+            generator=ParticipantId(row.generator),
+            model=self._models[ModelId(row.model_id)],
+            root=Digest(row.root),
+            leaf_count=row.leaf_count,
+            prompt_count=row.prompt_count,
+            prompt=row.prompt,
+            output=row.output,
+            sampling=row.sampling,
+            seed=row.seed,
+            is_settled=row.is_settled,
+        )
+
+    def get(self, connection: sa.Connection, job_id: bytes, attempt: int) -> Job:
+        """Return a committed job that the record speaks of. Raises NotYetError, EnvelopeError for another attempt."""
+        job = self.find(connection, job_id)
+        if job is None:
+            raise NotYetError("the job's commitment has not arrived")
+        if job.attempt != attempt:
+            raise EnvelopeError(f"the job's commitment is of attempt {job.attempt}, not {attempt}")
+        return job
+
+
+def _get_row(connection: sa.Connection, job_id: bytes) -> sa.RowMapping | None:
+    return connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).mappings().one_or_none()

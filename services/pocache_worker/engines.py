@@ -1,0 +1,217 @@
+"""The engine of this process: which one, whether it is the network's model, and the one thread that runs it.
+
+torch loads here, in that thread, and only when the model needs it. Refused: an engine whose model id, stack or row
+schema is not that of the network's entry. A job that the engine cannot do is that job's failure; two failures in a row
+that the engine itself did not foresee are taken for a broken engine and end the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import structlog
+
+from pocache.engine.fake import FakeEngine
+from pocache.engine.manifest import compute_manifest
+from pocache.engine.port import Capture, Engine, GenerateRequest, VerifyCapture, VerifyRequest
+from pocache.protocol.errors import ConfigError, EngineError, PocacheError
+from pocache.protocol.ids import ModelId
+from pocache.runtime.network import Model
+from pocache_worker.cheats import Cheat, build_engine
+
+FAKE_PREFIX: Final = "fake:"
+UNEXPECTED_IN_A_ROW_MAX: Final = 2
+
+T = TypeVar("T")
+
+
+class BrokenEngineError(PocacheError):
+    """The engine fails in ways that no job explains; the process must not go on with it."""
+
+    code = "E704"
+
+
+class EngineHost:
+    """Owns the engines of all identities and the thread in which they live."""
+
+    def __init__(
+        self, build: Callable[[], Engine], models: Mapping[ModelId, Model], cheats: Mapping[str, Cheat]
+    ) -> None:
+        """``build`` makes one honest engine at each call; it is called in the engine thread."""
+        self._build = build
+        self._models = models
+        self._cheats = cheats
+        self._engines: dict[str, Engine] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._aborted = threading.Event()
+        # One generation at most waits in the thread's queue, so that a verification is behind one and not behind all.
+        self._generating = asyncio.Lock()
+        self._unexpected_count = 0
+        self._log = structlog.get_logger()
+        self.is_loaded = False
+
+    async def load(self) -> Model:
+        """Build the engines and return the network's entry of their model. Raises ConfigError, EngineError."""
+        model, self._engines = await self._in_thread(self._build_all)
+        self.is_loaded = True
+        self._log.info("engine_loaded", model=model.model_id, stack=model.entry.stack)
+        return model
+
+    async def generate(
+        self,
+        identity: str,
+        request: GenerateRequest,
+        on_step: Callable[[tuple[int, ...]], None],
+        should_stop: Callable[[], bool],
+    ) -> Capture:
+        """Generate with an identity's engine; ``on_step`` and ``should_stop`` are called in the engine thread.
+
+        Raises PocacheError for a job that cannot be done, BrokenEngineError when the process must end.
+        """
+        engine = self._engines[identity]
+        async with self._generating:
+            return await self._run(
+                lambda: engine.generate(request, on_step, lambda: self._aborted.is_set() or should_stop())
+            )
+
+    async def verify(self, identity: str, requests: Sequence[VerifyRequest]) -> list[VerifyCapture]:
+        """Verify with an identity's engine; errors as :meth:`generate`.
+
+        A batch's failure does not count towards a broken engine: its caller tries each job by itself.
+        """
+        engine = self._engines[identity]
+        return await self._run(lambda: engine.verify(requests), is_counted=len(requests) == 1)
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the process is going down without finishing what it has in hand."""
+        return self._aborted.is_set()
+
+    def close(self) -> None:
+        """Abandon what is running at its next token, and end the thread."""
+        self._aborted.set()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T], *, is_counted: bool = True) -> T:
+        """Run one job's work, telling a failure of the job from a failure of the engine."""
+        try:
+            result = await self._in_thread(work)
+        except PocacheError:
+            raise
+        except Exception as error:
+            # A task's boundary: whatever a model library raises must not end the process at once, nor be a result.
+            if _is_out_of_memory(error):
+                raise EngineError(f"out of memory: {error}") from error
+            self._unexpected_count += is_counted
+            self._log.exception("engine_failed", in_a_row=self._unexpected_count)
+            if self._unexpected_count >= UNEXPECTED_IN_A_ROW_MAX:
+                raise BrokenEngineError(f"{self._unexpected_count} unexpected failures in a row") from error
+            raise EngineError(f"the engine failed: {type(error).__name__}: {error}") from error
+        self._unexpected_count = 0
+        return result
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _build_all(self) -> tuple[Model, dict[str, Engine]]:
+        honest = self._build()
+        model = verify_engine(honest, self._models)
+        by_kind: dict[str | None, Engine] = {}
+        for cheat in self._cheats.values():
+            if cheat.engine not in by_kind:
+                by_kind[cheat.engine] = build_engine(cheat.engine, honest, self._build)
+        return model, {name: by_kind[cheat.engine] for name, cheat in self._cheats.items()}
+
+
+def verify_engine(engine: Engine, models: Mapping[ModelId, Model]) -> Model:
+    """Return the network's entry of what an engine runs; raises ConfigError naming what differs."""
+    found = engine.capabilities()
+    model = models.get(found.model_id)
+    if model is None:
+        served = ", ".join(f"{one.entry.name} ({one.model_id.hex()})" for one in models.values())
+        raise ConfigError(
+            f"POCACHE_WORKER_MODEL is model {found.model_id.hex()}; this network serves {served or 'none'}"
+        )
+    pairs = (
+        ("stack", found.stack, model.entry.stack),
+        ("row schema", found.schema, model.schema),
+        ("vocabulary", found.vocab_size, model.entry.vocab_size),
+    )
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            raise ConfigError(
+                f"model {model.entry.name}: this engine's {name} is {ours}, the network's entry says {theirs}; "
+                "calibrate this combination and add it, or run the one that the entry names"
+            )
+    return model
+
+
+def choose_engine(
+    spec: str, models: Mapping[ModelId, Model], *, device: str | None, threads: int | None
+) -> Callable[[], Engine]:
+    """Return what builds the engine of ``fake:NAME``, a model directory or a model id, shaped as the network's entry.
+
+    The choice is made when it is called, so that torch loads in the thread that will use it.
+    """
+    if spec.startswith(FAKE_PREFIX):
+        return lambda: _build_fake(spec.removeprefix(FAKE_PREFIX), models)
+    return lambda: _build_transformers(spec, models, device, threads)
+
+
+def _build_fake(name: str, models: Mapping[ModelId, Model]) -> Engine:
+    engine = FakeEngine(name)
+    model = models.get(engine.capabilities().model_id)
+    if model is None:
+        return engine
+    return FakeEngine(
+        name,
+        layer_count=model.schema.layer_count,
+        columns=model.schema.key_width,
+        context_tokens_max=model.entry.context_tokens_max,
+    )
+
+
+def _build_transformers(
+    spec: str, models: Mapping[ModelId, Model], device: str | None, threads: int | None
+) -> Engine:
+    import torch
+
+    from pocache.engine.transformers import COLUMNS_DEFAULT, TransformersEngine, resolve_model_dir
+
+    directory = resolve_model_dir(spec)
+    encoding, columns = _choose_shape(directory, models)
+    chosen = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    return TransformersEngine(
+        directory,
+        dtype="bfloat16" if chosen == "cuda" else "float32",
+        device=chosen,
+        encoding=encoding,
+        columns=COLUMNS_DEFAULT if columns is None else columns,
+        threads=threads,
+    )
+
+
+def _choose_shape(
+    directory: Path, models: Mapping[ModelId, Model]
+) -> tuple[Literal["sketch", "raw"], int | None]:
+    """Return encoding and columns of this model's entry; hashing the model is needed only to tell several apart."""
+    shapes = {model_id: _get_shape(model) for model_id, model in models.items()}
+    distinct = set(shapes.values())
+    if len(distinct) == 1:
+        return distinct.pop()
+    return shapes.get(compute_manifest(directory).model_id, ("sketch", None))
+
+
+def _get_shape(model: Model) -> tuple[Literal["sketch", "raw"], int | None]:
+    schema = model.schema
+    return schema.encoding, schema.key_width if schema.encoding == "sketch" else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell a job that is too large from a broken engine; torch's own error is known by name, without torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,0 +1,79 @@
+"""The worker process: one engine, its identities side by side, one health endpoint.
+
+The engine is loaded and compared with the network's entry before any identity binds, so a worker that is ready can
+work. One identity that cannot go on ends the process: it is started again as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+
+import structlog
+
+from pocache.engine.port import Engine
+from pocache.protocol.ids import ModelId
+from pocache.runtime.config import Settings
+from pocache.runtime.health import serve_health
+from pocache.runtime.network import Model
+from pocache_worker.engines import EngineHost, choose_engine
+from pocache_worker.identity import Identity, IdentityConfig
+from pocache_worker.rounds import RoundTracker
+from pocache_worker.settings import WorkerSettings, read_worker_settings
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run the worker of these settings until ``stop`` is set, then drain."""
+    worker = read_worker_settings(settings)
+    models = settings.directory.load_models()
+    build = choose_engine(worker.model, models, device=worker.device, threads=worker.threads)
+    await serve_with(settings, worker, models, build, stop)
+
+
+async def serve_with(
+    settings: Settings,
+    worker: WorkerSettings,
+    models: Mapping[ModelId, Model],
+    build: Callable[[], Engine],
+    stop: asyncio.Event,
+) -> None:
+    """Run a worker on the engines that ``build`` makes."""
+    log = structlog.get_logger()
+    identities: list[Identity] = []
+    async with AsyncExitStack() as stack:
+        host = EngineHost(build, models, worker.cheats)
+        stack.callback(host.close)
+        port = await stack.enter_async_context(
+            serve_health(
+                settings.health_host,
+                settings.health_port,
+                lambda: bool(identities) and all(identity.is_ready for identity in identities),
+            )
+        )
+        log.info("started", service=settings.name, identities=worker.identities, health_port=port)
+        model = await host.load()
+        rounds = RoundTracker(settings.directory.genesis)
+        configs = [_make_config(settings, worker, model, name) for name in worker.identities]
+        identities += [Identity(config, host, rounds) for config in configs]
+        async with asyncio.TaskGroup() as group:
+            for identity in identities:
+                group.create_task(identity.run(stop))
+    log.info("stopped", service=settings.name)
+
+
+def _make_config(settings: Settings, worker: WorkerSettings, model: Model, name: str) -> IdentityConfig:
+    directory = settings.directory
+    return IdentityConfig(
+        name=name,
+        nats_url=settings.nats_url,
+        transport_seed=directory.transport_seed(name),
+        key=directory.signing_key(name),
+        genesis=directory.genesis,
+        model=model,
+        database_url=settings.database(name),
+        leaves_dir=settings.state_dir / "leaves" / name,
+        generates=worker.generates,
+        verifies=worker.verifies,
+        cheat=worker.cheats[name],
+    )

@@ -1,0 +1,122 @@
+"""One identity's state as its tasks use it: transactions in the state thread, messages out of them, and a bell.
+
+Everything that is decided and everything that is said about it commit together, in the one thread that also applies
+what comes in; the bell tells waiting tasks that something may have changed, never what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from pocache.protocol.ids import NetworkId, ParticipantId
+from pocache.protocol.keys import SigningKey
+from pocache.service.process import ServiceProcess
+from pocache.service.unit import Unit
+from pocache.storage.store import Store
+from pocache.wire.envelope import seal
+from pocache.wire.model import WireModel
+from pocache.wire.topics import Topic
+from pocache_worker.tables import SENT
+
+M = TypeVar("M", bound=WireModel)
+T = TypeVar("T")
+
+
+class WorkerState:
+    """Transactions of one identity, from its asyncio tasks."""
+
+    def __init__(
+        self,
+        store: Store,
+        process: ServiceProcess,
+        *,
+        key: SigningKey,
+        network: NetworkId,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._process = process
+        self._key = key
+        self._network = network
+        self._clock_ms = clock_ms
+
+    @property
+    def participant(self) -> ParticipantId:
+        """Whose state it is."""
+        return self._key.participant_id
+
+    def now_ms(self) -> int:
+        """Return the wall clock in milliseconds."""
+        return self._clock_ms()
+
+    def seal(self, body: WireModel) -> bytes:
+        """Return ``body`` in a signed envelope, for what is sent outside any transaction."""
+        return seal(self._key, self._network, body)
+
+    async def transact(self, work: Callable[[Unit], T]) -> T:
+        """Run ``work`` as one durable transaction in the state thread; what it emits is published afterwards."""
+        return await self._process.submit(lambda: self._apply(work))
+
+    def _apply(self, work: Callable[[Unit], T]) -> T:
+        with self._store.begin() as connection:
+            return work(
+                Unit(connection, key=self._key, network=self._network, now_ms=self._clock_ms(), tick=0)
+            )
+
+
+class Bell:
+    """Wakes every listener; rung from any thread, listened to on one event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: set[asyncio.Event] = set()
+
+    def ring(self) -> None:
+        """Wake all listeners. What rang it inside a transaction is visible to a transaction begun afterwards."""
+        self._loop.call_soon_threadsafe(self._set_all)
+
+    @contextmanager
+    def listen(self) -> Iterator[asyncio.Event]:
+        """Yield an event that is set at every ring: clear it, look, then wait for it."""
+        event = asyncio.Event()
+        self._events.add(event)
+        try:
+            yield event
+        finally:
+            self._events.discard(event)
+
+    def _set_all(self) -> None:
+        for event in self._events:
+            event.set()
+
+
+def send(unit: Unit, topic: Topic[M], body: M, *, job_id: bytes, attempt: int, **tokens: str | bytes) -> None:
+    """Emit a message about a job and remember its hash, so that a refusal of it is understood."""
+    data, _ = unit.sign(body)
+    message_hash = hashlib.sha256(data).digest()
+    known = unit.connection.execute(
+        sa.select(SENT.c.kind).where(SENT.c.message_hash == message_hash)
+    ).one_or_none()
+    if known is None:
+        unit.connection.execute(
+            sa.insert(SENT).values(
+                message_hash=message_hash, kind=topic.model.kind, job_id=job_id, attempt=attempt
+            )
+        )
+    unit.emit(topic, body, **tokens)
+
+
+async def wait_event(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until ``event`` is set; answers False when that takes longer than ``timeout_s`` seconds."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,459 @@
+"""The ledger against an independent model: any order of messages, redeliveries and restarts conserves the money.
+
+The model keeps balances in dictionaries and pays by Table 1 as the paper prints it (docs/economics.md 2), written out
+again here with none of the ledger's or the rules' code. After every step: the balances agree, the sum is what was
+deposited, nobody is below zero, every settled job's pool is empty.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kit.jobs import Job
+from kit.ledger import LedgerHarness, Money, make_ledger
+from kit.network import make_key, make_network
+from pocache.service.dispatch import Delivery
+from pocache.wire import messages as m
+from pocache.wire import topics as t
+from pocache.wire.model import WireModel
+from pocache_ledger.tables import ACCOUNTS, HOLDS, WORLD
+
+FEE = 700
+NETWORK = make_network(rules={"lease_fee_micro": FEE, "stage_max": 3})
+USERS = ("user-1", "user-2")
+WORKERS = ("worker-1", "worker-2", "worker-3", "worker-4")
+NAMES = USERS + WORKERS
+STAGE_MAX = 3
+CASES = {
+    "agree": range(1, 2),
+    "confirm_generator": range(2, STAGE_MAX + 1),
+    "confirm_prior": range(2, STAGE_MAX + 1),
+    "void": range(STAGE_MAX + 1),
+    "no_opening": range(STAGE_MAX + 1),
+    "equivocation": range(STAGE_MAX + 1),
+}
+"""How a dispute may end, and after how many stages."""
+
+
+def alpha(amount: int) -> int:
+    """Return ⌊6/5 · amount⌋."""
+    return amount * 6 // 5
+
+
+def beta(amount: int) -> int:
+    """Return 5 · amount."""
+    return amount * 5
+
+
+def has_job(*phases: str) -> Callable[[LedgerMachine], bool]:
+    """Return the precondition that some job is in one of these phases."""
+    return lambda machine: any(one.phase in phases for one in machine.jobs)
+
+
+@dataclass
+class ModelJob:
+    """A job as the model sees it."""
+
+    job: Job
+    phase: str = "new"
+    attempt: int = 1
+    escrow: int = 0
+    stake: int = 0
+    worker: str | None = None
+    verifiers: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def told(self) -> Job:
+        """The job with its present attempt and worker, as services speak of it."""
+        return replace(self.job, attempt=self.attempt, generator_name=self.worker or WORKERS[0])
+
+    @property
+    def verifier_stake(self) -> int:
+        """What each verifier has in the pool."""
+        return beta(self.job.verification_cost())
+
+    def locked(self, name: str) -> int:
+        """What somebody has in this job's pool."""
+        mine = self.escrow if name == self.job.user_name else 0
+        mine += self.stake if name == self.worker else 0
+        return mine + self.verifier_stake * list(self.verifiers.values()).count(name)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Drives a ledger and the model with the same messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.ledger: LedgerHarness = make_ledger(
+            NETWORK, f"sqlite:///{Path(self.directory.name) / 'ledger.sqlite'}"
+        )
+        self.available = dict.fromkeys(NAMES, 0)
+        self.stake = dict.fromkeys(NAMES, 0)
+        self.treasury = 0
+        self.deposited = 0
+        self.jobs: list[ModelJob] = []
+        self.deliveries: list[Delivery] = []
+
+    @initialize(poor=st.sets(st.sampled_from(NAMES), max_size=2))
+    def fund(self, poor: set[str]) -> None:
+        """Most have enough for several jobs from the start, some for hardly one."""
+        for name in NAMES:
+            self.credit(name, 100_000 if name in poor else 3_000_000, is_stake=name in WORKERS)
+
+    def teardown(self) -> None:
+        """Check what a participant and the operator are told; close the database and remove it."""
+        totals = self.ledger.totals()
+        assert (totals.deposited_micro, totals.treasury_micro) == (self.deposited, self.treasury)
+        for name in NAMES:
+            money = Money(self.available[name], self.stake[name], self.locked(name))
+            assert self.ledger.money(make_key(name)) == money
+        self.ledger.close()
+        self.directory.cleanup()
+
+    def tell(self, topic: t.Topic[Any], body: WireModel) -> str:
+        """Deliver, remember for redelivery, and return what became of it."""
+        action = self.ledger.deliver(topic, body).action
+        if action == "ack":
+            assert self.ledger.last is not None
+            self.deliveries.append(self.ledger.last)
+        return action
+
+    def ask_hold(self, topic: t.Topic[Any], request: m.HoldRequestV1) -> bool:
+        """Ask for a hold and return whether it was placed."""
+        self.ledger.drain()
+        assert self.tell(topic, request) == "ack"
+        topics = [topic for topic, _ in self.ledger.outbox()]
+        assert (t.HOLD_PLACED in topics) != (t.HOLD_REFUSED in topics)
+        return t.HOLD_PLACED in topics
+
+    def pick(self, data: st.DataObject, *phases: str) -> ModelJob:
+        """Draw a job in one of these phases, of which there is one."""
+        return data.draw(st.sampled_from([one for one in self.jobs if one.phase in phases]))
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        is_stake=st.booleans(),
+        amount=st.integers(1, 60_000) | st.integers(150_000, 2_000_000),
+    )
+    def deposit(self, name: str, is_stake: bool, amount: int) -> None:
+        """Money arrives."""
+        self.credit(name, amount, is_stake=is_stake)
+
+    def credit(self, name: str, amount: int, *, is_stake: bool) -> None:
+        """Have the operator deposit."""
+        body = m.DepositV1(
+            participant=make_key(name).participant_id,
+            bucket="stake" if is_stake else "available",
+            amount_micro=amount,
+            reference=f"deposit {len(self.deliveries)} {self.deposited}",
+        )
+        assert self.tell(t.DEPOSITED, body) == "ack"
+        (self.stake if is_stake else self.available)[name] += amount
+        self.deposited += amount
+
+    @rule(user=st.sampled_from(USERS), prompt=st.integers(1, 20), limit=st.integers(1, 10), data=st.data())
+    def admit(self, user: str, prompt: int, limit: int, data: st.DataObject) -> None:
+        """A job is admitted and its escrow asked for; a user without the money is refused."""
+        self.take(user, prompt, limit, data.draw(st.integers(1, limit)))
+
+    @rule(
+        user=st.sampled_from(USERS),
+        workers=st.permutations(WORKERS),
+        prompt=st.integers(1, 20),
+        count=st.integers(1, 10),
+        stages=st.integers(0, STAGE_MAX),
+        is_decided=st.booleans(),
+        data=st.data(),
+    )
+    def dispute(
+        self,
+        user: str,
+        workers: list[str],
+        prompt: int,
+        count: int,
+        stages: int,
+        is_decided: bool,
+        data: st.DataObject,
+    ) -> None:
+        """A job goes up to its dispute, or through it, as far as everybody's money reaches."""
+        one = self.take(user, prompt, 10, count)
+        self.lock_generator(one, workers[0])
+        self.record(one)
+        for verifier in workers[1 : 1 + stages]:
+            self.lock_verifier(one, verifier)
+        if is_decided and one.phase == "committed":
+            self.end(one, data)
+
+    def take(self, user: str, prompt: int, limit: int, count: int) -> ModelJob:
+        """Admit a job and ask for its escrow."""
+        job = Job(
+            NETWORK,
+            name=f"job {len(self.jobs)}",
+            user_name=user,
+            prompt_count=prompt,
+            token_count_max=limit,
+            output_count=count,
+        )
+        assert self.tell(t.JOB_ADMITTED, job.admitted()) == "ack"
+        deposit = alpha(job.generation_max) + alpha(job.verification_max)
+        one = ModelJob(job)
+        placed = self.ask_hold(t.ROUTER_HOLD_REQUESTED, job.escrow())
+        assert placed == (self.available[user] >= deposit)
+        if placed:
+            self.available[user] -= deposit
+            one.escrow, one.phase = deposit, "escrowed"
+        self.jobs.append(one)
+        return one
+
+    @precondition(has_job("escrowed"))
+    @rule(worker=st.sampled_from(WORKERS), data=st.data())
+    def lease(self, worker: str, data: st.DataObject) -> None:
+        """A worker's stake is locked for the present attempt, where it is large enough and nobody has it."""
+        self.lock_generator(self.pick(data, "escrowed"), worker)
+
+    def lock_generator(self, one: ModelJob, worker: str) -> None:
+        """Ask for a worker's stake."""
+        if one.phase != "escrowed" or one.worker == worker:
+            return
+        amount = beta(one.job.generation_max)
+        request = replace(one.told, generator_name=worker).generator_stake()
+        if self.was_said(request):
+            return
+        placed = self.ask_hold(t.ROUTER_HOLD_REQUESTED, request)
+        assert placed == (one.worker is None and self.stake[worker] >= amount)
+        if placed:
+            self.stake[worker] -= amount
+            one.worker, one.stake = worker, amount
+
+    @precondition(has_job("escrowed"))
+    @rule(data=st.data())
+    def lapse(self, data: st.DataObject) -> None:
+        """The attempt ends without a commitment: the fee is the treasury's."""
+        one = self.pick(data, "escrowed")
+        if one.worker is None:
+            return
+        assert self.tell(t.ATTEMPT_CHARGED, one.told.charged()) == "ack"
+        fee = min(FEE, one.stake)
+        self.treasury += fee
+        self.stake[one.worker] += one.stake - fee
+        one.worker, one.stake = None, 0
+        if one.attempt == 16:
+            one.phase = "stuck"
+        one.attempt += 1
+
+    @precondition(has_job("escrowed"))
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        """The commitment is recorded: the surplus goes back."""
+        self.record(self.pick(data, "escrowed"))
+
+    def record(self, one: ModelJob) -> None:
+        """Record the commitment of whoever generates."""
+        if one.phase != "escrowed" or one.worker is None:
+            return
+        assert self.tell(t.COMMITMENT_RECORDED, one.told.committed()) == "ack"
+        cg, cv = one.job.generation_cost(), one.job.verification_cost()
+        self.available[one.job.user_name] += one.escrow - alpha(cg) - alpha(cv)
+        self.stake[one.worker] += one.stake - beta(cg)
+        one.escrow, one.stake, one.phase = alpha(cg) + alpha(cv), beta(cg), "committed"
+
+    @precondition(has_job("committed"))
+    @rule(verifier=st.sampled_from(WORKERS), data=st.data())
+    def draw(self, verifier: str, data: st.DataObject) -> None:
+        """The next stage's verifier is asked for its stake."""
+        self.lock_verifier(self.pick(data, "committed"), verifier)
+
+    def lock_verifier(self, one: ModelJob, verifier: str) -> None:
+        """Ask for a verifier's stake."""
+        if one.phase != "committed" or len(one.verifiers) == STAGE_MAX:
+            return
+        stage = len(one.verifiers) + 1
+        request = one.told.verifier_stake(stage, make_key(verifier))
+        if self.was_said(request):
+            return
+        placed = self.ask_hold(t.VERIFIER_HOLD_REQUESTED, request)
+        is_free = verifier != one.worker and verifier not in one.verifiers.values()
+        assert placed == (is_free and self.stake[verifier] >= one.verifier_stake)
+        if placed:
+            self.stake[verifier] -= one.verifier_stake
+            one.verifiers[stage] = verifier
+
+    @precondition(has_job("committed"))
+    @rule(data=st.data())
+    def close_window(self, data: st.DataObject) -> None:
+        """Nobody challenged: the generator is paid."""
+        one = self.pick(data, "committed")
+        if one.verifiers:
+            return
+        assert self.tell(t.WINDOW_CLOSED, one.told.window_closed()) == "ack"
+        assert one.worker is not None
+        earned = alpha(one.job.generation_cost())
+        self.available[one.worker] += earned
+        self.stake[one.worker] += one.stake
+        self.available[one.job.user_name] += one.escrow - earned
+        one.phase = "settled"
+
+    @precondition(has_job("new", "escrowed", "stuck"))
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        """The job is given up: everything back."""
+        one = self.pick(data, "new", "escrowed", "stuck")
+        assert self.tell(t.JOB_ABANDONED, one.told.abandoned()) == "ack"
+        self.available[one.job.user_name] += one.escrow
+        if one.worker is not None:
+            self.stake[one.worker] += one.stake
+        one.phase = "settled"
+
+    @precondition(has_job("committed"))
+    @rule(data=st.data())
+    def decide(self, data: st.DataObject) -> None:
+        """A dispute ends, in any case that as many verifiers can end in."""
+        self.end(self.pick(data, "committed"), data)
+
+    def end(self, one: ModelJob, data: st.DataObject) -> None:
+        """Decide the dispute."""
+        count = len(one.verifiers)
+        case = data.draw(st.sampled_from([case for case, counts in CASES.items() if count in counts]))
+        names = [one.verifiers[stage] for stage in range(1, count + 1)]
+        is_decided = case in ("agree", "confirm_generator", "confirm_prior")
+        silent = data.draw(st.sets(st.sampled_from(names), max_size=count)) if names else set()
+        silent -= {names[-1]} if is_decided else set()
+        prior = data.draw(st.sampled_from(names[:-1])) if case == "confirm_prior" else None
+        silent -= {prior}
+        layer = data.draw(st.integers(0, 1))
+        position = data.draw(st.integers(0, one.job.leaf_count - 1))
+        outcome = one.told.outcome(
+            case,  # type: ignore[arg-type]
+            tuple(make_key(name) for name in names),
+            silent=tuple(make_key(name) for name in silent),
+            prior=None if prior is None else make_key(prior),
+            corner=one.job.corner(layer_max=layer, position_max=position),
+        )
+        assert self.tell(t.OUTCOME_DECIDED, outcome) == "ack"
+        print("DECIDE", case, len(names), len(silent)); self.pay(one, case, names, silent, prior, one.job.verification_cost(layer, position))
+        one.phase = "settled"
+
+    def pay(
+        self, one: ModelJob, case: str, names: list[str], silent: set[str], prior: str | None, cv: int
+    ) -> None:
+        """Table 1: winners' stakes come back to the stake, all that they gain to the available money."""
+        user, worker, k = one.job.user_name, one.worker, len(names)
+        assert worker is not None
+        cg = one.job.generation_cost()
+        a_cg, a_cv, b_cg, b_cv = alpha(cg), alpha(cv), beta(cg), beta(cv)
+        self.available[user] += one.escrow - a_cg - a_cv
+        for name in names:
+            self.stake[name] += one.verifier_stake - b_cv
+        if case in ("agree", "confirm_generator"):
+            self.available[worker] += a_cg
+            self.stake[worker] += b_cg
+            self.stake[names[-1]] += b_cv
+            self.available[names[-1]] += a_cv + (k - 1) * b_cv
+            return
+        self.available[user] += a_cg + a_cv
+        if case == "confirm_prior":
+            assert prior is not None
+            self.stake[prior] += b_cv
+            self.available[prior] += a_cv
+            got = b_cg + (k - 1) * b_cv - a_cv
+            self.stake[names[-1]] += min(got, b_cv)
+            self.available[names[-1]] += max(0, got - b_cv)
+        elif case == "void":
+            self.stake[worker] += b_cg
+            for name in names:
+                if name in silent:
+                    self.available[user] += b_cv
+                else:
+                    self.stake[name] += b_cv
+        elif case == "equivocation":
+            self.treasury += b_cg
+            for name in names:
+                self.stake[name] += b_cv
+        else:
+            opened = [name for name in names if name not in silent]
+            spoils = b_cg + len(silent) * b_cv
+            if not opened:
+                self.available[user] += spoils
+            for index, name in enumerate(opened):
+                self.stake[name] += b_cv
+                self.available[name] += spoils // len(opened) + (spoils % len(opened) if index == 0 else 0)
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data())
+    def redeliver(self, data: st.DataObject) -> None:
+        """Any message that was handled comes again, however old."""
+        delivery = data.draw(st.sampled_from(self.deliveries))
+        is_moved = data.draw(st.booleans())
+        assert self.ledger.apply(replace(delivery, sequence=10**9) if is_moved else delivery).action == "ack"
+
+    @precondition(has_job("settled"))
+    @rule(data=st.data())
+    def settle_again(self, data: st.DataObject) -> None:
+        """A second end of a settled job moves nothing."""
+        one = self.pick(data, "settled")
+        ends: tuple[tuple[t.Topic[Any], WireModel], ...] = (
+            (t.OUTCOME_DECIDED, one.told.outcome("void")),
+            (t.WINDOW_CLOSED, one.told.window_closed()),
+            (t.JOB_ABANDONED, one.told.abandoned().model_copy(update={"reason": "again"})),
+        )
+        topic, body = data.draw(st.sampled_from(ends))
+        assert self.tell(topic, body) == "ack"
+
+    @rule()
+    def restart(self) -> None:
+        """The process ends and another one opens the file."""
+        self.ledger.close()
+        self.ledger.open()
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        """The ledger's balances are the model's, and they add up."""
+        with self.ledger.store.begin() as connection:
+            rows = {row.name: row for row in connection.execute(sa.select(ACCOUNTS))}
+            held = connection.execute(
+                sa.select(HOLDS.c.party, sa.func.sum(HOLDS.c.amount_micro)).group_by(HOLDS.c.party)
+            )
+            locked = {party: int(amount) for party, amount in held}
+        assert all(row.balance_micro >= 0 for name, row in rows.items() if name != WORLD)
+        assert sum(row.balance_micro for row in rows.values()) == 0
+        for one in self.jobs:
+            pool = rows.get(f"pool:{one.job.job_id.hex()}")
+            expected = 0 if one.phase == "settled" else sum(one.locked(name) for name in NAMES)
+            assert (pool.balance_micro if pool is not None else 0) == expected
+            assert (pool is not None and pool.is_closed) == (one.phase == "settled")
+        for name in NAMES:
+            participant = make_key(name).participant_id
+            expected_of = {participant: self.available[name], f"stake:{participant}": self.stake[name]}
+            for account, expected in expected_of.items():
+                assert (rows[account].balance_micro if account in rows else 0) == expected
+            assert locked.get(participant, 0) == self.locked(name)
+        assert -rows[WORLD].balance_micro == self.deposited
+        assert (rows["treasury"].balance_micro if "treasury" in rows else 0) == self.treasury
+
+    def locked(self, name: str) -> int:
+        """What somebody has in the pools of all jobs."""
+        return sum(one.locked(name) for one in self.jobs if one.phase != "settled")
+
+    def was_said(self, request: m.HoldRequestV1) -> bool:
+        """Whether this very request was made before: it would be taken for a redelivery."""
+        key = NETWORK.keys[t.Role.VERIFIER if request.purpose == "verifier_stake" else t.Role.ROUTER]
+        return any(delivery.data == NETWORK.seal(key, request) for delivery in self.deliveries)
+
+
+LedgerMachine.TestCase.settings = settings(
+    max_examples=20,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+TestLedgerConservesMoney = LedgerMachine.TestCase
