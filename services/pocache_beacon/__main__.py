@@ -25,7 +25,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         nats = NatsSettings(url=settings.nats_url, name=settings.name, nkey_seed=seed)
         bus = await stack.enter_async_context(connect_bus(nats))
         beacon = make_beacon(load_context(settings), bus)
-        await serve_until(stack, settings, bus, beacon.run, stop, lambda: beacon.is_ready)
+        await serve_until(stack, settings, beacon.run, stop, lambda: beacon.is_ready and bus.is_connected)
 
 
 async def run(context: ServiceContext, bus: Bus, stop: asyncio.Event) -> None:

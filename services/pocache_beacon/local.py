@@ -4,7 +4,7 @@ Owns the chain's secret and the rule that no round leaves before its time. It ke
 restart the stream itself says which round was the last. Refuses a chain of another scheme, a secret that
 is not the chain's, and a stream whose last round another signer wrote.
 
-Not covered: its operator, who holds the secret, knows every round to come (docs/protocol.md 5). When more
+Not covered: its operator, who holds the secret, knows every round to come (docs/protocol.md 5.3). When more
 than ``CATCH_UP_ROUNDS_MAX`` rounds were missed the older ones are given up: no service remembers that
 many.
 """

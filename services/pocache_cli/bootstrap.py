@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pocache.bus.permissions import NatsUser, generate_transport_key, get_public_key
+from pocache.bus.deadletter import ADVISORY_CONSUMER
+from pocache.bus.permissions import (
+    NatsUser,
+    compute_collector_permissions,
+    compute_provisioner_permissions,
+    generate_transport_key,
+    get_public_key,
+)
 from pocache.protocol.beacon import Scheme, compute_public_key, compute_secret
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId, ParticipantId
@@ -23,6 +30,9 @@ from pocache.wire.topics import Role
 
 BEACON_SECRET_NAME: Final = "beacon-bls"
 PARTIES_FILE: Final = "parties.json"
+PROVISIONER: Final = "provisioner"
+DEADLETTERS: Final = "deadletters"
+"""NATS users that sign nothing: the one creates streams and consumers, the other collects dead letters."""
 
 PROMPT_TOKEN_MICRO: Final = 1_000
 OUTPUT_TOKEN_MICRO: Final = 10_000
@@ -51,6 +61,8 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     parties.update({name: Role.USER for name in plan.users})
     parties.update({name: Role.WORKER for name in plan.workers})
     keys = {name: _create_keys(path, name) for name in parties}
+    for name in (PROVISIONER, DEADLETTERS):
+        _create_transport_key(path, name)
     beacon_secret = compute_secret(secrets.token_bytes(48))
     write_secret(path / "secrets" / f"{BEACON_SECRET_NAME}.hex", beacon_secret.hex())
     now_s = int(time.time())
@@ -100,10 +112,20 @@ def get_workers(parties: Iterable[Party]) -> tuple[ParticipantId, ...]:
     return tuple(party.participant for party in parties if party.role is Role.WORKER)
 
 
-def compute_users(parties: Sequence[Party], models: Iterable[ModelId]) -> tuple[NatsUser, ...]:
-    """Return the NATS user of each party."""
+def compute_users(
+    directory: NetworkDirectory, parties: Sequence[Party], models: Iterable[ModelId]
+) -> tuple[NatsUser, ...]:
+    """Return the NATS user of each party, of the provisioner, and of the dead-letter collector."""
     model_ids = tuple(models)
-    return tuple(compute_user(party, model_ids) for party in parties)
+    return (
+        *(compute_user(party, model_ids) for party in parties),
+        compute_provisioner_permissions(get_public_key(directory.transport_seed(PROVISIONER)), name=PROVISIONER),
+        compute_collector_permissions(
+            get_public_key(directory.transport_seed(DEADLETTERS)),
+            (ADVISORY_CONSUMER.stream, ADVISORY_CONSUMER.durable),
+            name=DEADLETTERS,
+        ),
+    )
 
 
 def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) -> ModelEntryV1:
@@ -135,8 +157,12 @@ def read_beacon_secret(directory: NetworkDirectory) -> bytes:
 def _create_keys(path: Path, name: str) -> SigningKey:
     key = SigningKey.generate(secrets.token_bytes(32))
     write_secret(path / "keys" / f"{name}.seed", key.seed_text)
-    write_secret(path / "transport" / f"{name}.seed", generate_transport_key(secrets.token_bytes(32)).seed)
+    _create_transport_key(path, name)
     return key
+
+
+def _create_transport_key(path: Path, name: str) -> None:
+    write_secret(path / "transport" / f"{name}.seed", generate_transport_key(secrets.token_bytes(32)).seed)
 
 
 def _canonical_json(value: object) -> bytes:

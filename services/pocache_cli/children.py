@@ -55,18 +55,20 @@ class Child:
     async def start(self) -> None:
         """Start it; :meth:`wait_ready` waits for it."""
         assert self.pid is None, f"{self.name} runs already"
-        self._ready.clear()
+        self._ready = asyncio.Event()
+        self._last_line = ""
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        libc = ctypes.CDLL(None, use_errno=True)  # loaded before the fork: the child may not wait for a lock
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             self._module,
-            env={**os.environ, **self._environ},
+            env={**_get_neutral_environment(), **self._environ},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops the children in order
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=(lambda: _die_with_parent(libc)) if sys.platform == "linux" else None,
             limit=_LINE_BYTES_MAX,
         )
         self._reader = asyncio.create_task(self._read_log(self._process))
@@ -79,7 +81,9 @@ class Child:
         try:
             await asyncio.wait({ready, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
-                what = f"ended with code {ended.result()}" if ended.done() else f"was not ready after {timeout_s:g} s"
+                what = f"was not ready after {timeout_s:g} s"
+                if ended.done():
+                    what = f"ended with code {await self.wait()}"  # with its log read to the end: its last words
                 raise ChildFailedError(f"{self.name} {what}: {self._last_line[:500]} (log: {self._log_file})")
         finally:
             ready.cancel()
@@ -90,8 +94,21 @@ class Child:
         assert self._process is not None
         code = await self._process.wait()
         if self._reader is not None:
-            await self._reader
+            await asyncio.shield(self._reader)  # who waits may be cancelled; the log is read on
         return code
+
+    async def restart(self, timeout_s: float) -> None:
+        """Start it again, whatever it is doing, and wait until it is ready.
+
+        Raises ChildFailedError when it is not; it does not run then.
+        """
+        await self.kill()
+        await self.start()
+        try:
+            await self.wait_ready(timeout_s)
+        except ChildFailedError:
+            await self.kill()
+            raise
 
     async def stop(self) -> int | None:
         """End it in order, by force when that takes too long; returns its exit code."""
@@ -126,7 +143,7 @@ class Child:
                 log.write(line)
                 log.flush()
                 self._last_line = line.decode(errors="replace").strip()
-                if b'"event": "ready"' in line and json.loads(line).get("event") == "ready":
+                if _is_ready_line(line):
                     self._ready.set()
 
 
@@ -142,6 +159,21 @@ def pick_python_environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([*dict.fromkeys(roots), *([known] if known else [])])}
 
 
-def _die_with_parent() -> None:
+def _is_ready_line(line: bytes) -> bool:
+    if b'"ready"' not in line:
+        return False
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False  # a child may print anything
+    return isinstance(entry, dict) and entry.get("event") == "ready"
+
+
+def _get_neutral_environment() -> dict[str, str]:
+    """Return this process's environment without its own settings: one port or database is not for all children."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("POCACHE_")}
+
+
+def _die_with_parent(libc: ctypes.CDLL) -> None:
     """Have the kernel end this child when its parent dies, whatever the parent died of."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,7 +7,6 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,6 @@ from pocache.protocol.errors import ConfigError, PocacheError
 
 JOBS_DEFAULT: Final = 24
 TOKENS_DEFAULT: Final = 32
-PREPARE_S_MAX: Final = 600.0
 
 
 @click.command()
@@ -64,6 +62,7 @@ def demo(model: str | None, jobs: int, tokens: int, folder: Path | None, rules: 
 async def _run(model: str | None, jobs: int, tokens: int, folder: Path, view: Any) -> Any:
     from pocache_cli.bootstrap import create_network, register_model
     from pocache_cli.local_network import run_network
+    from pocache_cli.models import make_encoder, prepare_model
     from pocache_cli.scenario import Scenario, choose_cast
 
     async with AsyncExitStack() as stack:
@@ -89,57 +88,3 @@ async def _run(model: str | None, jobs: int, tokens: int, folder: Path, view: An
         view.names = scenario.names
         await stack.enter_async_context(view.watching(network.operator, directory.genesis))
         return await scenario.play()
-
-
-async def prepare_model(
-    model: str, *, build: bool, folder: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Build the small model when none was named, calibrate it, and return its description.
-
-    In a process of its own, so that this one never holds torch.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / "model.json"
-    if out.exists():
-        return dict(json.loads(out.read_text(encoding="ascii")))
-    if build:
-        say("building a small model with random weights")
-    else:
-        say(f"loading {model}")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "pocache_cli.prepare",
-        model,
-        str(out),
-        "build" if build else "use",
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None and process.stderr is not None
-    errors = asyncio.ensure_future(process.stderr.read())
-    try:
-        async with asyncio.timeout(PREPARE_S_MAX):
-            async for line in process.stdout:
-                say(line.decode(errors="replace").strip())
-            code = await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if code:
-        last = (await errors).decode(errors="replace").strip().splitlines()[-1:]
-        raise ConfigError(f"the model {model} could not be prepared: {' '.join(last)}")
-    await errors
-    return dict(json.loads(out.read_text(encoding="ascii")))
-
-
-def make_encoder(model: str, vocab_size: int) -> Callable[[str], Sequence[int]]:
-    """Return the model's own tokenizer, or bytes folded into the vocabulary where it brings none."""
-    file = Path(model) / "tokenizer.json"
-    if not model.startswith("fake:") and file.exists():
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(file))
-        return lambda text: list(tokenizer.encode(text).ids)
-    return lambda text: [byte % vocab_size for byte in text.encode()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope, seal
 from pocache.wire.topics import Role, Stream
-from pocache_cli.bootstrap import compute_users, get_workers, load_parties
+from pocache_cli.bootstrap import DEADLETTERS, PROVISIONER, compute_users, get_workers, load_parties
 from pocache_cli.children import Child, pick_python_environment
 
 SERVICE_MODULES: Final[Mapping[str, str]] = {
@@ -92,8 +92,7 @@ class LocalNetwork:
     @asynccontextmanager
     async def open_user(self, name: str) -> AsyncIterator[PocacheClient]:
         """Connect as a user of this network."""
-        settings = NatsSettings(url=self.server.url, name=name, nkey_seed=self.directory.transport_seed(name))
-        async with connect_bus(settings) as bus:
+        async with _connect(self.directory, self.server.url, name) as bus:
             async with open_client(bus, self.directory.genesis, self.directory.signing_key(name)) as client:
                 yield client
 
@@ -114,29 +113,23 @@ async def run_network(
     async with AsyncExitStack() as stack:
         say("starting nats-server")
         settings = ServerSettings(
-            store_dir=directory.path / "nats", port=port, users=compute_users(parties, models)
+            store_dir=directory.path / "nats", port=port, users=compute_users(directory, parties, models)
         )
         server = await stack.enter_async_context(EmbeddedServer(settings))
         (directory.path / "nats.url").write_text(server.url + "\n", encoding="ascii")
-        operator = await stack.enter_async_context(
-            connect_bus(
-                NatsSettings(
-                    url=server.url,
-                    name=Role.OPERATOR.value,
-                    nkey_seed=directory.transport_seed(Role.OPERATOR.value),
-                )
-            )
-        )
         say("creating streams and consumers")
-        await provision(
-            operator.client.jetstream(),
-            get_stream_specs(directory.genesis.bounds),
-            get_consumer_specs(get_workers(parties), models),
-        )
+        async with _connect(directory, server.url, PROVISIONER) as provisioner:
+            await provision(
+                provisioner.client.jetstream(),
+                get_stream_specs(directory.genesis.bounds),
+                get_consumer_specs(get_workers(parties), models),
+            )
+        operator = await stack.enter_async_context(_connect(directory, server.url, Role.OPERATOR.value))
+        letters = await stack.enter_async_context(_connect(directory, server.url, DEADLETTERS))
         network = LocalNetwork(directory, server, operator)
         collector = asyncio.ensure_future(
             DeadLetterCollector(
-                operator,
+                letters,
                 work_queues=frozenset({Stream.SUBMISSIONS.value, Stream.INTAKE.value, Stream.TASKS.value}),
             ).run()
         )
@@ -149,6 +142,10 @@ async def run_network(
             await child.wait_ready(READY_S)
             say(f"{child.name} is ready")
         yield network
+
+
+def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncContextManager[NatsBus]:
+    return connect_bus(NatsSettings(url=url, name=name, nkey_seed=directory.transport_seed(name)))
 
 
 def _make_children(

@@ -107,7 +107,7 @@ class Audits:
         _close(unit, inbound.body.job_id)
 
     def _open(self, unit: Unit, row: sa.RowMapping, draw: Draw, reason: str, corner: Corner) -> None:
-        _update(unit, row, phase=Phase.AUDIT.value, challenge_round=None)
+        _update(unit, row, phase=Phase.AUDIT.value)
         opened = AuditOpenedV1(
             job_id=row["job_id"],
             attempt=row["attempt"],
@@ -146,7 +146,5 @@ def _update(unit: Unit, row: sa.RowMapping, **values: object) -> None:
 def _close(unit: Unit, job_id: bytes) -> None:
     forget_stages(unit.connection, job_id)
     unit.connection.execute(
-        sa.update(COMMITMENTS)
-        .where(COMMITMENTS.c.job_id == job_id)
-        .values(phase=Phase.CLOSED.value, challenge_round=None)
+        sa.update(COMMITMENTS).where(COMMITMENTS.c.job_id == job_id).values(phase=Phase.CLOSED.value)
     )

@@ -1,4 +1,4 @@
-"""What public randomness decides about a commitment, as pure functions of the record (docs/protocol.md 6).
+"""What public randomness decides about a commitment, as pure functions of the record (docs/protocol.md 6.7).
 
 Each takes the round's number and randomness and what was committed, so anybody can draw again what this
 service drew. Also owns to which round an event is bound: never one that was due, or known here, when the

@@ -22,7 +22,7 @@ LOG_LEAF_DOMAIN: Final = b"pocache/v1/log-leaf"
 def compute_log_leaf(
     *, job_id: JobId, attempt: int, root: Digest, leaf_count: int, binding: Digest, result_id: EnvelopeId
 ) -> bytes:
-    """Return the bytes of a log entry (docs/protocol.md 4).
+    """Return the bytes of a log entry (docs/protocol.md 4.8).
 
     lp(domain) ‖ lp(job) ‖ lp(u32be attempt) ‖ lp(root) ‖ lp(u64be N) ‖ lp(binding) ‖ lp(result's envelope
     id)

@@ -17,7 +17,6 @@ from pocache.protocol.errors import (
     ConflictError,
     EncodingError,
     ExpiredError,
-    MerkleError,
     NotAuthorizedError,
     OpeningError,
     UnknownJobError,
@@ -99,8 +98,6 @@ class Openings:
                 decode_leaf(schema, position, position >= commitment["prompt_count"] - 1, leaf)
             except EncodingError as error:
                 raise OpeningError(f"the leaf of position {position}: {error}") from error
-        if len(opening.proof) % DIGEST_BYTES:
-            raise MerkleError(f"a multiproof of {len(opening.proof)} bytes is not whole digests")
         proof = [
             Digest(opening.proof[start : start + DIGEST_BYTES])
             for start in range(0, len(opening.proof), DIGEST_BYTES)

@@ -143,12 +143,12 @@ class Recording:
             return
         if recorded["phase"] == Phase.CLOSED:
             raise ConflictError("another result is recorded for this attempt, and the job is decided")
-        if False:
+        if recorded["phase"] == Phase.EQUIVOCATED:
             raise ConflictError("this generator's equivocation is recorded already")
         unit.connection.execute(
             sa.update(COMMITMENTS)
             .where(COMMITMENTS.c.job_id == result.job_id, COMMITMENTS.c.attempt == result.attempt)
-            .values(phase=Phase.EQUIVOCATED.value, challenge_round=None)
+            .values(phase=Phase.EQUIVOCATED.value)
         )
         forget_stages(unit.connection, result.job_id)
         unit.emit(

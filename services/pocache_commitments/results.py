@@ -1,4 +1,4 @@
-"""Whether a result may be recorded: its lease, its tokens and its binding (docs/protocol.md 4).
+"""Whether a result may be recorded: its lease, its tokens and its binding (docs/protocol.md 4.7).
 
 Pure functions of what was sent and of the network's configuration. Refuses whatever the lease's router did
 not sign, another leaseholder, another N, an output that ends otherwise than it says, another stack,

@@ -118,7 +118,6 @@ class LedgerService:
             "user": body.user,
             "model_id": submission.body.model_id,
             "prompt_count": len(submission.body.prompt) // TOKEN_BYTES,
-            "token_count_max": submission.body.token_count_max,
             "generation_max_micro": body.generation_max_micro,
             "verification_max_micro": body.verification_max_micro,
         }

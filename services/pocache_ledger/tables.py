@@ -60,7 +60,6 @@ JOBS: Final = sa.Table(
     sa.Column("user", sa.String(56), nullable=False),
     sa.Column("model_id", sa.LargeBinary(32), nullable=False),
     sa.Column("prompt_count", sa.Integer, nullable=False),
-    sa.Column("token_count_max", sa.Integer, nullable=False),
     sa.Column("generation_max_micro", sa.BigInteger, nullable=False),
     sa.Column("verification_max_micro", sa.BigInteger, nullable=False),
     sa.Column("phase", sa.String(16), nullable=False),

@@ -34,7 +34,12 @@ class Quote:
 
 
 def admit(
-    submission: SubmissionV1, *, genesis: Genesis, models: Mapping[ModelId, Model], now_ms: int, open_jobs: int
+    submission: SubmissionV1,
+    *,
+    genesis: Genesis,
+    models: Mapping[ModelId, Model],
+    now_ms: int,
+    open_jobs: int,
 ) -> Quote:
     """Return the quote of an acceptable submission.
 
@@ -57,7 +62,9 @@ def compute_quote(genesis: Genesis, model: Model, prompt_count: int, output_coun
     leaf_count = compute_leaf_count(prompt_count, output_count)
     cg = model.prices.compute_generation_cost(prompt_count, output_count)
     cv = model.prices.compute_verification_cost(
-        layer_max=model.entry.layer_count - 1, position_max=leaf_count - 1, layer_count=model.entry.layer_count
+        layer_max=model.entry.layer_count - 1,
+        position_max=leaf_count - 1,
+        layer_count=model.entry.layer_count,
     )
     genesis.unified_pool.validate_costs(cg, cv)
     products = genesis.unified_pool.compute_products(cg, cv)

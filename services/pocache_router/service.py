@@ -251,9 +251,7 @@ class RouterService:
                 .where(JOBS.c.job_id == row.job_id)
                 .values(lease=lease, lease_deadline_ms=terms.deadline_ms)
             )
-        granted = m.LeaseGrantedV1(
-            job_id=row.job_id, attempt=attempt, lease=lease, submission=row.submission
-        )
+        granted = m.LeaseGrantedV1(job_id=row.job_id, attempt=attempt, lease=lease, submission=row.submission)
         unit.emit(t.LEASE_GRANTED, granted, worker=worker)
         self._log.info("leased", job=row.job_id, attempt=attempt, worker=worker)
 
@@ -312,7 +310,9 @@ class RouterService:
 
     def _turn_epoch(self, unit: Unit) -> None:
         """Log the next key's hash, and the last key, when an epoch has lasted long enough."""
-        last = unit.connection.execute(sa.select(EPOCHS).order_by(EPOCHS.c.number.desc()).limit(1)).one_or_none()
+        last = unit.connection.execute(
+            sa.select(EPOCHS).order_by(EPOCHS.c.number.desc()).limit(1)
+        ).one_or_none()
         if last is not None and unit.tick < last.opened_tick + EPOCH_TICKS:
             return
         number, key = (1 if last is None else last.number + 1), self._entropy(32)

@@ -21,7 +21,9 @@ JOBS: Final = sa.Table(
     sa.Column("submission", sa.LargeBinary, nullable=False, comment="the user's signed envelope"),
     sa.Column("generator_stake_micro", sa.BigInteger, nullable=False, comment="βCg for token_count_max"),
     sa.Column("lease", sa.LargeBinary, nullable=True, comment="the current attempt's signed lease"),
-    sa.Column("lease_deadline_ms", sa.BigInteger, nullable=True, comment="what that lease promises its holder"),
+    sa.Column(
+        "lease_deadline_ms", sa.BigInteger, nullable=True, comment="what that lease promises its holder"
+    ),
     sa.Column("result", sa.LargeBinary, nullable=True, comment="the recorded attempt's signed result"),
     sa.Column("phase", sa.String(16), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -64,5 +66,7 @@ def count_open_jobs(connection: sa.Connection) -> int:
     """Return how many jobs are in no terminal phase."""
     ended = [phase.value for phase in TERMINAL_PHASES]
     return int(
-        connection.execute(sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.phase.not_in(ended))).scalar_one()
+        connection.execute(
+            sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.phase.not_in(ended))
+        ).scalar_one()
     )

@@ -193,11 +193,12 @@ class _Tasks:
             listeners += [
                 group.create_task(self._announce_stale()),
                 group.create_task(self._announce_member()),
-                group.create_task(self._remove_files()),
             ]
             recording = group.create_task(record(recorded))
-            workers = [group.create_task(self._generator.run(worked))]
-            opener = group.create_task(self._opener.run(worked))
+            workers = [
+                group.create_task(work(worked))
+                for work in (self._generator.run, self._opener.run, self._remove_files)
+            ]
             pullers = []
             if config.generates:
                 pullers.append(group.create_task(self._generator.pull_tasks(stop)))
@@ -209,7 +210,7 @@ class _Tasks:
             await asyncio.wait(pullers)
             worked.set()
             self._bell.ring()
-            await asyncio.wait([*workers, opener])
+            await asyncio.wait(workers)
             for listener in listeners:
                 listener.cancel()
             recorded.set()
@@ -278,8 +279,8 @@ class _Tasks:
         )
         unit.emit(t.MEMBER_ANNOUNCED, body, worker=self._state.participant)
 
-    async def _remove_files(self) -> None:
-        """Remove the leaves of settled jobs."""
+    async def _remove_files(self, stop: asyncio.Event) -> None:
+        """Remove the leaves of settled jobs until ``stop`` is set and none are left."""
         with self._bell.listen() as rung:
             while True:
                 rung.clear()
@@ -288,7 +289,10 @@ class _Tasks:
                     await asyncio.to_thread(self._leaves.remove, name)
                 if names:
                     await self._state.transact(partial(forget_removals, names=names))
-                await rung.wait()
+                elif stop.is_set():
+                    return
+                else:
+                    await rung.wait()
 
 
 def read_removals(unit: Unit) -> list[str]:

@@ -10,13 +10,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
-import structlog
-
 from pocache.engine.port import Engine
 from pocache.protocol.ids import ModelId
 from pocache.runtime.config import Settings
-from pocache.runtime.health import serve_health
 from pocache.runtime.network import Model
+from pocache.service.entry import serve_until
 from pocache_worker.engines import EngineHost, choose_engine
 from pocache_worker.identity import Identity, IdentityConfig
 from pocache_worker.rounds import RoundTracker
@@ -39,27 +37,26 @@ async def serve_with(
     stop: asyncio.Event,
 ) -> None:
     """Run a worker on the engines that ``build`` makes."""
-    log = structlog.get_logger()
     identities: list[Identity] = []
     async with AsyncExitStack() as stack:
         host = EngineHost(build, models, worker.cheats)
         stack.callback(host.close)
-        port = await stack.enter_async_context(
-            serve_health(
-                settings.health_host,
-                settings.health_port,
-                lambda: bool(identities) and all(identity.is_ready for identity in identities),
-            )
+        async def run(stop: asyncio.Event) -> None:
+            model = await host.load()
+            rounds = RoundTracker(settings.directory.genesis)
+            configs = [_make_config(settings, worker, model, name) for name in worker.identities]
+            identities.extend(Identity(config, host, rounds) for config in configs)
+            async with asyncio.TaskGroup() as group:
+                for identity in identities:
+                    group.create_task(identity.run(stop))
+
+        await serve_until(
+            stack,
+            settings,
+            run,
+            stop,
+            lambda: bool(identities) and all(identity.is_ready for identity in identities),
         )
-        log.info("started", service=settings.name, identities=worker.identities, health_port=port)
-        model = await host.load()
-        rounds = RoundTracker(settings.directory.genesis)
-        configs = [_make_config(settings, worker, model, name) for name in worker.identities]
-        identities += [Identity(config, host, rounds) for config in configs]
-        async with asyncio.TaskGroup() as group:
-            for identity in identities:
-                group.create_task(identity.run(stop))
-    log.info("stopped", service=settings.name)
 
 
 def _make_config(settings: Settings, worker: WorkerSettings, model: Model, name: str) -> IdentityConfig:

@@ -1,8 +1,9 @@
 """The SDK: submit a job, stream its tokens, challenge it, follow it to its payout.
 
-Everything that arrives is verified here: the router's events, the generator's chunks and result, the running hash over
-the chunks, and that what was delivered is what was committed. Events are heard live and asked for again when nothing
-was heard for a while, so a broken connection loses nothing.
+Everything that arrives is verified here: who signed it, that the result fulfils a lease for this very submission, the
+running hash over the streamed tokens, and that what was streamed is what was committed. Events are heard live and
+asked for again when nothing was heard for a while, so a broken connection loses nothing: the last event of a job
+carries its result. Not covered: whether the tokens are the model's. An audit finds that out.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
 from pocache.bus.port import Bus, CoreMessage
-from pocache.protocol.commitment import CHUNK_HASH_START, Sampling, compute_chunk_hash
+from pocache.job import STREAMS_KEPT_MAX, Job, Piece, RefusedError, TokenStream, verify_lease, verify_stream
+from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
-from pocache.protocol.errors import AdmissionError, CommitmentError, PocacheError
-from pocache.protocol.ids import Digest, JobId, ModelId
+from pocache.protocol.errors import CommitmentError, ConflictError, PocacheError
+from pocache.protocol.ids import JobId, ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
-from pocache.protocol.lifecycle import TERMINAL_PHASES, Phase
+from pocache.protocol.lifecycle import Phase
 from pocache.runtime.network import Genesis
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -33,52 +35,13 @@ from pocache.wire.envelope import compute_envelope_id, compute_preimage, open_en
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Role, Stream
 
+T = TypeVar("T")
 M = TypeVar("M", bound=WireModel)
 
 QUIET_S: Final = 5.0
 """After this long without news of a job, its last event is asked for."""
 VALIDITY_MS: Final = 300_000
-TOKEN_CHUNKS_KEPT_MAX: Final = 65_536
-_TERMINAL: Final = frozenset(phase.value for phase in TERMINAL_PHASES)
-
-
-class RefusedError(AdmissionError):
-    """The network refused the job; ``refusal_code`` and the message say why."""
-
-    def __init__(self, refusal_code: str, reason: str) -> None:
-        super().__init__(f"{refusal_code}: {reason}")
-        self.refusal_code = refusal_code
-        self.reason = reason
-
-
-@dataclass
-class Job:
-    """A submitted job as its user sees it."""
-
-    job_id: JobId
-    model_id: ModelId
-    prompt: tuple[int, ...]
-    events: list[m.JobEventV1] = field(default_factory=list)
-    result: m.ResultV1 | None = None
-    payout: m.PayoutSettledV1 | None = None
-    chunks: list[m.TokenChunkV1] = field(default_factory=list)
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition, repr=False)
-    """Notified whenever something of the job became known."""
-
-    @property
-    def phase(self) -> str:
-        """The latest phase heard of, ``submitted`` before any."""
-        return self.events[-1].phase if self.events else "submitted"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the job is settled, refunded or refused."""
-        return self.phase in _TERMINAL
-
-    @property
-    def output(self) -> tuple[int, ...]:
-        """The committed output tokens; empty until the commitment is recorded."""
-        return unpack_tokens(self.result.output) if self.result is not None else ()
+__all__ = ["Job", "Piece", "PocacheClient", "RefusedError", "open_client"]
 
 
 class PocacheClient:
@@ -88,8 +51,9 @@ class PocacheClient:
         self._bus = bus
         self._genesis = genesis
         self._key = key
-        self._jobs: dict[JobId, Job] = {}
-        self._refusable: dict[bytes, Job] = {}
+        # Held as long as their callers hold them: a client that lives for months forgets what nobody follows.
+        self._jobs: WeakValueDictionary[JobId, Job] = WeakValueDictionary()
+        self._refusable: WeakValueDictionary[bytes, Job] = WeakValueDictionary()
         self._log = structlog.get_logger().bind(user=key.participant_id)
         self.user = key.participant_id
 
@@ -127,72 +91,82 @@ class PocacheClient:
         data = seal(self._key, self._genesis.network_id, submission)
         envelope = parse_envelope(data)
         preimage = compute_preimage(self._genesis.network_id, envelope.kind, envelope.payload)
-        job = Job(JobId(compute_envelope_id(preimage, envelope.kid)), model_id, tuple(prompt))
-        self._jobs[job.job_id] = job
-        self._refusable[hashlib.sha256(data).digest()] = job
-        try:
-            await self._bus.publish(t.JOB_SUBMITTED.subject(), data, message_id=job.job_id.hex())
-        except PocacheError:
-            del self._jobs[job.job_id]
-            raise
+        job_id = JobId(compute_envelope_id(preimage, envelope.kid))
+        job = Job(job_id, submission, hashlib.sha256(data).digest())
+        self._jobs[job_id] = self._refusable[job.message_hash] = job
+        await self._bus.publish(t.JOB_SUBMITTED.subject(), data, message_id=job_id.hex())
         return job
 
     async def challenge(self, job: Job) -> None:
-        """Ask that the job's recorded commitment be audited at full depth."""
+        """Ask that the job's recorded commitment be audited at full depth.
+
+        A refusal comes later, as ``job.challenge_refusal``.
+        """
         if job.result is None:
             raise CommitmentError("nothing is committed yet that could be challenged")
         request = m.ChallengeRequestV1(job_id=job.job_id, attempt=job.result.attempt)
         data = seal(self._key, self._genesis.network_id, request)
-        await self._bus.publish(
-            t.CHALLENGE_REQUESTED.subject(user=self.user, job=job.job_id),
-            data,
-            message_id=hashlib.sha256(data).hexdigest(),
-        )
+        job.challenge_hash = hashlib.sha256(data).digest()
+        self._refusable[job.challenge_hash] = job
+        subject = t.CHALLENGE_REQUESTED.subject(user=self.user, job=job.job_id)
+        await self._bus.publish(subject, data, message_id=job.challenge_hash.hex())
 
     async def wait(self, job: Job, *phases: Phase) -> m.JobEventV1:
         """Wait until the job is in one of ``phases``, or past them at its end; returns its latest event.
 
-        Raises RefusedError when the network refused it and that was not waited for.
+        Raises RefusedError when the network refused it and that was not waited for, CommitmentError when what was
+        announced as its result is none.
         """
         wanted = {phase.value for phase in phases}
-        while True:
-            async with job.changed:
-                reached = next((one for one in job.events if one.phase in wanted), None)
-                if reached is None and not job.is_over:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(QUIET_S):
-                            await job.changed.wait()
-                            continue
-                elif job.phase == Phase.REFUSED.value and Phase.REFUSED.value not in wanted:
-                    raise RefusedError(job.events[-1].code, job.events[-1].detail)
-                else:
-                    return reached or job.events[-1]
-            await self._catch_up(job)
 
-    async def stream(self, job: Job) -> AsyncIterator[tuple[int, ...]]:
-        """Yield tokens as they come, of the attempt that is running; ends with the commitment or the job."""
-        yielded = 0
-        while True:
-            async with job.changed:
-                chunks = job.chunks[yielded:]
-                if not chunks and (job.result is not None or job.is_over):
-                    return
-                if not chunks:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(QUIET_S):
-                            await job.changed.wait()
-            for chunk in chunks:
-                yielded += 1
-                yield unpack_tokens(chunk.tokens) if chunk.tokens else ()
-            if not chunks:
-                await self._catch_up(job)
+        def find() -> m.JobEventV1 | None:
+            reached = next((one for one in job.events if one.phase in wanted), None)
+            if reached is not None or not job.is_over:
+                return reached
+            assert job.end is not None
+            if job.end.phase == Phase.REFUSED.value:
+                raise RefusedError(job.end.code, job.end.detail)
+            return job.end
 
-    async def balance(self) -> m.BalanceReplyV1:
-        """Ask the ledger for this user's balances."""
-        query = seal(self._key, self._genesis.network_id, m.BalanceQueryV1(participant=self.user))
-        answer = await self._bus.request(t.BALANCE_QUERY.subject(participant=self.user), query, timeout_s=QUIET_S)
+        return await self._wait_for(job, find)
+
+    async def events(self, job: Job) -> AsyncIterator[m.JobEventV1]:
+        """Yield what the router says of the job, each event once, to its end."""
+        seen = 0
+
+        def find() -> m.JobEventV1 | bool | None:
+            return job.events[seen] if seen < len(job.events) else job.is_over or None
+
+        while isinstance(event := await self._wait_for(job, find), m.JobEventV1):
+            seen += 1
+            yield event
+
+    async def wait_payout(self, job: Job) -> m.PayoutSettledV1:
+        """Wait until the ledger has said who was paid; for a job that is settled or refunded."""
+        return await self._wait_for(job, lambda: job.payout)
+
+    async def stream(self, job: Job) -> AsyncIterator[Piece]:
+        """Yield tokens as they come, of the attempt that is running, to the end of the committed output.
+
+        Ends with the job when there is none. Raises CommitmentError when what was streamed is not what was committed.
+        """
+        attempt, index = 0, 0
+
+        def find() -> Piece | bool | None:
+            verify_stream(job)
+            return job.get_piece(attempt, index) or (job.result is not None or job.is_over) or None
+
+        while isinstance(piece := await self._wait_for(job, find), Piece):
+            attempt, index = piece.attempt, piece.first_index + len(piece.tokens)
+            yield piece
+
+    async def balance(self, participant: ParticipantId | None = None) -> m.BalanceReplyV1:
+        """Ask the ledger for this user's balances; the operator may ask for anybody's."""
+        asked = participant or self.user
+        query = seal(self._key, self._genesis.network_id, m.BalanceQueryV1(participant=asked))
+        answer = await self._bus.request(t.BALANCE_QUERY.subject(participant=asked), query, timeout_s=QUIET_S)
         if parse_envelope(answer).kind == m.RefusalV1.kind:
-            refusal = open_envelope(answer, self._genesis.network_id, m.RefusalV1).body
+            refusal = self._open(answer, m.RefusalV1, Role.LEDGER)
             raise RefusedError(refusal.code, refusal.reason)
         return self._open(answer, m.BalanceReplyV1, Role.LEDGER)
 
@@ -205,16 +179,23 @@ class PocacheClient:
             (t.JOB_EVENT.filter(user=self.user), self._on_event),
             (t.TOKENS.filter(user=self.user), self._on_chunk),
             (t.PAYOUT_SETTLED.filter(), self._on_payout),
-            (t.REFUSALS[Role.ROUTER].filter(), self._on_refusal),
+            (t.REFUSALS[Role.ROUTER].filter(), self._on_router_refusal),
+            (t.REFUSALS[Role.COMMITMENTS].filter(), self._on_challenge_refusal),
         )
+        failure: Exception | None = None
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._hear(await stack.enter_async_context(self._bus.subscribe_core(subject)), handle))
-                for subject, handle in heard
-            ]
-            yield
+            tasks = []
+            for subject, handle in heard:
+                messages = await stack.enter_async_context(self._bus.subscribe_core(subject))
+                tasks.append(group.create_task(self._hear(messages, handle)))
+            try:
+                yield
+            except Exception as error:  # noqa: BLE001 - the caller's own, raised below: a group would wrap it
+                failure = error
             for task in tasks:
                 task.cancel()
+        if failure is not None:
+            raise failure
 
     async def _hear(
         self, messages: AsyncIterator[CoreMessage], handle: Callable[[bytes], Awaitable[None]]
@@ -230,23 +211,28 @@ class PocacheClient:
         job = self._jobs.get(JobId(event.job_id))
         if job is None or event in job.events:
             return
-        result = None
-        if event.result is not None:
-            result = open_envelope(event.result, self._genesis.network_id, m.ResultV1).body
         async with job.changed:
             job.events.append(event)
-            job.result = result or job.result
+            if event.result is not None and job.result is None:
+                try:
+                    job.result, generator = self._open_result(job, event.result)
+                    job.holder = (job.result.attempt, generator)
+                except PocacheError as error:
+                    job.fault = CommitmentError(f"the announced result is none for this job: {error}")
+            elif event.generator is not None and job.result is None:
+                job.holder = (event.attempt, event.generator)
             job.changed.notify_all()
 
     async def _on_chunk(self, data: bytes) -> None:
-        chunk = open_envelope(data, self._genesis.network_id, m.TokenChunkV1).body
-        job = self._jobs.get(JobId(chunk.job_id))
-        if job is None or len(job.chunks) >= TOKEN_CHUNKS_KEPT_MAX:
+        opened = open_envelope(data, self._genesis.network_id, m.TokenChunkV1)
+        job = self._jobs.get(JobId(opened.body.job_id))
+        if job is None:
             return
+        key = (opened.body.attempt, opened.sender)
+        if key not in job.streams and len(job.streams) >= STREAMS_KEPT_MAX and key != job.holder:
+            raise CommitmentError("too many claim to generate this job")
         async with job.changed:
-            if job.chunks and chunk.attempt != job.chunks[-1].attempt:
-                job.chunks.clear()
-            job.chunks.append(chunk)
+            job.streams.setdefault(key, TokenStream()).take(opened.body, job.submission.token_count_max)
             job.changed.notify_all()
 
     async def _on_payout(self, data: bytes) -> None:
@@ -258,10 +244,11 @@ class PocacheClient:
             job.payout = payout
             job.changed.notify_all()
 
-    async def _on_refusal(self, data: bytes) -> None:
+    async def _on_router_refusal(self, data: bytes) -> None:
         refusal = self._open(data, m.RefusalV1, Role.ROUTER)
         job = self._refusable.get(refusal.message_hash)
-        if job is None or job.events:
+        # A copy that somebody sent after the job was taken is refused as well; that says nothing about the job.
+        if job is None or job.events or refusal.code == ConflictError.code:
             return
         event = m.JobEventV1(
             job_id=job.job_id,
@@ -275,13 +262,52 @@ class PocacheClient:
             job.events.append(event)
             job.changed.notify_all()
 
+    async def _on_challenge_refusal(self, data: bytes) -> None:
+        refusal = self._open(data, m.RefusalV1, Role.COMMITMENTS)
+        job = self._refusable.get(refusal.message_hash)
+        if job is None or refusal.message_hash != job.challenge_hash:
+            return
+        async with job.changed:
+            job.challenge_refusal = RefusedError(refusal.code, refusal.reason)
+            job.changed.notify_all()
+
+    # --- what was missed -------------------------------------------------------------------------------------
+
+    async def _wait_for(self, job: Job, find: Callable[[], T | None]) -> T:
+        """Wait until ``find`` finds something, asking again for what was missed whenever it is quiet."""
+        while True:
+            async with job.changed:
+                if job.fault is not None:
+                    raise job.fault
+                found = find()
+                if found is not None:
+                    return found
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(QUIET_S):
+                        await job.changed.wait()
+                        continue
+            await self._catch_up(job)
+
     async def _catch_up(self, job: Job) -> None:
-        """Ask for the job's last event, in case it was missed."""
-        subject = t.JOB_EVENT.subject(user=self.user, job=job.job_id)
-        with contextlib.suppress(PocacheError):
-            record = await self._bus.get_last(Stream.RECORD.value, subject)
-            if record is not None:
-                await self._on_event(record.data)
+        """Ask for the job's last event, its payout, or why it was refused, in case they were missed."""
+        ref = job.message_hash
+        missed: list[tuple[Stream, str, Callable[[bytes], Awaitable[None]]]] = []
+        if not job.is_over:
+            subject = t.JOB_EVENT.subject(user=self.user, job=job.job_id)
+            missed.append((Stream.RECORD, subject, self._on_event))
+        elif job.payout is None:
+            missed.append((Stream.RECORD, t.PAYOUT_SETTLED.subject(job=job.job_id), self._on_payout))
+        if not job.events:
+            missed.append(
+                (Stream.REFUSALS, t.REFUSALS[Role.ROUTER].subject(ref=ref), self._on_router_refusal)
+            )
+        for stream, subject, handle in missed:
+            try:
+                record = await self._bus.get_last(stream.value, subject)
+                if record is not None:
+                    await handle(record.data)
+            except PocacheError as error:
+                self._log.warning("not_caught_up", subject=subject, code=error.code, reason=str(error))
 
     def _open(self, data: bytes, model: type[M], role: Role) -> M:
         opened = open_envelope(data, self._genesis.network_id, model)
@@ -289,21 +315,18 @@ class PocacheClient:
             raise CommitmentError(f"{model.kind} is not signed by the {role.value}")
         return opened.body
 
-
-def verify_chunks(job: Job) -> None:
-    """Check that the streamed tokens are the committed ones. Raises CommitmentError on any difference."""
-    if job.result is None:
-        raise CommitmentError("nothing is committed yet")
-    running, tokens = CHUNK_HASH_START, b""
-    for chunk in job.chunks:
-        if chunk.attempt != job.result.attempt or chunk.first_index * 4 != len(tokens):
-            raise CommitmentError("the stream of tokens has a gap")
-        running = compute_chunk_hash(Digest(running), chunk.tokens)
-        if running != chunk.running_hash:
-            raise CommitmentError("a chunk's running hash is not that of its tokens")
-        tokens += chunk.tokens
-    if tokens != job.result.output:
-        raise CommitmentError("the tokens that were streamed are not those that were committed")
+    def _open_result(self, job: Job, data: bytes) -> tuple[m.ResultV1, ParticipantId]:
+        """Return a result and its generator, if it fulfils a lease of this network's router for this submission."""
+        opened = open_envelope(data, self._genesis.network_id, m.ResultV1)
+        result, lease = opened.body, self._open(opened.body.lease, m.LeaseV1, Role.ROUTER)
+        verify_lease(job, lease)
+        if (result.job_id, result.attempt) != (lease.job_id, lease.attempt):
+            raise CommitmentError("the result is another attempt's than its lease")
+        if opened.sender != lease.generator:
+            raise CommitmentError("the result is not signed by the leaseholder")
+        if len(unpack_tokens(result.output)) > lease.token_count_max:
+            raise CommitmentError("the result has more tokens than were asked for")
+        return result, opened.sender
 
 
 @asynccontextmanager

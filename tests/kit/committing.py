@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-from kit.network import Network
+from kit.network import STACK, Network
 from pocache.protocol.beacon import compute_round_at
 from pocache.protocol.challenge import Corner, compute_full_corner
 from pocache.protocol.commitment import (
@@ -131,6 +131,7 @@ class Job:
     prompt: tuple[int, ...] = (5, 6, 7)
     output: tuple[int, ...] = (8, 9, 10, 11, 12)
     eos_stop: bool = True
+    stack: str = STACK
     lease_changes: dict[str, Any] = field(default_factory=dict)
     granted_ms: int = 0
     deadline_ms: int = 2**52
@@ -214,7 +215,7 @@ class Job:
             "leaf_count": self.leaf_count,
             "root": self.generator.tree.root(),
             "binding": self.compute_binding(data),
-            "stack": self.network.model.entry.stack,
+            "stack": self.stack,
             "latest_round": compute_round_at(self.network.chain, now_ms),
         }
         return ResultV1(**{**fields, **changes})
@@ -230,7 +231,7 @@ class Job:
             prompt_hash=Digest(lease.prompt_hash),
             output_hash=compute_token_hash(lease.salt, pack_tokens(self.output)),
             model_id=ModelId(lease.model_id),
-            stack=self.network.model.entry.stack,
+            stack=self.stack,
             sampling_digest=Sampling().digest(),
             seed=Digest(lease.seed),
             schema_digest=Digest(lease.schema_digest),

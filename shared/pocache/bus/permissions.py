@@ -98,7 +98,8 @@ def compute_permissions(
             f"$JS.ACK.*.*.{stream}.{durable}.>",
             f"{DEAD_LETTER_PREFIX}.{stream}.{durable}",
         ]
-    publish += [f"$JS.API.DIRECT.GET.{stream}" for stream in read_streams]
+    for stream in read_streams:
+        publish += [f"$JS.API.DIRECT.GET.{stream}", f"$JS.API.DIRECT.GET.{stream}.>"]
     prefix = get_inbox_prefix(role_name) if inbox_prefix is None else inbox_prefix
     return NatsUser(
         name=role_name,

@@ -38,9 +38,16 @@ _OWN_HEADERS: Final = frozenset(
 async def get_last_record(
     replies: Replies, stream: str, subject: str, *, timeout_s: float
 ) -> StreamRecord | None:
-    """Return the last message on ``subject``, None when there is none. Raises BusError."""
-    request = json.dumps({"last_by_subj": subject}).encode()
-    message = await replies.request(f"$JS.API.DIRECT.GET.{stream}", request, timeout_s=timeout_s)
+    """Return the last message on ``subject``, None when there is none. Raises BusError.
+
+    One subject is asked for by name, which a permission can be limited to; wildcards need the right to read it all.
+    """
+    api = f"$JS.API.DIRECT.GET.{stream}"
+    if "*" in subject or ">" in subject:
+        request = json.dumps({"last_by_subj": subject}).encode()
+        message = await replies.request(api, request, timeout_s=timeout_s)
+    else:
+        message = await replies.request(f"{api}.{subject}", b"", timeout_s=timeout_s)
     status = _get_status(message)
     if status == "404":
         return None

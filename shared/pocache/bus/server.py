@@ -141,6 +141,10 @@ class EmbeddedServer:
                 self._process.kill()
             await self._reap(self._process)
 
+    async def wait(self) -> int | None:
+        """Wait until the process ends, whatever ends it, and return its exit code; None when there is none."""
+        return None if self._process is None else await self._process.wait()
+
     async def restart(self) -> None:
         """Stop the process if it still runs and start it again on the same store and port."""
         await self.stop()

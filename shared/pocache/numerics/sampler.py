@@ -1,7 +1,7 @@
 """The sampler: temperature, top-k, top-p, then Gumbel-max with noise that anyone can draw again.
 
 Owns how a token follows from logits, seed and position, and the score row that lets a verifier hold its own
-logits against the delivered token (docs/protocol.md 3 and 7). Refuses logits that are not finite. What
+logits against the delivered token (docs/protocol.md 3.7 and 3.8). Refuses logits that are not finite. What
 decides a token after the logits is one float64 division and one addition, correctly rounded everywhere; only
 top-p's mass and the logsumexp pass through an exponential. A generator's own score row proves nothing about
 its tokens; the verifier's does.

@@ -57,8 +57,9 @@ RETRY_SAMPLE_FACTOR: Final = 4
 
 def start_dispute(*, generator: Party, stage_max: int, sample_count: int) -> DisputeState:
     """Return the state of a job that is committed and not audited; the generator's corner is the whole job."""
-    assert generator.stage == GENERATOR_STAGE and generator.corner.full_depth
-    assert stage_max >= 1 and 1 <= sample_count
+    assert generator.stage == GENERATOR_STAGE, generator
+    assert generator.corner.full_depth, generator
+    assert min(stage_max, sample_count) >= 1, (stage_max, sample_count)
     return DisputeState(
         generator=generator, stage_max=stage_max, sample_count=sample_count, corner=generator.corner
     )
@@ -298,7 +299,8 @@ def compute_common_corner(one: Corner, other: Corner) -> Corner:
 
 
 def _get_party(seat: Seat) -> Party:
-    assert seat.root is not None and seat.corner is not None
+    assert seat.root is not None, seat
+    assert seat.corner is not None, seat
     return Party(participant=seat.participant, stage=seat.stage, root=seat.root, corner=seat.corner)
 
 

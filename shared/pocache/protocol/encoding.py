@@ -252,7 +252,7 @@ def unpack_tokens(data: bytes) -> tuple[int, ...]:
 
 
 def lp(*parts: bytes) -> bytes:
-    """Return the parts one after another, each behind its length as u32 big-endian (docs/protocol.md 1)."""
+    """Return the parts one after another, each behind its length as u32 big-endian (docs/protocol.md 1.1)."""
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 

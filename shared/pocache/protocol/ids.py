@@ -11,7 +11,7 @@ NetworkId = NewType("NetworkId", bytes)
 """SHA-256 of the genesis configuration: 32 bytes."""
 
 EnvelopeId = NewType("EnvelopeId", bytes)
-"""SHA-256 of what an envelope's signature covers, and of who signed it: 32 bytes (docs/protocol.md 2)."""
+"""SHA-256 of what an envelope's signature covers, and of who signed it: 32 bytes (docs/protocol.md 2.3)."""
 
 JobId = NewType("JobId", bytes)
 """The envelope id of the user's submission: 32 bytes."""

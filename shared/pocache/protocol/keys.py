@@ -1,4 +1,4 @@
-"""Ed25519 keys in NKey text form: owns what a participant's name is and how it signs (docs/protocol.md 1).
+"""Ed25519 keys in NKey text form: owns what a participant's name is and how it signs (docs/protocol.md 1.3).
 
 A participant is called by its public key, written as NATS writes a user key: base32, without padding, of
 ``prefix byte ‖ key ‖ CRC-16``. One key has one spelling. Refused: another prefix (an account's or a server's

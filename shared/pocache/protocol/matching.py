@@ -166,7 +166,7 @@ class Comparison:
 
 
 def compare(profile: MatchingProfile, ours: Rows, theirs: Rows, fmt: FloatFormat) -> Comparison:
-    """Compare all rows and judge (docs/protocol.md 7).
+    """Compare all rows and judge (docs/protocol.md 7.3).
 
     Per row: z = standardised log₂ of the relative L2 distance. mean = ⌊Σz / n⌋, peak = max z. Mismatch when
     either is above its mismatch limit; match when both are within their match limits; else inconclusive.

@@ -1,4 +1,4 @@
-"""RFC 6962 Merkle tree over SHA-256: proofs for one leaf, for many, and of growth (docs/protocol.md 4).
+"""RFC 6962 Merkle tree over SHA-256: proofs for one leaf, for many, and of growth (docs/protocol.md 4.6).
 
 Owns the hashing rule (0x00 before a leaf, 0x01 before a node; a tree splits at the largest power of two below
 its size) and the order of every proof. Refuses proofs that are too short, too long, or lead to another root.

@@ -93,7 +93,9 @@ def _read_url(path: Path) -> str:
     try:
         return file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"set POCACHE_NATS_URL, or start the network with `pocache up` ({file} is missing)") from None
+        raise ConfigError(
+            f"set POCACHE_NATS_URL, or start the network with `pocache up` ({file} is missing)"
+        ) from None
 
 
 def _read_number(variables: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -37,7 +37,7 @@ async def run_until_signalled(
         await work
     finally:
         stopped.cancel()
-        if not work.done():  # cancelled from outside: nothing may be left running behind the caller's back
+        if not work.done():  # out of time, or cancelled from outside: nothing is left running unseen
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
         for number in (signal.SIGTERM, signal.SIGINT):

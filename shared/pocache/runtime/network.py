@@ -194,7 +194,9 @@ class NetworkDirectory:
             genesis = Genesis.model_validate_json(file.read_bytes())
             genesis.beacon_chain, genesis.unified_pool  # noqa: B018 - built here so that a bad value is named here
         except FileNotFoundError:
-            raise ConfigError(f"no network in {self.path}: run `pocache up`, or set POCACHE_NETWORK_DIR") from None
+            raise ConfigError(
+                f"no network in {self.path}: run `pocache up`, or set POCACHE_NETWORK_DIR"
+            ) from None
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error}") from error
         except (PocacheError, ValueError) as error:
@@ -244,7 +246,8 @@ class NetworkDirectory:
     def participants(self) -> Mapping[str, ParticipantId]:
         """Return the names and ids of every key in this directory."""
         return {
-            file.stem: load_signing_key(file).participant_id for file in sorted((self.path / "keys").glob("*.seed"))
+            file.stem: load_signing_key(file).participant_id
+            for file in sorted((self.path / "keys").glob("*.seed"))
         }
 
 

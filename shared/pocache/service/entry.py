@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from pocache.bus.nats_bus import NatsSettings, connect_bus
-from pocache.bus.port import Bus
 from pocache.protocol.errors import ConfigError, PocacheError
 from pocache.protocol.ids import ModelId
 from pocache.protocol.keys import SigningKey
@@ -31,6 +30,9 @@ from pocache.service.provisioning import get_consumer_names
 from pocache.service.unit import Service
 from pocache.storage.store import Store
 from pocache.wire.topics import Role
+
+
+READY_CHECK_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def run_service(role: Role, build: Callable[[ServiceContext], Service]) -> None:
                 query_subjects=[topic.filter() for topic in service.queries()],
                 name=role.value,
             )
-            await serve_until(stack, settings, bus, process.run, stop, lambda: process.is_ready)
+            await serve_until(stack, settings, process.run, stop, lambda: process.is_ready and bus.is_connected)
 
     run_process(role.value, serve)
 
@@ -87,18 +89,26 @@ def load_context(settings: Settings) -> ServiceContext:
 async def serve_until(
     stack: AsyncExitStack,
     settings: Settings,
-    bus: Bus,
     run: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
     stop: asyncio.Event,
     is_ready: Callable[[], bool],
 ) -> None:
-    """Serve health beside ``run``; ready when ``run`` is and the bus is connected."""
-    port = await stack.enter_async_context(
-        serve_health(settings.health_host, settings.health_port, lambda: is_ready() and bus.is_connected)
-    )
+    """Serve health beside ``run``, and log once when it is ready."""
+    port = await stack.enter_async_context(serve_health(settings.health_host, settings.health_port, is_ready))
     structlog.get_logger().info("started", service=settings.name, health_port=port)
-    await run(stop)
+    announcing = asyncio.ensure_future(_announce_ready(settings.name, is_ready))
+    try:
+        await run(stop)
+    finally:
+        announcing.cancel()
     structlog.get_logger().info("stopped", service=settings.name)
+
+
+async def _announce_ready(name: str, is_ready: Callable[[], bool]) -> None:
+    """Log once that the service is ready; whoever started the process waits for that line."""
+    while not is_ready():
+        await asyncio.sleep(READY_CHECK_S)
+    structlog.get_logger().info("ready", service=name)
 
 
 def run_process(

@@ -66,7 +66,6 @@ class ServiceProcess:
                     group.create_task(self._consume(stream, consumer, stop)) for stream, consumer in self._consumers
                 ]
                 self.is_ready = True
-                self._log.info("ready")
                 await stop.wait()
                 self.is_ready = False
                 if pullers:

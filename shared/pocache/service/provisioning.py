@@ -146,8 +146,9 @@ def compute_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
         return compute_permissions(
             party.name,
             party.transport_public,
-            publish_subjects=(*publish, t.BALANCE_QUERY.filter(), "$JS.API.>"),
-            core_subscriptions=(">",),
+            publish_subjects=(*publish, t.BALANCE_QUERY.filter()),
+            core_subscriptions=tuple(topic.filter() for topic in TOPICS),
+            read_streams=tuple(stream.value for stream in Stream),
         )
     return compute_permissions(
         party.name,
@@ -183,6 +184,8 @@ def _compute_user_user(party: Party) -> NatsUser:
         publish_subjects=[
             *(_own(topic, **own) for topic in TOPICS if topic.signer is Role.USER),
             f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{events}",
+            f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{t.PAYOUT_SETTLED.filter()}",
+            f"$JS.API.DIRECT.GET.{Stream.REFUSALS.value}.{t.REFUSALS[Role.ROUTER].filter()}",
         ],
         core_subscriptions=(
             events,

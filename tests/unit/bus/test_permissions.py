@@ -45,6 +45,7 @@ def test_a_worker_gets_exactly_what_it_needs() -> None:
         "$JS.ACK.*.*.TASKS.generate.>",
         "dead.TASKS.generate",
         "$JS.API.DIRECT.GET.RECORD",
+        "$JS.API.DIRECT.GET.RECORD.>",
     )
     assert user.subscribe_allow == ("_INBOX.worker.>",)
     assert not user.allow_responses

@@ -180,6 +180,21 @@ def test_rounds_that_were_missed_extend_the_window(harness: Harness, network: Ne
     assert harness.tick == 2 + 6
 
 
+def test_a_window_closes_in_a_round_that_came_when_it_was_due(harness: Harness, network: Network) -> None:
+    """Six ticks are not enough before the round, and the round is not enough when it comes late."""
+    harness.clock_ms = compute_round_time_ms(network.chain, 3)
+    recorded = record(harness, Job(network))
+    assert recorded.window_close_round == 9
+    harness.pass_rounds_to(8)
+    assert harness.tick == 2 + 6
+    assert harness.outbox() == []
+    harness.clock_ms = compute_round_time_ms(network.chain, 20)
+    harness.round(9)
+    assert harness.outbox() == []
+    harness.round(20)
+    assert len(harness.outbox_of(WINDOW_CLOSED)) == 1
+
+
 def test_a_window_waits_for_its_audit_round(harness: Harness, network: Network) -> None:
     """Without the round nobody knows whether there is an audit."""
     recorded = record(harness, Job(network))

@@ -231,6 +231,7 @@ def test_parts_come_in_any_order(dispute: Dispute, order: tuple[int, ...]) -> No
     [
         # (part, part_count, indices of the positions)
         (None, (0, 2, range(5))),
+        (None, (1, 1, range(1, 5))),
         (None, (0, 2, range(1, 3))),
         (None, (1, 2, range(1, 4))),
         (None, (1, 3, range(1))),

@@ -110,12 +110,7 @@ def test_the_audit_round_is_later_than_every_round_known_here(harness: Harness, 
         ({"leaf_count": 6}, "E304"),
         ({"binding": OTHER}, "E304"),
         ({"output": pack_tokens((8, 9, 10, 11, 13))}, "E304"),
-        ({"output": pack_tokens((8, 9, 10, 11, 100))}, "E304"),
-        ({"output": pack_tokens((8, 9, 10, 11, 12, 13)), "leaf_count": 8}, "E304"),
-        ({"output": pack_tokens((8, 9, 10)), "leaf_count": 5}, "E304"),
-        ({"output": pack_tokens((8, EOS, 10, 11, 12))}, "E304"),
         ({"finish_reason": "stop"}, "E304"),
-        ({"stack": "fake/2"}, "E304"),
         ({"output": b"\x01\x00\x00\x00\x02"}, "E105"),
         ({"attempt": 2}, "E207"),
     ],
@@ -124,9 +119,28 @@ def test_the_audit_round_is_later_than_every_round_known_here(harness: Harness, 
 def test_a_result_that_does_not_fit_is_refused(
     harness: Harness, network: Network, changes: dict[str, Any], code: str
 ) -> None:
-    """N, binding, tokens, how the output ends, stack, lease: each by itself."""
+    """N, binding, how the output ends, packing, attempt: each by itself."""
     job = Job(network)
     expect_refusal(harness, job.make_result(harness.clock_ms, **changes), job.worker, code)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"output": (8, 9, 10, 11, 100)},
+        {"output": (8, 9, 10, 11, 12, EOS)},
+        {"output": (8, 9, 10)},
+        {"output": (8, EOS, 10, 11, 12)},
+        {"stack": "fake/2"},
+    ],
+    ids=["vocabulary", "too-long", "too-short", "goes-on-after-eos", "stack"],
+)
+def test_a_commitment_to_the_wrong_thing_is_refused(
+    harness: Harness, network: Network, options: dict[str, Any]
+) -> None:
+    """Consistent in itself, and honestly bound: E304."""
+    job = Job(network, **options)
+    expect_refusal(harness, job.make_result(harness.clock_ms), job.worker, "E304")
 
 
 def test_an_early_end_of_sequence_is_a_stop(harness: Harness, network: Network) -> None:

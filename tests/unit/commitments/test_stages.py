@@ -122,6 +122,20 @@ def test_a_seal_that_was_delayed_is_bound_to_a_round_to_come(
     assert first.round_number > latest
 
 
+def test_a_seal_handled_after_an_outage_is_bound_to_now(
+    harness: Harness, network: Network, job: Job, verifier: Holder
+) -> None:
+    """Rounds that have passed are no draw, although they have not arrived here yet."""
+    sealed_ms = harness.clock_ms
+    harness.clock_ms += 60_000
+    due = bind_round(network.chain, harness.clock_ms, 3_000)
+    assert seal(harness, job, verifier, sealed_ms=sealed_ms) == "ack"
+    harness.pass_rounds_to(due - 1)
+    assert harness.outbox() == []
+    harness.pass_rounds(1)
+    assert {body.round_number for body in harness.outbox_of(CHALLENGE_ISSUED)} == {due}
+
+
 def test_a_retry_draws_from_another_seed(
     harness: Harness, network: Network, job: Job, verifier: Holder
 ) -> None:

@@ -14,6 +14,7 @@ from pocache_ledger.accounts import (
     Operation,
     Posting,
     close,
+    compute_entry_hash,
     compute_totals,
     get_balance,
     post,
@@ -192,6 +193,45 @@ def test_the_journal_names_the_entry_that_was_changed(
     fill(connection)
     tamper(connection)
     with pytest.raises(LedgerError, match="entry 2"):
+        verify_journal(connection)
+
+
+def test_a_removed_entry_is_called_missing(connection: sa.Connection) -> None:
+    """Not merely broken: an operator looks for another thing then."""
+    fill(connection)
+    _remove(connection)
+    with pytest.raises(LedgerError, match="entry 2 is missing"):
+        verify_journal(connection)
+
+
+def _forge(connection: sa.Connection, number: int, lines: tuple[Posting, ...]) -> None:
+    """Replace an entry's amounts and give it the hash that belongs to them, as who knows the format would."""
+    rows = {row.number: row for row in connection.execute(sa.select(OPERATIONS))}
+    entry = rows[number]
+    for index, line in enumerate(lines):
+        target = (POSTINGS.c.number == number, POSTINGS.c.line == index)
+        connection.execute(sa.update(POSTINGS).where(*target).values(amount_micro=line.amount_micro))
+    forged = Operation(entry.kind, entry.subject, entry.cause, lines)
+    entry_hash = compute_entry_hash(rows[number - 1].entry_hash, number, forged, entry.at_ms)
+    connection.execute(
+        sa.update(OPERATIONS).where(OPERATIONS.c.number == number).values(entry_hash=entry_hash)
+    )
+
+
+def test_a_forged_entry_breaks_the_next_one(connection: sa.Connection) -> None:
+    """The chain: an entry's hash covers the one before it."""
+    fill(connection)
+    _forge(connection, 2, (Posting("alice", -31), Posting("bob", 31)))
+    with pytest.raises(LedgerError, match="entry 3 is broken"):
+        verify_journal(connection)
+
+
+def test_a_forged_last_entry_must_still_sum_to_zero(connection: sa.Connection) -> None:
+    """Its hash is right and so is the balance; the money is not."""
+    fill(connection)
+    _forge(connection, 3, (Posting("bob", -10), Posting("alice", 11)))
+    connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == "alice").values(balance_micro=81))
+    with pytest.raises(LedgerError, match="entry 3 does not sum to zero"):
         verify_journal(connection)
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from kit.jobs import Job
 from kit.ledger import FUNDS, LedgerHarness, Money, make_ledger
-from kit.network import Network, make_key
+from kit.network import Network, make_key, make_network
 from pocache.protocol.keys import SigningKey
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -335,9 +335,9 @@ def test_a_lapsed_attempt_costs_the_fee(ledger: LedgerHarness, job: Job, network
     assert gains(ledger, WORKER, V1) == [-fee, job.products.a_cg]
 
 
-def test_the_fee_is_at_most_the_stake(job: Job) -> None:
+def test_the_fee_is_at_most_the_stake() -> None:
     """A stake below the fee is all that there is to take."""
-    network = Network(**{**vars(job.network), "genesis": _with_fee(job.network, FUNDS)})
+    network = make_network(rules={"lease_fee_micro": FUNDS})
     ledger = make_ledger(network)
     local = Job(network)
     ledger.fund(USER, available=FUNDS)
@@ -484,8 +484,3 @@ def test_totals_are_the_operators(ledger: LedgerHarness) -> None:
     reply = ledger.ask(t.TOTALS_QUERY, m.TotalsQueryV1(), m.TotalsReplyV1)
     assert isinstance(reply, m.TotalsReplyV1)
     assert not reply.journal_intact
-
-
-def _with_fee(network: Network, fee_micro: int) -> object:
-    rules = network.genesis.rules.model_copy(update={"lease_fee_micro": fee_micro})
-    return network.genesis.model_copy(update={"rules": rules})

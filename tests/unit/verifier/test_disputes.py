@@ -429,6 +429,13 @@ def test_a_result_of_another_than_the_leaseholder_is_refused() -> None:
     assert {body.code for body in pool.listen(t.REFUSALS[Role.VERIFIER])} == {"E102"}
 
 
+def make_settlement(pool: Pool, case: str) -> m.PayoutSettledV1:
+    fields = {"case": case, "stage": 0, "pool_micro": 0, "generation_micro": 0, "verification_micro": 0}
+    return m.PayoutSettledV1.model_validate(
+        {"job_id": pool.job.job_id, "attempt": 1, **fields, "lines": (), "slashed": ()}
+    )
+
+
 def test_a_settled_job_is_forgotten_but_for_its_name() -> None:
     pool = Pool().start()
     pool.hold()
@@ -436,27 +443,71 @@ def test_a_settled_job_is_forgotten_but_for_its_name() -> None:
     pool.tell(t.CLAIM_SEALED, pool.make_claim(task), key)
     pool.open({})
     assert pool.outcome.case == "agree"
-    settled = m.PayoutSettledV1(
-        job_id=pool.job.job_id,
-        attempt=1,
-        case="agree",
-        stage=1,
-        pool_micro=0,
-        generation_micro=0,
-        verification_micro=0,
-        lines=(),
-        slashed=(),
-    )
-    pool.tell(t.PAYOUT_SETTLED, settled)
+    pool.tell(t.PAYOUT_SETTLED, make_settlement(pool, "agree"))
     dump = pool.harness.dump()
     prompt = pool.network.open(pool.job.submission, m.SubmissionV1).prompt
-    assert prompt not in repr(dump).encode("latin-1", "replace") and dump["comparisons"] == []
-    assert not any(prompt in row or task.tokens in row for rows in dump.values() for row in rows)
-    pool.equivocate()
-    pool.tell(
-        t.CLAIM_SEALED, pool.make_claim(task).model_copy(update={"root": bytes(32)}), key, action="term"
-    )
+    output = pool.network.open(pool.job.result(), m.ResultV1).output
+    assert not any({prompt, output} & set(row) for rows in dump.values() for row in rows)
+    assert (dump["comparisons"], dump["openings"], len(dump["jobs"])) == ([], [], 1)
+    late = pool.make_claim(task).model_copy(update={"root": bytes(32)})
+    pool.tell(t.CLAIM_SEALED, late, key, action="term")
     assert pool.harness.refusal().code == "E206"
+
+
+def test_nothing_is_decided_about_a_settled_job() -> None:
+    pool = Pool()
+    pool.commit()
+    pool.tell(t.PAYOUT_SETTLED, make_settlement(pool, "no_challenge"))
+    pool.equivocate()
+    assert pool.listen(t.OUTCOME_DECIDED) == []
+
+
+def test_a_second_look_uses_no_leaf_of_the_first() -> None:
+    pool = Pool().start()
+    pool.hold()
+    pool.seal()
+    stage = pool.hear(t.STAGE_SEALED)
+    for party in stage.parties:
+        for part, position in enumerate((1, 9)):
+            opening = pool.make_opening(stage, party, (position,), DOUBTFUL if party.stage else HONEST)
+            pool.tell(t.OPENING_ACCEPTED, opening.model_copy(update={"part": part, "part_count": 2}))
+    everybody = tuple(party.participant for party in stage.parties)
+    pool.tell(t.OPENINGS_CLOSED, pool.make_closing(stage, (1, 9), everybody, ()))
+    pool.seal()
+    pool.open({})
+    assert [comparison.verdict for comparison in pool.outcome.comparisons] == ["inconclusive", "match"]
+
+
+def test_leaves_of_a_stage_that_is_over_are_not_kept() -> None:
+    pool = Pool().start()
+    pool.hold()
+    pool.seal()
+    first = pool.open({1: GARBAGE})
+    pool.hold()
+    pool.seal()
+    late = pool.make_opening(first, first.parties[0], (1, 9), CHEAT).model_copy(update={"part": 1})
+    pool.tell(t.OPENING_ACCEPTED, late)
+    assert pool.harness.dump()["openings"] == []
+
+
+def test_a_submission_other_than_the_jobs_own_is_refused() -> None:
+    pool = Pool()
+    body = pool.job.admitted()
+    changed: list[dict[str, object]] = [
+        {"submission": LeasedJob(pool.network, name="other").submission},
+        {"user": pool.network.participant("other")},
+    ]
+    for change in changed:
+        pool.tell(t.JOB_ADMITTED, body.model_copy(update=change), action="term")
+        assert pool.harness.refusal().code == "E102"
+
+
+def test_a_commitment_of_a_model_that_is_not_served_is_refused() -> None:
+    pool = Pool()
+    pool.harness = Harness(VerifierService(pool.network.genesis, {}), pool.network)
+    pool.tell(t.JOB_ADMITTED, pool.job.admitted())
+    pool.tell(t.COMMITMENT_RECORDED, pool.job.committed(), action="term")
+    assert pool.harness.refusal().code == "E201"
 
 
 def test_a_restarted_pool_goes_on_where_it_stopped(tmp_path: object) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from kit.network import STACK, make_network
+from kit.network import STACK, make_key, make_network
 from kit.pool import STAKE, Pool
 from pocache.protocol.beacon import compute_round_time_ms, verify_round
 from pocache.protocol.challenge import DeterministicStream, Tag, compute_seed, draw_order
 from pocache.protocol.errors import ConfigError
-from pocache.protocol.ids import ParticipantId
+from pocache.protocol.ids import Digest, ModelId, ParticipantId
 from pocache.protocol.limits import MEMBERS_MAX, PAYLOAD_BYTES_MAX
 from pocache.runtime.network import Model
 from pocache.wire import messages as m
@@ -115,6 +115,31 @@ def test_an_audit_draws_from_the_snapshot_before_its_round() -> None:
     pool.audit()  # its own round is the one in which the late member enters a snapshot
     assert pool.hear(t.VERIFIER_HOLD_REQUESTED).party != late.participant_id
     assert late.participant_id in {member.participant for member in pool.listen(t.SNAPSHOT_TAKEN)[-1].members}
+
+
+def test_an_audit_draws_from_the_latest_such_snapshot() -> None:
+    pool = Pool(verifier_count=1)
+    gone = pool.network.key("gone")
+    pool.enroll(gone, 1_000_000 * STAKE)
+    pool.harness.pass_rounds()
+    pool.harness.clock_ms += 1
+    pool.enroll(gone, 1_000_000 * STAKE, verifies=False)
+    pool.start()
+    assert pool.hear(t.VERIFIER_HOLD_REQUESTED).party != gone.participant_id
+
+
+def test_only_members_with_the_model_are_drawn() -> None:
+    one, two = (make_member(name, b"\x01" * 32) for name in ("one", "two"))
+    snapshot = m.SnapshotV1(number=1, members=(one, make_member("three", b"\x02" * 32), two), taken_ms=1)
+    order = membership.compute_verifier_order(
+        snapshot, Digest(bytes(32)), model_id=ModelId(b"\x01" * 32), excluded=()
+    )
+    assert sorted(order) == sorted([one.participant, two.participant])
+
+
+def make_member(name: str, model_id: bytes) -> m.SnapshotMemberV1:
+    key = make_key(name)
+    return m.SnapshotMemberV1(participant=key.participant_id, stake_micro=5, model_ids=(model_id,))
 
 
 def test_sortition_can_be_drawn_again_from_the_record() -> None:

@@ -156,7 +156,7 @@ def test_leaves_of_another_root_are_never_opened(bench: Bench, tmp_path: Path) -
     store, root = seal(bench, tmp_path)
     challenge(bench, make_challenge(root))
     due = get_due(bench)
-    store.write(due.file_name, LEAVES[:-1] + [b"changed"])
+    store.write(due.file_name, [*LEAVES[:-1], b"changed"])
     with pytest.raises(LeavesError, match="not the challenged"):
         compute_parts(due, store.read(due.file_name, (1, 4, 9)))
 

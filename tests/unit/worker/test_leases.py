@@ -252,7 +252,7 @@ def test_two_commitments_contradict_each_other_under_one_lease(bench: Bench) -> 
     assert first.model_copy(update={"root": second.root}) == second
 
 
-def refuse(bench: Bench, data: bytes, code: str) -> m.RefusalV1:
+def refuse(data: bytes, code: str) -> m.RefusalV1:
     """Return the refusal of a message that this worker sent."""
     return m.RefusalV1(message_hash=hashlib.sha256(data).digest(), subject="s", code=code, reason="r")
 
@@ -262,7 +262,7 @@ def test_a_refused_result_is_known_and_said_again_with_a_later_round_only(bench:
     deliver_grant(bench, body)
     commit(bench, body, latest_round=5)
     (sent,) = bench.harness.drain()
-    known = bench.transact(lambda unit: handle_refusal(unit, refuse(bench, sent.data, "E206")))
+    known = bench.transact(lambda unit: handle_refusal(unit, refuse(sent.data, "E206")))
     assert known == SentMessage("result.v1", body.job_id, 1)
 
     def again(latest_round: int) -> bool:
@@ -299,15 +299,15 @@ def test_a_refused_request_is_an_answer_and_a_refused_result_is_none(bench: Benc
     task = make_task(bench, bytes(32))
     bench.transact(lambda unit: request_lease(unit, task, bench.key.participant_id))
     (sent,) = bench.harness.drain()
-    assert bench.transact(lambda unit: handle_refusal(unit, refuse(bench, b"other", "E207"))) is None
+    assert bench.transact(lambda unit: handle_refusal(unit, refuse(b"other", "E207"))) is None
     assert bench.phases() == [LeasePhase.REQUESTED]
-    bench.transact(lambda unit: handle_refusal(unit, refuse(bench, sent.data, "E207")))
+    bench.transact(lambda unit: handle_refusal(unit, refuse(sent.data, "E207")))
     assert bench.phases() == [DENIED]
 
 
 def test_a_refusal_counts_only_from_the_service_it_names(bench: Bench) -> None:
     genesis, keys = bench.network.genesis, bench.network.keys
-    body = refuse(bench, b"data", "E206")
+    body = refuse(b"data", "E206")
     subject = t.REFUSALS[Role.COMMITMENTS].subject(ref=body.message_hash)
     sealed = bench.network.seal(keys[Role.COMMITMENTS], body)
     assert verify_refusal(sealed, subject, genesis) == body
