@@ -65,17 +65,42 @@ async def _ask(name: str | None, network_dir: str) -> list[Balance]:
     from pocache.client import PocacheClient
     from pocache.runtime.config import load_settings
     from pocache.runtime.telemetry import configure_logging
-    from pocache.wire.topics import Role
-    from pocache_cli.bootstrap import read_roles
 
     configure_logging("error")
     settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default="")
     directory = settings.directory
-    known = directory.participants()
-    roles = read_roles(directory)
-    wanted = choose_participants(name, known, [one for one, role in roles.items() if role in _WITH_MONEY])
-    asker = Role.OPERATOR.value if Role.OPERATOR.value in known else next(iter(wanted))
+    asker, wanted = plan_questions(directory, name)
     nats = NatsSettings(url=settings.nats_url, name=asker, nkey_seed=directory.transport_seed(asker))
+    answers = []
     async with connect_bus(nats) as bus:
         client = PocacheClient(bus, directory.genesis, directory.signing_key(asker))
-        return [await _ask_one(client, one, participant) for one, participant in wanted.items()]
+        for one, participant in wanted.items():
+            reply = await client.balance(participant)
+            amounts = (reply.available_micro, reply.stake_micro, reply.locked_micro)
+            answers.append(Balance(one, participant, *amounts))
+    return answers
+
+
+def plan_questions(directory: NetworkDirectory, name: str | None) -> tuple[str, Mapping[str, ParticipantId]]:
+    """Return who asks, and about whom. Raises ConfigError where that would not be answered."""
+    from pocache.protocol.errors import ConfigError
+    from pocache.protocol.ids import ParticipantId
+    from pocache.wire.topics import Role
+    from pocache_cli.bootstrap import read_roles
+
+    keys = directory.participants()
+    has_money = [one for one, role in read_roles(directory).items() if role in (Role.USER, Role.WORKER)]
+    operator = Role.OPERATOR.value if Role.OPERATOR.value in keys else None
+    if name is None:
+        wanted = {one: keys[one] for one in has_money if one in keys}
+    elif name in keys:
+        wanted = {name: keys[name]}
+    elif _PARTICIPANT.fullmatch(name) and operator is not None:
+        wanted = {name: ParticipantId(name)}
+    else:
+        raise ConfigError(f"no participant {name!r} in {directory.path}; there are: {', '.join(has_money)}")
+    if not wanted or (operator is None and len(wanted) > 1):
+        raise ConfigError(
+            f"say whose balance: without the operator's key only its owner may ask ({directory.path})"
+        )
+    return operator or next(iter(wanted)), wanted

@@ -57,9 +57,11 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     directory = NetworkDirectory(path)
     if (path / "genesis.json").exists():
         return directory
+    if (path / "keys").exists():
+        raise ConfigError(f"{path} has keys but no genesis, as after an interrupted start: remove it, or choose another")
     parties = {role.value: role for role in SERVICE_ROLES}
-    parties.update({name: Role.USER for name in plan.users})
-    parties.update({name: Role.WORKER for name in plan.workers})
+    parties.update(dict.fromkeys(plan.users, Role.USER))
+    parties.update(dict.fromkeys(plan.workers, Role.WORKER))
     keys = {name: _create_keys(path, name) for name in parties}
     for name in (PROVISIONER, DEADLETTERS):
         _create_transport_key(path, name)
@@ -91,11 +93,6 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
 
 def load_parties(directory: NetworkDirectory) -> tuple[Party, ...]:
     """Return everybody whose keys lie in this directory."""
-    file = directory.path / PARTIES_FILE
-    try:
-        roles = {name: Role(role) for name, role in json.loads(file.read_bytes()).items()}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {file}: {error}") from error
     return tuple(
         Party(
             name=name,
@@ -103,8 +100,27 @@ def load_parties(directory: NetworkDirectory) -> tuple[Party, ...]:
             participant=directory.signing_key(name).participant_id,
             transport_public=get_public_key(directory.transport_seed(name)),
         )
-        for name, role in roles.items()
+        for name, role in read_roles(directory).items()
     )
+
+
+def read_roles(directory: NetworkDirectory) -> dict[str, Role]:
+    """Return the names and roles of a network that was created here. Raises ConfigError."""
+    file = directory.path / PARTIES_FILE
+    try:
+        return {name: Role(role) for name, role in json.loads(file.read_bytes()).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from error
+
+
+def pick_user(directory: NetworkDirectory, name: str | None) -> str:
+    """Return the user of this name, or the first there is; ConfigError that lists them where there is none."""
+    users = [one for one, role in read_roles(directory).items() if role is Role.USER]
+    if name is None and users:
+        return users[0]
+    if name not in users or name is None:
+        raise ConfigError(f"no user {name or ''} in {directory.path}; there are: {', '.join(users) or 'none'}")
+    return name
 
 
 def get_workers(parties: Iterable[Party]) -> tuple[ParticipantId, ...]:

@@ -83,7 +83,9 @@ class Child:
             if not ready.done():
                 what = f"was not ready after {timeout_s:g} s"
                 if ended.done():
-                    what = f"ended with code {await self.wait()}"  # with its log read to the end: its last words
+                    what = (
+                        f"ended with code {await self.wait()}"  # with its log read to the end: its last words
+                    )
                 raise ChildFailedError(f"{self.name} {what}: {self._last_line[:500]} (log: {self._log_file})")
         finally:
             ready.cancel()

@@ -91,7 +91,9 @@ def _parse_temperature(_context: click.Context, _parameter: click.Parameter, tex
     show_default=True,
     help="The network directory.",
 )
-@click.option("--as", "name", metavar="NAME", help="Whose key signs and pays (default: the network's first user).")
+@click.option(
+    "--as", "name", metavar="NAME", help="Whose key signs and pays (default: the network's first user)."
+)
 @click.option("--model", metavar="NAME", help="Name or id of the model (default: the one there is).")
 @click.option(
     "--max-tokens",
@@ -155,9 +157,7 @@ async def _run(request: Request, view: View) -> bool:
     name = pick_user(directory, request.name)
     view.begin(codec, get_names(directory))
     async with AsyncExitStack() as stack:
-        nats = NatsSettings(
-            url=settings.nats_url, name=name, nkey_seed=directory.transport_seed(name)
-        )
+        nats = NatsSettings(url=settings.nats_url, name=name, nkey_seed=directory.transport_seed(name))
         bus = await stack.enter_async_context(connect_bus(nats))
         client = await stack.enter_async_context(
             open_client(bus, directory.genesis, directory.signing_key(name))

@@ -92,7 +92,7 @@ def place(
 ) -> int | None:
     """Move the requested amount into the job's pool.
 
-    Returns the journal entry, None when it is held already. Raises the error whose code the requester is told:
+    Returns the journal entry, None when it is held already. Raises the error that the requester is told of:
     ExpiredError, ConflictError, UnknownJobError, NotAuthorizedError, LedgerError, FundsError, PayoffError.
     """
     hold = Hold(request.purpose, request.attempt, request.stage, request.party, request.amount_micro)

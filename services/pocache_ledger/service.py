@@ -144,7 +144,10 @@ class LedgerService:
         self._hold(unit, inbound)
 
     def _hold(self, unit: Unit, inbound: Inbound[m.HoldRequestV1]) -> None:
-        """Place a hold, or answer why not; a request that cannot be met moves nothing."""
+        """Place a hold, or answer why not; a request that cannot be met moves nothing.
+
+        A request for what is held already is answered like the first one: it is another publication of it.
+        """
         job = self._await_job(unit, inbound)
         body = inbound.body
         try:
@@ -163,8 +166,6 @@ class LedgerService:
             )
             unit.emit(t.HOLD_REFUSED, refused, job=body.job_id)
             return
-        if entry is None:
-            return
         placed = m.HoldPlacedV1(
             purpose=body.purpose,
             job_id=body.job_id,
@@ -175,7 +176,7 @@ class LedgerService:
             publication=body.publication,
         )
         unit.emit(t.HOLD_PLACED, placed, job=body.job_id)
-        if body.purpose in holds.STAKES:
+        if entry is not None and body.purpose in holds.STAKES:
             holds.announce_stakes(unit, [body.party], entry)
 
     def _on_commitment(self, unit: Unit, inbound: Inbound[m.CommitmentRecordedV1]) -> None:

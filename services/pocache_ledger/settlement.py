@@ -277,8 +277,8 @@ def _compute_corner_cost(model: Model, job: sa.Row[Any], corner: CornerV1) -> in
     layer_count = model.schema.layer_count
     if corner.layer_max >= layer_count or corner.position_max >= job.leaf_count:
         raise LedgerError(
-            f"a corner at layer {corner.layer_max}, position {corner.position_max}, but there are {layer_count} "
-            f"layers and {job.leaf_count} positions"
+            f"a corner at layer {corner.layer_max}, position {corner.position_max}, but there are "
+            f"{layer_count} layers and {job.leaf_count} positions"
         )
     return model.prices.compute_verification_cost(
         layer_max=corner.layer_max, position_max=corner.position_max, layer_count=layer_count

@@ -1,7 +1,7 @@
 """The ledger's tables: accounts, the journal with its postings, jobs, and what is held for them.
 
-The rules that money lives by stand in the database: no account but the outside world is ever negative, a closed
-one is empty, an operation happens once, a hold exists once per job, purpose, attempt and stage.
+The rules that money lives by stand in the database: no account but the outside world is ever negative, a
+closed one is empty, an operation happens once, a hold exists once per job, purpose, attempt and stage.
 """
 
 from __future__ import annotations

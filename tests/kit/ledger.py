@@ -1,4 +1,4 @@
-"""Drives the ledger service in tests: funds participants, takes a job to a phase, reads balances and totals."""
+"""Drives the ledger in tests: funds participants, takes a job to a phase, reads balances and totals."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A network without a bus: keys for everybody, a genesis with a local beacon chain, a small model, one service.
+"""A network without a bus: everybody's keys, a genesis with a local beacon chain, a model, one service.
 
-``make_network`` is deterministic: the same arguments give the same keys, rounds and ids. ``Harness`` seals what a
-test wants said, applies it to one service by the real dispatcher on a real database, and shows what was emitted.
+``make_network`` is deterministic: the same arguments give the same keys, rounds and ids. ``Harness`` seals
+what a test wants said, applies it to one service by the real dispatcher on a real database, and shows what
+was emitted.
 The clock stands still until the test moves it.
 """
 
@@ -79,7 +80,7 @@ class Network:
 
     @staticmethod
     def key(name: str) -> SigningKey:
-        """Return a user's or worker's key by a name that the test makes up, for example ``user``, ``worker-2``."""
+        """Return a user's or worker's key by a name that the test makes up, such as ``worker-2``."""
         return make_key(name)
 
     @staticmethod
@@ -119,7 +120,7 @@ def make_network(
     period_s: int = PERIOD_S,
     **sections: dict[str, Any],
 ) -> Network:
-    """Return a demo network; ``rules``, ``audit``, ``deadlines`` and ``bounds`` override the genesis's defaults.
+    """Return a demo network; ``rules``, ``audit``, ``deadlines``, ``bounds`` override the genesis's defaults.
 
     For example ``make_network(audit={"lottery_share": "0/1"}, deadlines={"lease_ticks": 4})``.
     """
@@ -149,7 +150,7 @@ def make_network(
 
 
 def make_profile(layer_count: int) -> MatchingProfile:
-    """Return a profile for float32 rows: honest around 2⁻²⁰, matching up to 2⁻¹⁴, mismatching from 2⁻¹⁰ on."""
+    """Return a profile for float32 rows: honest near 2⁻²⁰, matching up to 2⁻¹⁴, mismatching from 2⁻¹⁰ on."""
     kinds = [(kind, layer) for kind in (RowKind.K, RowKind.V) for layer in range(layer_count)]
     kinds += [(RowKind.HIDDEN, 0), (RowKind.SCORES, 0)]
     return MatchingProfile(
@@ -205,7 +206,7 @@ class Emission(NamedTuple):
 class Harness:
     """One service on a database, driven message by message.
 
-    ``url`` is in memory unless given; with ``sqlite:///<file>`` a second harness continues where the first stopped.
+    ``url`` is in memory unless given; with ``sqlite:///<file>`` a second one goes on where the first stopped.
     """
 
     service: Service
@@ -240,8 +241,8 @@ class Harness:
     ) -> Decision:
         """Seal ``body``, store it in the topic's stream, apply it.
 
-        The signer is the topic's service unless given. Subject tokens follow from the body (``job``) and from the
-        signer (the participant that the subject names) unless given.
+        The signer is the topic's service unless given. Subject tokens follow from the body (``job``) and from
+        the signer (the participant that the subject names) unless given.
         """
         key = self._pick_key(topic, signer)
         return self.deliver_data(topic, self.network.seal(key, body), **self._fill(topic, body, key, tokens))
@@ -318,7 +319,7 @@ class Harness:
         return [self._decode(row.subject, row.data) for row in rows]
 
     def outbox(self) -> list[tuple[Topic[Any], WireModel]]:
-        """Return topic and body of everything that was emitted since the last time, in order, and forget it."""
+        """Return topic and body of everything emitted since the last time, in order, and forget it."""
         return [(emission.topic, emission.body) for emission in self.drain()]
 
     def outbox_of(self, topic: Topic[M]) -> list[M]:

@@ -82,11 +82,9 @@ class Script:
     async def say(self, topic: Topic[M], body: M, signer: Role | None = None, **tokens: str | bytes) -> None:
         """Say ``body`` as the service that signs the topic, or as another one."""
         data = self.network.seal(self.network.keys[signer or topic.signer], body)
-        await self.bus.publish(
-            topic.subject(**tokens),
-            data,
-            message_id=hashlib.sha256(data + topic.pattern.encode()).hexdigest(),
-        )
+        subject = topic.subject(**tokens)
+        message_id = hashlib.sha256(subject.encode() + data).hexdigest()
+        await self.bus.publish(subject, data, message_id=message_id)
 
     async def say_round(self, number: int) -> BeaconRoundV1:
         """Announce a beacon round."""

@@ -1,8 +1,8 @@
-"""The ledger against an independent model: any order of messages, redeliveries and restarts conserves the money.
+"""The ledger against an independent model: any order of messages, redelivery and restarts conserve the money.
 
-The model keeps balances in dictionaries and pays by Table 1 as the paper prints it (docs/economics.md 2), written out
-again here with none of the ledger's or the rules' code. After every step: the balances agree, the sum is what was
-deposited, nobody is below zero, every settled job's pool is empty.
+The model keeps balances in dictionaries and pays by Table 1 as the paper prints it (docs/economics.md 2),
+written out again here with none of the ledger's or the rules' code. After every step: the balances agree, the
+sum is what was deposited, nobody is below zero, every settled job's pool is empty.
 """
 
 from __future__ import annotations

@@ -147,13 +147,12 @@ class ServiceProcess:
 async def iterate_until(iterator: AsyncIterator[T], stop: asyncio.Event) -> AsyncIterator[T]:
     """Yield what ``iterator`` gives until ``stop`` is set; what is awaited then is given up, nothing in hand is."""
     waiter = asyncio.ensure_future(stop.wait())
+    following: asyncio.Future[T] | None = None
     try:
         while not stop.is_set():
             following = asyncio.ensure_future(_next(iterator))
             await asyncio.wait({following, waiter}, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
                 return
             try:
                 yield following.result()
@@ -161,6 +160,9 @@ async def iterate_until(iterator: AsyncIterator[T], stop: asyncio.Event) -> Asyn
                 return
     finally:
         waiter.cancel()
+        if following is not None and not following.done():  # also when the consumer itself is cancelled
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
 
 async def _next(iterator: AsyncIterator[T]) -> T:

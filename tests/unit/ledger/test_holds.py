@@ -23,8 +23,8 @@ def refused_with(ledger: LedgerHarness, request: m.HoldRequestV1) -> str:
     ((topic, body),) = ledger.outbox()
     assert topic is t.HOLD_REFUSED
     assert isinstance(body, m.HoldRefusedV1)
-    answered = (body.purpose, body.job_id, body.attempt, body.stage, body.party)
-    assert answered == (request.purpose, request.job_id, request.attempt, request.stage, request.party)
+    echoed = {"purpose", "job_id", "attempt", "stage", "party", "publication"}
+    assert body.model_dump(include=echoed) == request.model_dump(include=echoed)
     assert body.reason
     assert ledger.dump() == before
     return body.code
@@ -105,7 +105,7 @@ def test_an_unknown_account_is_refused(ledger: LedgerHarness, network: Network) 
     """Somebody who never deposited."""
     job = Job(network, user_name="stranger")
     ledger.must(t.JOB_ADMITTED, job.admitted())
-    assert refused_with(ledger, job.escrow()) == "E204"
+    assert refused_with(ledger, job.escrow().model_copy(update={"publication": 2})) == "E204"
 
 
 def test_a_balance_too_short_is_refused(ledger: LedgerHarness, network: Network) -> None:
@@ -114,10 +114,23 @@ def test_a_balance_too_short_is_refused(ledger: LedgerHarness, network: Network)
     ledger.fund(make_key("poor"), available=job.products_max.deposit - 1)
     ledger.must(t.JOB_ADMITTED, job.admitted())
     assert refused_with(ledger, job.escrow()) == "E204"
-    ledger.fund(make_key("poor"), available=2, reference="rest")
-    more = job.products_max.deposit + 1
-    ledger.hold(job.escrow().model_copy(update={"amount_micro": more}))
-    assert ledger.money(make_key("poor")) == Money(0, 0, more)
+    ledger.fund(make_key("poor"), available=1, reference="rest")
+    ledger.hold(job.escrow().model_copy(update={"publication": 2}))
+    assert ledger.money(make_key("poor")) == Money(0, 0, job.products_max.deposit)
+
+
+def test_a_request_published_again_is_answered_again(ledger: LedgerHarness, job: Job) -> None:
+    """It locks nothing more, and who asked is not left waiting."""
+    ledger.admit(job)
+    ledger.hold(job.generator_stake())
+    ledger.drain()
+    before = ledger.dump()
+    ledger.hold(job.generator_stake().model_copy(update={"publication": 3}))
+    ((topic, body),) = ledger.outbox()
+    assert topic is t.HOLD_PLACED
+    assert isinstance(body, m.HoldPlacedV1)
+    assert (body.publication, body.party) == (3, WORKER.participant_id)
+    assert ledger.dump() == before
 
 
 def test_a_stake_is_not_taken_from_available_money(ledger: LedgerHarness, network: Network) -> None:
@@ -251,7 +264,7 @@ def test_another_service_cannot_speak_for_the_router(
 
 
 def test_a_hold_waits_for_its_job_and_is_refused_when_it_never_comes(ledger: LedgerHarness, job: Job) -> None:
-    """Delivered again while the admission may come; patience is counted in rounds that this ledger lived through."""
+    """Delivered again while the admission may come; patience is counted in rounds lived through."""
     assert ledger.hold(job.escrow()).action == "nak"
     request = ledger.last
     assert request is not None

@@ -1,4 +1,4 @@
-"""Settlement: surplus, payouts by every row of the rules, refunds and fees; once, and to the last micro-unit."""
+"""Settlement: surplus, payouts by every row of the rules, refunds and fees; once, to the last micro-unit."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_an_outcome_of_nothing_is_refused_in_the_end(
 
 
 def test_outcomes_that_contradict_what_is_held_are_refused(ledger: LedgerHarness, job: Job) -> None:
-    """Another attempt, a corner outside the commitment, a verifier without a stake, a row that does not exist."""
+    """Another attempt, a corner outside the commitment, a verifier without a stake, no row of the rules."""
     ledger.commit(job, V1)
     good = job.outcome("agree", (V1,))
     far = job.corner(layer_max=1, position_max=job.leaf_count)
@@ -321,7 +321,7 @@ def test_a_commitment_without_its_own_stake_is_refused(ledger: LedgerHarness, ne
 
 
 def test_a_lapsed_attempt_costs_the_fee(ledger: LedgerHarness, job: Job, network: Network) -> None:
-    """The rest of the stake is free again; the next attempt is another worker's, and the job is settled as ever."""
+    """The rest of the stake is free again; the next attempt is another worker's, and is settled as ever."""
     ledger.admit(job)
     ledger.hold(job.generator_stake())
     ledger.must(t.ATTEMPT_CHARGED, job.charged())
