@@ -1,1 +1,1 @@
-"""The beacon: publishes the rounds of a local BLS chain at their times."""
+"""The beacon: publishes a chain's rounds at their times; a local chain's, a threshold of members', or drand's."""

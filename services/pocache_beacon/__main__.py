@@ -1,20 +1,34 @@
-"""``python -m pocache_beacon``."""
+"""``python -m pocache_beacon``: the beacon that the network's genesis says, local, threshold or relay."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol
 
 from pocache.bus.nats_bus import NatsSettings, connect_bus
 from pocache.bus.port import Bus
 from pocache.runtime.config import Settings
 from pocache.service.entry import ServiceContext, load_context, run_process, serve_until
 from pocache.wire.topics import Role
-from pocache_beacon.local import LocalBeacon, read_bls_secret
+
+
+class Beacon(Protocol):
+    """What publishes a network's rounds."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it keeps up with its chain."""
+        ...
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Publish until ``stop`` is set."""
+        ...
 
 
 def main() -> None:
-    """Run the local beacon until it is told to stop."""
+    """Run the beacon until it is told to stop."""
     run_process(Role.BEACON.value, serve)
 
 
@@ -23,20 +37,37 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         seed = settings.directory.transport_seed(settings.name)
         nats = NatsSettings(url=settings.nats_url, name=settings.name, nkey_seed=seed)
+        context = load_context(settings)
         bus = await stack.enter_async_context(connect_bus(nats))
-        beacon = make_beacon(load_context(settings), bus)
+        beacon = await stack.enter_async_context(open_beacon(context, bus))
         await serve_until(stack, settings, beacon.run, stop, lambda: beacon.is_ready and bus.is_connected)
 
 
 async def run(context: ServiceContext, bus: Bus, stop: asyncio.Event) -> None:
     """Publish rounds on an open bus until ``stop`` is set."""
-    await make_beacon(context, bus).run(stop)
+    async with open_beacon(context, bus) as beacon:
+        await beacon.run(stop)
 
 
-def make_beacon(context: ServiceContext, bus: Bus) -> LocalBeacon:
-    """Return the beacon of a network whose secret lies in its directory. Raises ConfigError."""
-    secret = read_bls_secret(context.settings.directory)
-    return LocalBeacon(context.genesis, key=context.key, bls_secret=secret, bus=bus)
+@asynccontextmanager
+async def open_beacon(context: ServiceContext, bus: Bus) -> AsyncIterator[Beacon]:
+    """Make the beacon of a network, from its genesis, its directory and the process's settings. Raises ConfigError."""
+    genesis, settings = context.genesis, context.settings
+    if genesis.chain.source == "relay":
+        from pocache_beacon.relay import open_relay, read_relay_settings
+
+        async with open_relay(genesis, read_relay_settings(settings), key=context.key, bus=bus) as relay:
+            yield relay
+    elif genesis.chain.source == "threshold":
+        from pocache_beacon.threshold import ThresholdBeacon, read_share
+
+        share = read_share(settings.directory, settings.name)
+        yield ThresholdBeacon(genesis, key=context.key, share=share, bus=bus)
+    else:
+        from pocache_beacon.local import LocalBeacon, read_bls_secret
+
+        secret = read_bls_secret(settings.directory)
+        yield LocalBeacon(genesis, key=context.key, bls_secret=secret, bus=bus)
 
 
 if __name__ == "__main__":

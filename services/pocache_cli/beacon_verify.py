@@ -82,7 +82,7 @@ def verify(
 def verify_beacon_command(
     scheme: str,
     public_key_hex: str,
-    round: int,
+    round: int,  # noqa: A002 - the option's own name
     signature_hex: str,
     previous_signature_hex: str | None = None,
 ) -> BeaconVerdict:

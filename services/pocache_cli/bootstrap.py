@@ -22,13 +22,13 @@ from pocache.protocol.beacon import Scheme, compute_public_key, compute_secret
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
-from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, read_secret, write_secret
+from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, write_secret
 from pocache.service.provisioning import Party, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
 
-BEACON_SECRET_NAME: Final = "beacon-bls"
+BEACON_KEY_NAME: Final = "beacon-bls"
 PARTIES_FILE: Final = "parties.json"
 PROVISIONER: Final = "provisioner"
 DEADLETTERS: Final = "deadletters"
@@ -66,7 +66,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     for name in (PROVISIONER, DEADLETTERS):
         _create_transport_key(path, name)
     beacon_secret = compute_secret(secrets.token_bytes(48))
-    write_secret(path / "secrets" / f"{BEACON_SECRET_NAME}.hex", beacon_secret.hex())
+    write_secret(path / "secrets" / f"{BEACON_KEY_NAME}.hex", beacon_secret.hex())
     now_s = int(time.time())
     genesis = Genesis.model_validate(
         {
@@ -163,11 +163,6 @@ def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) 
     operator = directory.signing_key(Role.OPERATOR.value)
     directory.write_model(entry.model_id.hex(), seal(operator, directory.genesis.network_id, entry))
     return entry
-
-
-def read_beacon_secret(directory: NetworkDirectory) -> bytes:
-    """Read the local chain's BLS key."""
-    return bytes.fromhex(read_secret(directory.path / "secrets" / f"{BEACON_SECRET_NAME}.hex"))
 
 
 def _create_keys(path: Path, name: str) -> SigningKey:

@@ -17,6 +17,8 @@ from pocache.protocol.errors import ConfigError, PocacheError
 
 JOBS_DEFAULT: Final = 24
 TOKENS_DEFAULT: Final = 32
+REPORT_COLUMNS: Final = 130
+"""The width of the report where there is no terminal to ask."""
 
 
 @click.command()
@@ -24,21 +26,21 @@ TOKENS_DEFAULT: Final = 32
 @click.option("--jobs", default=JOBS_DEFAULT, show_default=True, type=click.IntRange(20, 10_000), help="How many jobs.")
 @click.option("--tokens", default=TOKENS_DEFAULT, show_default=True, type=click.IntRange(2, 1_024), help="Tokens a job.")
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Keep the network here.")
-@click.option("--rules", default="unified-pool", show_default=True, type=click.Choice(["unified-pool"]))
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output.")
-def demo(model: str | None, jobs: int, tokens: int, folder: Path | None, rules: str, as_json: bool) -> None:
+def demo(model: str | None, jobs: int, tokens: int, folder: Path | None, as_json: bool) -> None:
     """Run the whole network here, with honest and cheating workers, and see who is paid and who is slashed.
 
     Exits 1 when a challenged cheat is paid, an honest party is slashed, a job hangs, or money is not conserved.
     """
-    del rules  # one rule set exists; the option is where the next will be chosen
     from rich.console import Console
 
     from pocache.runtime.telemetry import configure_logging
     from pocache_cli.demo_view import DemoView, print_report
 
     configure_logging("error")
-    console = Console(stderr=True) if as_json else Console()
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console = Console(stderr=as_json, width=REPORT_COLUMNS)
     view = DemoView(console)
     started_s = time.monotonic()
     try:

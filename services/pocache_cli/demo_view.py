@@ -7,8 +7,9 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -23,7 +24,7 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.model import WireModel
-from pocache_cli.scenario import JobLine, Report
+from pocache_cli.scenario import Report
 
 EVENTS_SHOWN: Final = 10
 REFRESH_PER_S: Final = 4
@@ -73,7 +74,7 @@ class DemoView:
                 task.cancel()
 
     async def _follow(
-        self, messages: AsyncIterator[CoreMessage], topic: t.Topic[t.M], genesis: Genesis
+        self, messages: AsyncIterator[CoreMessage], topic: t.Topic[Any], genesis: Genesis
     ) -> None:
         async for message in messages:
             try:
@@ -122,16 +123,13 @@ class DemoView:
 
 
 def print_report(console: Console, report: Report, seconds: float) -> None:
-    """Print a row per job, then the sums."""
-    table = Table(title="Every job, from the record", title_justify="left", expand=False)
-    for heading in ("job", "generator", "cheat", "audit", "distance", "threshold", "outcome", "paid", "slashed"):
-        table.add_column(heading, justify="right" if heading in {"distance", "threshold"} else "left", overflow="fold")
-    for line in report.lines:
-        table.add_row(*_row(line))
-    console.print(table)
+    """Print a row per job, then what everybody earned or lost, then the sums."""
+    console.print(_draw_jobs(report))
     console.print(
-        "distance: largest log2 of a row's relative distance above the honest centre; a match is at most the threshold"
+        "distance: how many doublings the worst row lies above the honest centre; at most the limit is a match\n",
+        style="dim",
     )
+    console.print(_draw_money(report))
     for name, value in report.to_dict().items():
         console.print(f"{name:20} {value}", highlight=False)
     console.print(f"{'seconds':20} {seconds:.0f}", highlight=False)
@@ -139,18 +137,48 @@ def print_report(console: Console, report: Report, seconds: float) -> None:
         console.print(Text(f"problem: {problem}", style="bold red"))
 
 
-def _row(line: JobLine) -> tuple[str, ...]:
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.1f}"
+def _draw_jobs(report: Report) -> Table:
+    table = Table(title="Every job, from the record", title_justify="left", box=SIMPLE_HEAD)
+    for heading, is_number in (
+        ("job", False),
+        ("generator", False),
+        ("cheat", False),
+        ("audit", False),
+        ("distance", True),
+        ("limit", True),
+        ("outcome", False),
+        ("generator gets", True),
+        ("slashed", False),
+    ):
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=heading != "slashed")
+    for line in report.lines:
+        earned = dict(line.paid).get(line.generator)
+        table.add_row(
+            line.job_id.hex()[:8],
+            line.generator,
+            line.cheat,
+            line.audit,
+            "" if line.distance_log2 is None else f"{line.distance_log2:.1f}",
+            "" if line.threshold_log2 is None else f"{line.threshold_log2:.1f}",
+            line.case or line.phase,
+            "" if earned is None else _money(earned),
+            ", ".join(line.slashed),
+        )
+    return table
 
-    return (
-        line.job_id.hex()[:8],
-        line.generator,
-        line.cheat,
-        line.audit,
-        number(line.distance_log2),
-        number(line.threshold_log2),
-        line.case or "-",
-        ", ".join(f"{name} {amount / 1e6:+.4f}" for name, amount in line.paid if amount),
-        ", ".join(line.slashed),
-    )
+
+def _draw_money(report: Report) -> Table:
+    earned: Counter[str] = Counter()
+    for line in report.lines:
+        for name, amount_micro in line.paid:
+            earned[name] += amount_micro
+    table = Table(title="Earned and lost", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("who")
+    table.add_column("units", justify="right")
+    for name, amount_micro in sorted(earned.items(), key=lambda item: -item[1]):
+        table.add_row(name, _money(amount_micro))
+    return table
+
+
+def _money(amount_micro: int) -> Text:
+    return Text(f"{amount_micro / 1e6:+.6f}", style="green" if amount_micro >= 0 else "red")

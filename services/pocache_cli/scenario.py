@@ -322,4 +322,5 @@ class Scenario:
         return self.names.get(account, self.names.get(account.removeprefix("stake:"), account[:12]))
 
 
-assert len(HONEST_GENERATORS) >= 4 and len(HONEST_VERIFIERS) >= 3
+assert len(HONEST_GENERATORS) >= 4
+assert len(HONEST_VERIFIERS) >= 3

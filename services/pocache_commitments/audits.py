@@ -1,7 +1,8 @@
 """Audits: the lottery, the user's challenge inside the window, and the window's end.
 
 A commitment leaves its window in one of three ways: the lottery of its round takes it, its user challenges
-it, or the window closes on it. Every draw waits for the round that was named before it was known. Refuses
+it, or the window closes on it. Every draw waits for the round that was named before it was known: when the
+round is there before the checkpoint that covers the entry is known to be published, another one is named. Refuses
 challenges by others, outside the window, and a second one. How an audit goes on is the pool's to decide.
 """
 
@@ -16,20 +17,22 @@ from pocache.protocol.challenge import Corner, compute_full_corner
 from pocache.protocol.errors import ConflictError, ExpiredError, NotAuthorizedError, UnknownJobError
 from pocache.protocol.ids import ModelId
 from pocache.runtime.network import Genesis, Model
+from pocache.service.binding import bind_event
 from pocache.service.unit import Inbound, Unit
-from pocache.storage.store import ROUNDS
+from pocache.storage.store import OUTBOX, ROUNDS
 from pocache.wire.messages import (
     AuditDeepenedV1,
     AuditOpenedV1,
     ChallengeRequestV1,
+    CommitmentReboundV1,
     CornerV1,
     OutcomeV1,
     PayoutSettledV1,
     WindowClosedV1,
 )
-from pocache.wire.topics import AUDIT_DEEPENED, AUDIT_OPENED, WINDOW_CLOSED
-from pocache_commitments.draws import Draw, bind_event, draw_audit_corner, is_audited
-from pocache_commitments.rows import forget_stages, get_commitment, to_committed
+from pocache.wire.topics import AUDIT_DEEPENED, AUDIT_OPENED, COMMITMENT_REBOUND, WINDOW_CLOSED
+from pocache_commitments.draws import Draw, draw_audit_corner, is_audited
+from pocache_commitments.rows import forget_stages, get_commitment, get_outbox_number, to_committed
 from pocache_commitments.tables import COMMITMENTS, Phase
 
 
@@ -61,11 +64,15 @@ class Audits:
             )
         if row["phase"] == Phase.AUDIT:
             _update(unit, row, is_challenged=True)
-            deepened = AuditDeepenedV1(job_id=request.job_id, attempt=request.attempt)
+            deepened = AuditDeepenedV1(
+                job_id=request.job_id, attempt=request.attempt, challenge=inbound.envelope
+            )
             unit.emit(AUDIT_DEEPENED, deepened, job=request.job_id)
             return
         due_round = bind_event(self._genesis, unit, inbound.stored_ms)
-        _update(unit, row, is_challenged=True, challenge_round=due_round)
+        _update(
+            unit, row, is_challenged=True, challenge_round=due_round, challenge=inbound.envelope
+        )
 
     def open_due(self, unit: Unit) -> None:
         """Open every audit whose round has come: the challenged first, then those that the lottery takes."""
@@ -75,6 +82,9 @@ class Audits:
         # A challenged commitment is audited in full anyway, so no lottery is drawn for it.
         undrawn = sa.and_(sa.not_(COMMITMENTS.c.is_lottery_drawn), sa.not_(COMMITMENTS.c.is_challenged))
         for row, draw in _read_due(unit, COMMITMENTS.c.audit_round, undrawn):
+            if _is_unpublished(unit, row):
+                self._rebind(unit, row)
+                continue
             _update(unit, row, is_lottery_drawn=True)
             if is_audited(self._genesis, to_committed(row), draw):
                 corner = draw_audit_corner(self._genesis, self._get_model(row), to_committed(row), draw)
@@ -106,8 +116,29 @@ class Audits:
         """Close whatever is left of a job whose pool was emptied: nothing about it can change any more."""
         _close(unit, inbound.body.job_id)
 
+    def _rebind(self, unit: Unit, row: sa.RowMapping) -> None:
+        """Bind a commitment to another round: to strangers it looks as if it were made with its round in view."""
+        audit_round = bind_event(self._genesis, unit, unit.now_ms)
+        window_close_round = max(row["window_close_round"], audit_round + 1)
+        rebound = CommitmentReboundV1(
+            job_id=row["job_id"],
+            attempt=row["attempt"],
+            missed_round=row["audit_round"],
+            rebound_ms=unit.now_ms,
+            audit_round=audit_round,
+            window_close_round=window_close_round,
+        )
+        unit.emit(COMMITMENT_REBOUND, rebound, job=row["job_id"])
+        _update(
+            unit,
+            row,
+            audit_round=audit_round,
+            window_close_round=window_close_round,
+            outbox_number=get_outbox_number(unit.connection),
+        )
+
     def _open(self, unit: Unit, row: sa.RowMapping, draw: Draw, reason: str, corner: Corner) -> None:
-        _update(unit, row, phase=Phase.AUDIT.value)
+        _update(unit, row, phase=Phase.AUDIT.value, challenge=None)
         opened = AuditOpenedV1(
             job_id=row["job_id"],
             attempt=row["attempt"],
@@ -117,6 +148,7 @@ class Audits:
             corner=CornerV1(
                 layer_max=corner.layer_max, position_max=corner.position_max, full_depth=corner.full_depth
             ),
+            challenge=row["challenge"],
         )
         unit.emit(AUDIT_OPENED, opened, job=row["job_id"])
 
@@ -136,6 +168,12 @@ def _read_due(
     )
     rows = unit.connection.execute(query).mappings().all()
     return [(row, Draw(row["number"], row["randomness"])) for row in rows]
+
+
+def _is_unpublished(unit: Unit, row: sa.RowMapping) -> bool:
+    """Whether what announced a commitment's audit round still waits in the outbox, as after a crash."""
+    waiting = sa.select(OUTBOX.c.number).where(OUTBOX.c.number == row["outbox_number"])
+    return unit.connection.execute(waiting).first() is not None
 
 
 def _update(unit: Unit, row: sa.RowMapping, **values: object) -> None:

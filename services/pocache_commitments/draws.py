@@ -1,15 +1,13 @@
 """What public randomness decides about a commitment, as pure functions of the record (docs/protocol.md 6.7).
 
 Each takes the round's number and randomness and what was committed, so anybody can draw again what this
-service drew. Also owns to which round an event is bound: never one that was due, or known here, when the
-event happened.
+service drew.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pocache.protocol.beacon import bind_round
 from pocache.protocol.challenge import (
     Corner,
     DeterministicStream,
@@ -21,7 +19,6 @@ from pocache.protocol.challenge import (
 )
 from pocache.protocol.ids import Digest, JobId
 from pocache.runtime.network import Genesis, Model
-from pocache.service.unit import Unit
 
 RETRY_SHIFT = 16
 """A retry's positions come from another seed: the seed's stage is (retry << 16) | stage."""
@@ -43,16 +40,6 @@ class Draw:
 
     round_number: int
     randomness: bytes
-
-
-def bind_event(genesis: Genesis, unit: Unit, event_ms: int) -> int:
-    """Return the round that an event of this moment is bound to: bind(t), and later than all known here.
-
-    The later of the event's time and this machine's counts, so that no clock that lags makes a known round
-    decide.
-    """
-    bound = bind_round(genesis.beacon_chain, max(event_ms, unit.now_ms), genesis.audit.bind_delay_ms)
-    return max(bound, unit.get_latest_round() + 1)
 
 
 def is_audited(genesis: Genesis, committed: Committed, draw: Draw) -> bool:

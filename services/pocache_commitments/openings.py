@@ -1,9 +1,9 @@
 """Openings: leaves of a committed or sealed root, checked strictly, part by part.
 
 Refused, so that it may be sent again until the deadline: a sender who is no party of the stage, positions
-other than those asked for, a missing, extra, repeated or malformed leaf, floats that are not finite, a
-proof that does not lead to the root. Whether rows are *right* is compared by the verifier pool: here they
-are only what was promised.
+other than those asked for, an envelope too large to be passed on whole, a missing, extra, repeated or
+malformed leaf, floats that are not finite, a proof that does not lead to the root. Whether rows are
+*right* is compared by the verifier pool: here they are only what was promised.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections.abc import Mapping
 
 import sqlalchemy as sa
 
-from pocache.protocol.encoding import decode_leaf, unpack_tokens
+from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import (
     ConflictError,
-    EncodingError,
     ExpiredError,
+    LimitError,
     NotAuthorizedError,
     OpeningError,
     UnknownJobError,
 )
 from pocache.protocol.ids import Digest, ModelId
-from pocache.protocol.merkle import DIGEST_BYTES, hash_leaf, verify_multiproof
+from pocache.protocol.limits import CARRIED_BYTES_MAX
+from pocache.protocol.opening import verify_opening
 from pocache.runtime.network import Model
 from pocache.service.unit import Inbound, Unit
 from pocache.wire.messages import OpeningAcceptedV1, OpeningV1
@@ -41,6 +42,11 @@ class Openings:
     def accept(self, unit: Unit, inbound: Inbound[OpeningV1]) -> None:
         """Accept one valid part; when it was the last one that was due, close the stage's openings."""
         opening = inbound.body
+        if len(inbound.envelope) > CARRIED_BYTES_MAX:
+            raise LimitError(
+                f"an opening of {len(inbound.envelope)} bytes does not fit the record, which takes"
+                f" {CARRIED_BYTES_MAX}: open it in more parts"
+            )
         commitment = get_commitment(unit.connection, opening.job_id, opening.attempt)
         if commitment is None:
             raise UnknownJobError("no commitment is recorded for this job and attempt")
@@ -70,14 +76,11 @@ class Openings:
         )
         accepted = OpeningAcceptedV1(
             job_id=opening.job_id,
-            participant=inbound.sender,
+            attempt=opening.attempt,
             stage=opening.stage,
             retry=opening.retry,
-            part=opening.part,
-            part_count=opening.part_count,
-            positions=opening.positions,
-            leaves=opening.leaves,
-            opening_id=inbound.envelope_id,
+            participant=inbound.sender,
+            opening=inbound.envelope,
         )
         unit.emit(OPENING_ACCEPTED, accepted, job=opening.job_id)
         if len(parts) + 1 == opening.part_count:
@@ -86,24 +89,19 @@ class Openings:
                 close_openings(unit, stage)
 
     def _verify_leaves(self, commitment: sa.RowMapping, party: sa.RowMapping, opening: OpeningV1) -> None:
-        """Check each leaf against its position and the party's schema, then all of them against its root."""
-        positions = unpack_tokens(opening.positions)
-        if len(opening.leaves) != len(positions):
-            raise OpeningError(f"{len(opening.leaves)} leaves for {len(positions)} positions")
+        """Check the leaves and the proof against what the party promised; OpeningError, MerkleError."""
         schema = self._models[ModelId(commitment["model_id"])].schema
         if party["party_stage"] > 0:
             schema = schema.restrict(party["layer_max"], full_depth=party["full_depth"])
-        for position, leaf in zip(positions, opening.leaves, strict=True):
-            try:
-                decode_leaf(schema, position, position >= commitment["prompt_count"] - 1, leaf)
-            except EncodingError as error:
-                raise OpeningError(f"the leaf of position {position}: {error}") from error
-        proof = [
-            Digest(opening.proof[start : start + DIGEST_BYTES])
-            for start in range(0, len(opening.proof), DIGEST_BYTES)
-        ]
-        hashes = {position: hash_leaf(leaf) for position, leaf in zip(positions, opening.leaves, strict=True)}
-        verify_multiproof(hashes, party["leaf_count"], proof, Digest(party["root"]))
+        verify_opening(
+            unpack_tokens(opening.positions),
+            opening.leaves,
+            opening.proof,
+            schema=schema,
+            prompt_count=commitment["prompt_count"],
+            leaf_count=party["leaf_count"],
+            root=Digest(party["root"]),
+        )
 
 
 def _find_party(unit: Unit, stage: sa.RowMapping, inbound: Inbound[OpeningV1]) -> sa.RowMapping:

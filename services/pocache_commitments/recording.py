@@ -16,6 +16,7 @@ from pocache.protocol.commitment import Promise, is_equivocation
 from pocache.protocol.errors import ConflictError, ExpiredError, UnknownModelError
 from pocache.protocol.ids import Digest, JobId, ModelId
 from pocache.runtime.network import Genesis, Model
+from pocache.service.binding import bind_event
 from pocache.service.unit import Inbound, Unit
 from pocache.wire.messages import (
     AttemptClosedV1,
@@ -38,9 +39,8 @@ from pocache.wire.topics import (
     Role,
 )
 from pocache_commitments import log
-from pocache_commitments.draws import bind_event
 from pocache_commitments.results import open_lease, verify_arrival, verify_result
-from pocache_commitments.rows import forget_stages, get_commitment
+from pocache_commitments.rows import forget_stages, get_commitment, get_outbox_number
 from pocache_commitments.tables import CLOSED_ATTEMPTS, COMMITMENTS, Phase
 
 
@@ -96,27 +96,6 @@ class Recording:
         window_rounds = self._genesis.audit.window_rounds
         current_round = compute_round_at(self._genesis.beacon_chain, recorded_ms)
         window_close_round = max(current_round + window_rounds, audit_round + 1)
-        unit.connection.execute(
-            sa.insert(COMMITMENTS).values(
-                job_id=result.job_id,
-                attempt=result.attempt,
-                generator=inbound.sender,
-                user=lease.user,
-                model_id=lease.model_id,
-                prompt_count=lease.prompt_count,
-                leaf_count=result.leaf_count,
-                root=result.root,
-                binding=result.binding,
-                result_id=inbound.envelope_id,
-                log_index=log_index,
-                recorded_ms=recorded_ms,
-                audit_round=audit_round,
-                window_close_round=window_close_round,
-                # Rounds that this service did not see when they were due extend the window.
-                window_close_tick=unit.tick + window_rounds,
-                phase=Phase.WINDOW.value,
-            )
-        )
         unit.emit(
             COMMITMENT_RECORDED,
             CommitmentRecordedV1(
@@ -135,6 +114,28 @@ class Recording:
         size = log_index + 1
         root = log.get_root(unit.connection, size)
         unit.emit(CHECKPOINT, CheckpointV1(size=size, root=root, at_ms=recorded_ms))
+        unit.connection.execute(
+            sa.insert(COMMITMENTS).values(
+                job_id=result.job_id,
+                attempt=result.attempt,
+                generator=inbound.sender,
+                user=lease.user,
+                model_id=lease.model_id,
+                prompt_count=lease.prompt_count,
+                leaf_count=result.leaf_count,
+                root=result.root,
+                binding=result.binding,
+                result_id=inbound.envelope_id,
+                log_index=log_index,
+                recorded_ms=recorded_ms,
+                audit_round=audit_round,
+                window_close_round=window_close_round,
+                # Rounds that this service did not see when they were due extend the window.
+                window_close_tick=unit.tick + window_rounds,
+                outbox_number=get_outbox_number(unit.connection),
+                phase=Phase.WINDOW.value,
+            )
+        )
 
     def _compare(self, unit: Unit, inbound: Inbound[ResultV1], recorded: sa.RowMapping) -> None:
         """Hold a further result of the leaseholder against the recorded one, however late or stale it is."""

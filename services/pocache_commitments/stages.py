@@ -14,14 +14,22 @@ import sqlalchemy as sa
 
 from pocache.protocol.challenge import Corner
 from pocache.protocol.encoding import pack_tokens
-from pocache.protocol.errors import ConflictError, UnknownJobError
+from pocache.protocol.errors import ConflictError, InputError, UnknownJobError
 from pocache.protocol.ids import ParticipantId
 from pocache.runtime.network import Genesis
+from pocache.service.binding import bind_event
 from pocache.service.unit import Inbound, Unit
 from pocache.storage.store import ROUNDS
-from pocache.wire.messages import ChallengeIssuedV1, OpeningsClosedV1, StagePartyV1, StageSealedV1
+from pocache.wire.envelope import open_envelope
+from pocache.wire.messages import (
+    ChallengeIssuedV1,
+    ClaimSealedV1,
+    OpeningsClosedV1,
+    StagePartyV1,
+    StageSealedV1,
+)
 from pocache.wire.topics import CHALLENGE_ISSUED, OPENINGS_CLOSED
-from pocache_commitments.draws import Draw, bind_event, draw_stage_positions
+from pocache_commitments.draws import Draw, draw_stage_positions
 from pocache_commitments.rows import get_commitment, to_committed
 from pocache_commitments.tables import PARTIES, STAGE_KEY, STAGES, Phase, StagePhase
 
@@ -45,7 +53,7 @@ class Stages:
             return  # the outcome is known, or on its way without this stage
         if commitment["phase"] == Phase.WINDOW:
             raise ConflictError("no audit of this commitment is open")
-        _verify_parties(commitment, sealed)
+        _verify_parties(self._genesis, commitment, sealed)
         unit.connection.execute(
             sa.insert(STAGES).values(
                 **key,
@@ -171,7 +179,7 @@ def _key_of(stage: sa.RowMapping) -> dict[str, Any]:
     return {name: stage[name] for name in STAGE_KEY}
 
 
-def _verify_parties(commitment: sa.RowMapping, sealed: StageSealedV1) -> None:
+def _verify_parties(genesis: Genesis, commitment: sa.RowMapping, sealed: StageSealedV1) -> None:
     """Check that the generator comes first, as recorded, then one verifier per stage; ConflictError."""
     generator, *verifiers = sealed.parties
     recorded = (commitment["generator"], 0, commitment["root"], commitment["leaf_count"])
@@ -187,9 +195,25 @@ def _verify_parties(commitment: sa.RowMapping, sealed: StageSealedV1) -> None:
     if len({party.participant for party in sealed.parties}) != len(sealed.parties):
         raise ConflictError("a participant is a party of a stage once")
     for party in verifiers:
-        _verify_claim(commitment, party)
+        claim = _open_claim(genesis, commitment, party)
+        if party.leaf_count != party.corner.position_max + 1 or party.leaf_count > commitment["leaf_count"]:
+            raise ConflictError("a claim covers exactly the positions of its corner")
+        # An earlier verifier's claim may be of its own second look; the stage's own is of the one that is sealed.
+        if party.stage == sealed.stage and claim.retry != sealed.retry:
+            raise ConflictError("the stage's own claim is of another look than the stage")
 
 
-def _verify_claim(commitment: sa.RowMapping, party: StagePartyV1) -> None:
-    if party.leaf_count != party.corner.position_max + 1 or party.leaf_count > commitment["leaf_count"]:
-        raise ConflictError("a claim covers exactly the positions of its corner")
+def _open_claim(genesis: Genesis, commitment: sa.RowMapping, party: StagePartyV1) -> ClaimSealedV1:
+    """Return the claim that a verifier signed, if it says what the stage says of it; ConflictError."""
+    if party.claim is None:
+        raise ConflictError(f"stage {party.stage}: the verifier's claim is not shown")
+    try:
+        claim = open_envelope(party.claim, genesis.network_id, ClaimSealedV1)
+    except InputError as error:
+        raise ConflictError(f"stage {party.stage}: no claim of its verifier: {error}") from error
+    body = claim.body
+    signed = (claim.sender, body.job_id, body.attempt, body.stage, body.root, body.leaf_count, body.corner)
+    job = (commitment["job_id"], commitment["attempt"])
+    if signed != (party.participant, *job, party.stage, party.root, party.leaf_count, party.corner):
+        raise ConflictError(f"stage {party.stage}: the verifier signed another claim than the stage has")
+    return body

@@ -5,14 +5,14 @@ derived from what it is about, so it happens once whatever message asks for it, 
 Refused: the same id with other lines, money that an account does not have, more money than a column can
 hold.
 
-Not covered: an intruder who writes the database can rewrite the whole journal; only a copy of its head
-elsewhere shows that.
+Not covered: an intruder who writes the database can rewrite the whole journal; only the checkpoints that the
+ledger published (``pocache_ledger.statements``) show that, up to the last of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
@@ -23,22 +23,32 @@ from pocache.protocol.errors import ConflictError, FundsError, LedgerError, Limi
 from pocache.protocol.ids import Digest
 from pocache.protocol.limits import MICRO_MAX
 from pocache.storage.store import upsert
-from pocache_ledger.tables import ACCOUNTS, OPERATIONS, POSTINGS, WORLD
+from pocache_ledger.tables import ACCOUNTS, JOURNAL_CHECKPOINTS, OPERATIONS, POSTINGS, WORLD
 
 TREASURY: Final = "treasury"
 STAKE_PREFIX: Final = "stake:"
+UNBONDING_PREFIX: Final = "unbonding:"
 POOL_PREFIX: Final = "pool:"
 JOURNAL_START: Final = Digest(hashlib.sha256(b"pocache/journal/v1").digest())
 """What stands before the first entry."""
 
+CHECKPOINT_ENTRIES: Final = 64
+"""After every so many entries the journal's head is signed and published."""
+
 _OPERATION_DOMAIN: Final = b"pocache/operation/v1"
 _ENTRY_DOMAIN: Final = b"pocache/journal-entry/v1"
 _AMOUNT_BYTES: Final = 9
+_ROWS_AT_ONCE: Final = 1_000
 
 
 def stake_account(participant: str) -> str:
     """Return the account of a participant's free stake; its available money lies under its own id."""
     return STAKE_PREFIX + participant
+
+
+def unbonding_account(participant: str) -> str:
+    """Return the account of a participant's stake that was asked for and is not paid out yet."""
+    return UNBONDING_PREFIX + participant
 
 
 def pool_account(job_id: bytes) -> str:
@@ -108,6 +118,8 @@ def post(connection: sa.Connection, operation: Operation, *, now_ms: int) -> int
                 for index, line in enumerate(lines)
             ],
         )
+    if number % CHECKPOINT_ENTRIES == 0:
+        connection.execute(sa.insert(JOURNAL_CHECKPOINTS).values(entries=number, head=entry_hash))
     return number
 
 
@@ -164,13 +176,16 @@ def compute_totals(connection: sa.Connection) -> Totals:
     )
 
 
-def verify_journal(connection: sa.Connection) -> int:
+def verify_journal(connection: sa.Connection, checkpoints: Mapping[int, bytes] | None = None) -> int:
     """Read the whole journal and return its length; LedgerError names the first broken entry.
+
+    ``checkpoints`` are heads by number of entries, as they were published.
 
     1. Entries are numbered from 1 without a gap. 2. Each one's id is that of its kind and subject. 3. Its
     lines sum to zero. 4. Its hash covers the entry before it and all of its own fields. 5. Every account's
-    balance is the sum of its lines, so an entry cut off the end shows too.
+    balance is the sum of its lines, so an entry cut off the end shows too. 6. It goes through every checkpoint.
     """
+    heads = dict(checkpoints or {})
     previous = JOURNAL_START
     balances: dict[str, int] = {}
     number = 0
@@ -186,13 +201,22 @@ def verify_journal(connection: sa.Connection) -> int:
         previous = compute_entry_hash(previous, number, operation, entry.at_ms)
         if entry.entry_hash != previous:
             raise LedgerError(f"journal entry {number} is broken: its hash is not that of its content")
+        if heads.pop(number, previous) != previous:
+            raise LedgerError(f"journal entry {number} is not the one of the checkpoint: it, or one before, was rewritten")
         for line in lines:
             balances[line.account] = balances.get(line.account, 0) + line.amount_micro
     for name, balance, _ in connection.execute(sa.select(ACCOUNTS).order_by(ACCOUNTS.c.name)):
         if balances.get(name, 0) != balance:
             expected = balances.get(name, 0)
             raise LedgerError(f"account {name} has {balance}, its lines up to entry {number} make {expected}")
+    if heads:
+        raise LedgerError(f"the journal ends at entry {number}, a checkpoint was made at entry {min(heads)}")
     return number
+
+
+def get_entry_count(connection: sa.Connection) -> int:
+    """Return how many entries the journal has."""
+    return _get_head(connection)[0]
 
 
 def compute_entry_hash(previous: bytes, number: int, operation: Operation, at_ms: int) -> Digest:
@@ -214,6 +238,11 @@ def compute_entry_hash(previous: bytes, number: int, operation: Operation, at_ms
 def compute_subject(job_id: bytes, *parts: int | str) -> bytes:
     """Return what an operation on a job is about, as canonical bytes."""
     return _lp(job_id, *(str(part).encode() for part in parts))
+
+
+def compute_participant_subject(participant: str, nonce: bytes) -> bytes:
+    """Return what an operation is about that a participant asked for under a nonce of its own."""
+    return _lp(participant.encode(), nonce)
 
 
 def _move(connection: sa.Connection, lines: Iterable[Posting]) -> None:
@@ -261,6 +290,7 @@ def _read_entries(connection: sa.Connection) -> Iterator[tuple[Any, tuple[Postin
         sa.select(OPERATIONS, POSTINGS.c.account, POSTINGS.c.amount_micro)
         .outerjoin_from(OPERATIONS, POSTINGS)
         .order_by(OPERATIONS.c.number, POSTINGS.c.line)
+        .execution_options(yield_per=_ROWS_AT_ONCE)
     )
     for _, group in groupby(rows, key=lambda row: row.number):
         entry = list(group)

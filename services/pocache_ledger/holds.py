@@ -24,6 +24,7 @@ from pocache.protocol.payoff import UnifiedPool
 from pocache.service.unit import Unit
 from pocache.wire import topics as t
 from pocache.wire.messages import AttemptChargedV1, HoldRequestV1, StakePostedV1
+from pocache_ledger import unbonding
 from pocache_ledger.accounts import (
     TREASURY,
     Operation,
@@ -33,6 +34,7 @@ from pocache_ledger.accounts import (
     pool_account,
     post,
     stake_account,
+    unbonding_account,
 )
 from pocache_ledger.tables import HOLDS, JOBS
 
@@ -157,6 +159,9 @@ def end(unit: Unit, job_id: bytes, holds: Iterable[Hold]) -> None:
 def charge_attempt(unit: Unit, body: AttemptChargedV1, *, fee_max_micro: int, cause: bytes) -> bool:
     """End an attempt without a commitment: fee to the treasury, the rest of the stake back to its worker.
 
+    What the hold lacks of the fee is taken from the free stake, then from what unbonds: asking for one's stake does
+    not save it.
+
     Returns whether there was anything to do. Raises LedgerError when it has a commitment, or no such stake.
     """
     job = get_job(unit.connection, body.job_id)
@@ -170,7 +175,12 @@ def charge_attempt(unit: Unit, body: AttemptChargedV1, *, fee_max_micro: int, ca
     if job.phase == COMMITTED and job.attempt == body.attempt:
         raise LedgerError(f"attempt {body.attempt} has a recorded commitment: it is settled, not charged")
     hold = _to_hold(row)
-    fee = min(fee_max_micro, hold.amount_micro)
+    free = get_balance(unit.connection, stake_account(hold.party)) or 0
+    from_hold = min(fee_max_micro, hold.amount_micro)
+    from_free = min(fee_max_micro - from_hold, free)
+    from_unbonding = min(
+        fee_max_micro - from_hold - from_free, unbonding.compute_open_micro(unit.connection, hold.party)
+    )
     entry = post(
         unit.connection,
         Operation(
@@ -179,12 +189,14 @@ def charge_attempt(unit: Unit, body: AttemptChargedV1, *, fee_max_micro: int, ca
             cause=cause,
             postings=(
                 Posting(pool_account(body.job_id), -hold.amount_micro),
-                Posting(TREASURY, fee),
-                Posting(hold.home, hold.amount_micro - fee),
+                Posting(TREASURY, from_hold + from_free + from_unbonding),
+                Posting(hold.home, hold.amount_micro - from_hold - from_free),
+                Posting(unbonding_account(hold.party), -from_unbonding),
             ),
         ),
         now_ms=unit.now_ms,
     )
+    unbonding.take(unit.connection, hold.party, from_unbonding)
     end(unit, body.job_id, [hold])
     announce_stakes(unit, [hold.party], entry)
     return True

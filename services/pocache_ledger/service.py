@@ -1,7 +1,7 @@
 """The ledger service: what it does with each message about money, and what it answers.
 
 Owns the order of a job's money: admitted, held, committed, settled. All that it takes is signed by the
-operator or a service; a message that refers to something not seen yet is delivered again until its patience,
+operator or a service, and withdrawals by their owners; a message that refers to something not seen yet is delivered again until its patience,
 counted in rounds, is over. Halts rather than skip a message that it failed to handle.
 """
 
@@ -44,7 +44,10 @@ from pocache_ledger.accounts import (
     verify_journal,
 )
 from pocache_ledger.settlement import Ending
+from pocache_ledger.statements import announce_checkpoints, compute_statement, read_checkpoints
 from pocache_ledger.tables import JOBS, METADATA, WORLD
+from pocache_ledger.unbonding import compute_open_micro
+from pocache_ledger.withdrawals import pay_matured, withdraw
 
 _WAITING_MAX: Final = 100_000
 """Messages whose patience is counted at once; beyond that all counts start again: a longer wait, no loss."""
@@ -76,6 +79,8 @@ class LedgerService:
         """Return what is done with each topic."""
         return {
             t.DEPOSITED: self._on_deposit,
+            t.USER_WITHDRAWAL_REQUESTED: self._on_withdrawal,
+            t.WORKER_WITHDRAWAL_REQUESTED: self._on_withdrawal,
             t.JOB_ADMITTED: self._on_admitted,
             t.ROUTER_HOLD_REQUESTED: self._on_router_hold,
             t.VERIFIER_HOLD_REQUESTED: self._on_verifier_hold,
@@ -88,10 +93,16 @@ class LedgerService:
 
     def queries(self) -> Mapping[Topic[Any], Query]:
         """Return what is answered."""
-        return {t.BALANCE_QUERY: self._on_balance_query, t.TOTALS_QUERY: self._on_totals_query}
+        return {
+            t.BALANCE_QUERY: self._on_balance_query,
+            t.STATEMENT_QUERY: self._on_statement_query,
+            t.TOTALS_QUERY: self._on_totals_query,
+        }
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
-        """Forget the waits that ended; nothing is due by time here, the other services decide that."""
+        """Pay out what has unbonded, publish the journal's checkpoints, forget the waits that ended."""
+        pay_matured(unit)
+        announce_checkpoints(unit)
         horizon = unit.tick - 2 * self._patience_ticks
         self._waiting = {name: since for name, since in self._waiting.items() if since > horizon}
 
@@ -108,6 +119,9 @@ class LedgerService:
         entry = post(unit.connection, operation, now_ms=unit.now_ms)
         if is_stake:
             holds.announce_stakes(unit, [body.participant], entry)
+
+    def _on_withdrawal(self, unit: Unit, inbound: Inbound[m.WithdrawalRequestV1]) -> None:
+        withdraw(unit, inbound, unbonding_ticks=self._genesis.rules.unbonding_ticks)
 
     def _on_admitted(self, unit: Unit, inbound: Inbound[m.JobAdmittedV1]) -> None:
         body = inbound.body
@@ -237,23 +251,34 @@ class LedgerService:
         settlement.refund(unit, job, inbound.envelope_id)
 
     def _on_balance_query(self, unit: Unit, inbound: Inbound[m.BalanceQueryV1]) -> m.BalanceReplyV1:
-        participant = inbound.body.participant
-        if inbound.tokens["participant"] != participant:
-            raise EnvelopeError("the subject names another participant than the question")
-        if inbound.sender not in (participant, self._genesis.signer(Role.OPERATOR)):
-            raise NotAuthorizedError("a balance is told to its owner and to the operator")
+        participant = self._verify_asker(inbound)
         purposes = (holds.ESCROW, *holds.STAKES)
         return m.BalanceReplyV1(
             participant=participant,
             available_micro=get_balance(unit.connection, participant) or 0,
             stake_micro=get_balance(unit.connection, stake_account(participant)) or 0,
             locked_micro=holds.get_locked(unit.connection, participant, purposes),
+            unbonding_micro=compute_open_micro(unit.connection, participant),
         )
+
+    def _on_statement_query(self, unit: Unit, inbound: Inbound[m.StatementQueryV1]) -> m.StatementReplyV1:
+        self._verify_asker(inbound)
+        return compute_statement(unit.connection, inbound.body)
+
+    def _verify_asker(self, inbound: Inbound[Any]) -> str:
+        """Return whose money is asked about; it is told to its owner and to the operator."""
+        participant: str = inbound.body.participant
+        if inbound.tokens["participant"] != participant:
+            raise EnvelopeError("the subject names another participant than the question")
+        if inbound.sender not in (participant, self._genesis.signer(Role.OPERATOR)):
+            raise NotAuthorizedError("an account is told to its owner and to the operator")
+        return participant
 
     def _on_totals_query(self, unit: Unit, _inbound: Inbound[m.TotalsQueryV1]) -> m.TotalsReplyV1:
         totals = compute_totals(unit.connection)
         try:
-            verify_journal(unit.connection)
+            ledger = self._genesis.signer(Role.LEDGER)
+            verify_journal(unit.connection, read_checkpoints(unit.connection, self._genesis.network_id, ledger))
             is_intact = True
         except LedgerError as error:
             self._log.critical("journal_broken", reason=str(error))

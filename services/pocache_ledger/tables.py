@@ -1,7 +1,8 @@
-"""The ledger's tables: accounts, the journal with its postings, jobs, and what is held for them.
+"""The ledger's tables: accounts, the journal with its postings and checkpoints, jobs, holds, unbonding stake.
 
 The rules that money lives by stand in the database: no account but the outside world is ever negative, a
-closed one is empty, an operation happens once, a hold exists once per job, purpose, attempt and stage.
+closed one is empty, an operation happens once, a hold exists once per job, purpose, attempt and stage. A change here
+needs a migration (``pocache_ledger.migrations``); a test holds both against each other on both databases.
 """
 
 from __future__ import annotations
@@ -50,7 +51,34 @@ POSTINGS: Final = sa.Table(
     sa.Column("account", sa.String(80), sa.ForeignKey("accounts.name"), nullable=False),
     sa.Column("amount_micro", sa.BigInteger, nullable=False),
     sa.CheckConstraint("amount_micro <> 0", name="postings_not_zero"),
+    sa.Index("postings_of_account", "account", "number"),
     comment="The lines of an operation; they sum to zero.",
+)
+
+JOURNAL_CHECKPOINTS: Final = sa.Table(
+    "journal_checkpoints",
+    METADATA,
+    sa.Column("entries", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("head", sa.LargeBinary(32), nullable=False),
+    # Empty until the ledger has signed and published it.
+    sa.Column("envelope", sa.LargeBinary),
+    comment="The journal's hash after every so many entries, as the ledger signed it.",
+)
+
+UNBONDINGS: Final = sa.Table(
+    "unbondings",
+    METADATA,
+    sa.Column("participant", sa.String(56), primary_key=True),
+    sa.Column("nonce", sa.LargeBinary(16), primary_key=True),
+    sa.Column("requested_micro", sa.BigInteger, nullable=False),
+    sa.Column("amount_micro", sa.BigInteger, nullable=False),
+    sa.Column("matures_tick", sa.BigInteger, nullable=False),
+    sa.Column("is_paid", sa.Boolean, nullable=False, default=False),
+    sa.CheckConstraint("amount_micro >= 0", name="unbondings_never_negative"),
+    sa.CheckConstraint("amount_micro <= requested_micro", name="unbondings_only_shrink"),
+    sa.CheckConstraint("NOT is_paid OR amount_micro = 0", name="unbondings_paid_empty"),
+    sa.Index("unbondings_due", "is_paid", "matures_tick"),
+    comment="Stake on its way out, what slashes left of it; a participant's sum to its unbonding account.",
 )
 
 JOBS: Final = sa.Table(

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 
 from pocache.protocol.challenge import Corner
 from pocache.protocol.dispute_terms import GENERATOR_STAGE, Compare, Party
-from pocache.protocol.encoding import RowKey, RowKind, decode_leaf, unpack_tokens
+from pocache.protocol.encoding import RowKey, RowKind, RowSchema, decode_leaf, unpack_tokens
 from pocache.protocol.errors import ConfigError, MatchingError
 from pocache.protocol.matching import Comparison, compare
 from pocache.runtime.network import Model
 from pocache.wire.codec import decode, encode
-from pocache.wire.messages import ComparisonV1, OpeningAcceptedV1
+from pocache.wire.messages import ComparisonV1, OpeningV1
 from pocache_verifier.jobs import Job
 from pocache_verifier.tables import COMPARISONS, OPENINGS
 
@@ -37,6 +37,13 @@ def verify_profile(model: Model) -> None:
         )
 
 
+def get_schema(job: Job, party: Party) -> RowSchema:
+    """Return the schema of a party's leaves: the model's for the generator, its corner's for a verifier."""
+    if party.stage == GENERATOR_STAGE:
+        return job.model.schema
+    return job.model.schema.restrict(party.corner.layer_max, full_depth=party.corner.full_depth)
+
+
 def read_leaves(connection: sa.Connection, job: Job, participant: str) -> dict[int, bytes]:
     """Return the leaves that a party opened in the current stage, by position."""
     rows = connection.execute(
@@ -46,7 +53,7 @@ def read_leaves(connection: sa.Connection, job: Job, participant: str) -> dict[i
     )
     leaves: dict[int, bytes] = {}
     for row in rows:
-        part = decode(OpeningAcceptedV1, row.body)
+        part = decode(OpeningV1, row.body)
         leaves.update(zip(unpack_tokens(part.positions), part.leaves, strict=True))
     return leaves
 
@@ -96,9 +103,7 @@ def read_comparisons(connection: sa.Connection, job: Job) -> tuple[ComparisonV1,
 def _decode_rows(
     connection: sa.Connection, job: Job, party: Party, positions: Iterable[int]
 ) -> Iterable[tuple[int, dict[RowKey, bytes]]]:
-    schema = job.model.schema
-    if party.stage != GENERATOR_STAGE:
-        schema = schema.restrict(party.corner.layer_max, full_depth=party.corner.full_depth)
+    schema = get_schema(job, party)
     leaves = read_leaves(connection, job, party.participant)
     for position in positions:
         if position not in leaves:

@@ -1,8 +1,8 @@
 """Disputes: records become events of the machine in ``pocache.protocol.dispute``, its commands become messages.
 
-Owns who is drawn for an audit, the deadline of each claim, and what is said when a dispute ends. A claim is checked
-against the task that was given out, and refused to its sender's face; everything else comes from services and is taken
-once, whatever the order in which it arrives. Nothing is decided here.
+Owns the deadline of each claim, and what is said when a dispute ends. A claim is checked against the task that was
+given out, and refused to its sender's face; everything else comes from services and is taken once, whatever the order
+in which it arrives, and what it shows of a party is held against the party's own signature. Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from pocache.protocol import dispute_terms as d
-from pocache.protocol.beacon import compute_round_time_ms
-from pocache.protocol.challenge import Corner, Tag, compute_seed
+from pocache.protocol.challenge import Corner
 from pocache.protocol.dispute import advance, get_parties, start_dispute, verify_claim
 from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import BeaconError, CommitmentError, NotYetError, UnknownJobError
@@ -29,9 +28,10 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.codec import decode, decode_value, encode, encode_value
 from pocache_verifier.comparison import compare_parties, keep_comparison, read_comparisons, read_leaves
+from pocache_verifier.drawing import FIRST_STAGE, announce_drawn, bind_stage, draw_stage, read_due
+from pocache_verifier.evidence import open_opening, verify_challenge
 from pocache_verifier.jobs import Job, Jobs
-from pocache_verifier.membership import compute_verifier_order, get_snapshot_before
-from pocache_verifier.tables import DISPUTES, OPENINGS
+from pocache_verifier.tables import CLAIMS, DISPUTES, OPENINGS
 
 _STATE: Final = TypeAdapter(d.DisputeState)
 _VERIFIER_STAKE: Final = "verifier_stake"
@@ -56,29 +56,27 @@ class Disputes:
             raise BeaconError(
                 f"the audit was drawn by other randomness than that of round {body.round_number}"
             )
-        seed = compute_seed(
-            Tag.VERIFIERS,
-            network=self._genesis.network_id,
-            chain_hash=self._genesis.beacon_chain.chain_hash,
+        if body.reason == "challenge":
+            verify_challenge(self._genesis.network_id, job, body.challenge)
+        state = self._load(unit.connection, job)
+        if state.phase is not d.Phase.WAITING:
+            return
+        self._save(unit.connection, job, state)
+        order = draw_stage(
+            self._genesis,
+            unit,
+            job,
+            stage=FIRST_STAGE,
             round_number=body.round_number,
             randomness=randomness,
-            root=job.root,
-            leaf_count=job.leaf_count,
-            job_id=job.job_id,
-            stage=0,
-        )
-        due_ms = compute_round_time_ms(self._genesis.beacon_chain, body.round_number)
-        order = compute_verifier_order(
-            get_snapshot_before(unit.connection, due_ms),
-            seed,
-            model_id=job.model.model_id,
-            excluded=(job.generator, job.user),
+            drawn=(),
         )
         self._advance(unit, job, d.AuditOpened(order, _read_corner(body.corner)))
 
     def deepen(self, unit: Unit, inbound: Inbound[m.AuditDeepenedV1]) -> None:
         """The user challenged while the audit was open."""
         job = self._jobs.get(unit.connection, inbound.body.job_id, inbound.body.attempt)
+        verify_challenge(self._genesis.network_id, job, inbound.body.challenge)
         self._advance(unit, job, d.Deepened())
 
     def equivocate(self, unit: Unit, inbound: Inbound[m.EquivocationV1]) -> None:
@@ -123,18 +121,21 @@ class Disputes:
         verify_claim(self._load(unit.connection, job), claim)
         if body.stack != job.model.entry.stack:
             raise CommitmentError(f"computed on {body.stack!r}, the profile is for {job.model.entry.stack!r}")
+        upsert(
+            unit.connection, CLAIMS, {"job_id": job.job_id, "stage": body.stage}, {"envelope": inbound.envelope}
+        )
         self._advance(unit, job, claim)
 
     def accept_opening(self, unit: Unit, inbound: Inbound[m.OpeningAcceptedV1]) -> None:
-        """Keep the leaves of a part, while its stage is the one that is being opened."""
+        """Keep the leaves of a part that its party signed, while its stage is the one that is being opened."""
         body = inbound.body
-        job = self._jobs.find(unit.connection, body.job_id)
-        if job is None:
-            raise NotYetError("the job's commitment has not arrived")
-        if not _is_opening(self._load(unit.connection, job), body.stage, body.retry):
+        job = self._jobs.get(unit.connection, body.job_id, body.attempt)
+        state = self._load(unit.connection, job)
+        if not _is_opening(state, body.stage, body.retry):
             return
-        key = {"job_id": job.job_id, "participant": body.participant, "part": body.part}
-        upsert(unit.connection, OPENINGS, key, {"body": encode(body)})
+        opening = open_opening(self._genesis.network_id, job, get_parties(state), body)
+        key = {"job_id": job.job_id, "participant": body.participant, "part": opening.part}
+        upsert(unit.connection, OPENINGS, key, {"body": encode(opening)})
 
     def close_openings(self, unit: Unit, inbound: Inbound[m.OpeningsClosedV1]) -> None:
         """All leaves of a stage that will ever come are here: compare them."""
@@ -166,6 +167,23 @@ class Disputes:
             state = self._load(unit.connection, job)
             self._advance(unit, job, d.SealExpired(state.stage, state.retry))
 
+    def draw_due(self, unit: Unit) -> None:
+        """Draw every stage whose round has come."""
+        for job_id, round_number, randomness in read_due(unit.connection):
+            job = self._jobs.find(unit.connection, job_id)
+            assert job is not None, "a dispute refers to its commitment"
+            state = self._load(unit.connection, job)
+            order = draw_stage(
+                self._genesis,
+                unit,
+                job,
+                stage=state.stage,
+                round_number=round_number,
+                randomness=randomness,
+                drawn=state.drawn,
+            )
+            self._advance(unit, job, d.OrderDrawn(state.stage, order))
+
     def _advance(self, unit: Unit, job: Job, event: d.Event) -> None:
         """Apply an event, and the verdicts that it makes the machine ask for."""
         if job.is_settled:
@@ -182,7 +200,10 @@ class Disputes:
     def _execute(self, unit: Unit, job: Job, command: d.Command) -> d.Event | None:
         """Do what the machine asks for; the verdict of a comparison is the next event."""
         match command:
+            case d.AwaitDraw():
+                bind_stage(self._genesis, unit, job, command)
             case d.RequestHold():
+                announce_drawn(unit, job, command)
                 self._request_hold(unit, job, command)
             case d.AssignTask():
                 self._assign(unit, job, command)
@@ -281,6 +302,8 @@ def _is_opening(state: d.DisputeState, stage: int, retry: int) -> bool:
 
 
 def _make_stage(unit: Unit, job: Job, command: d.SealStage) -> m.StageSealedV1:
+    query = sa.select(CLAIMS.c.stage, CLAIMS.c.envelope).where(CLAIMS.c.job_id == job.job_id)
+    claims = {row.stage: row.envelope for row in unit.connection.execute(query)}
     return m.StageSealedV1(
         job_id=job.job_id,
         attempt=job.attempt,
@@ -294,6 +317,7 @@ def _make_stage(unit: Unit, job: Job, command: d.SealStage) -> m.StageSealedV1:
                 root=party.root,
                 leaf_count=party.corner.position_max + 1,
                 corner=_make_corner(party.corner),
+                claim=claims.get(party.stage),
             )
             for party in command.parties
         ),

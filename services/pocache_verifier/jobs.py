@@ -29,7 +29,7 @@ from pocache.wire.messages import (
     SubmissionV1,
 )
 from pocache.wire.topics import Role
-from pocache_verifier.tables import COMMITMENTS, COMPARISONS, JOBS, OPENINGS
+from pocache_verifier.tables import CLAIMS, COMMITMENTS, COMPARISONS, JOBS, OPENINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,9 @@ class Jobs:
         )
 
     def settle(self, unit: Unit, inbound: Inbound[PayoutSettledV1]) -> None:
-        """Forget a job's tokens, openings and comparisons: its pool is empty, nothing will be verified any more."""
+        """Forget a job's tokens, openings, claims and comparisons: its pool is empty, nothing will be verified any more."""
         job_id = inbound.body.job_id
-        for table in (OPENINGS, COMPARISONS):
+        for table in (OPENINGS, CLAIMS, COMPARISONS):
             unit.connection.execute(sa.delete(table).where(table.c.job_id == job_id))
         unit.connection.execute(
             sa.update(COMMITMENTS).where(COMMITMENTS.c.job_id == job_id).values(output=b"")

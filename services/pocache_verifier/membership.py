@@ -95,11 +95,12 @@ class Membership:
         members = _read_members(unit.connection)
         if members == (() if last is None else last.members):
             return
+        chain = self._genesis.beacon_chain
         snapshot = SnapshotV1(
             number=1 if last is None else last.number + 1,
             members=members,
-            # Never before the round that is known: a clock that lags must not let it draw from this snapshot.
-            taken_ms=max(unit.now_ms, compute_round_time_ms(self._genesis.beacon_chain, view.number)),
+            # Never before the latest round that is known: a clock that lags must not let it draw from this snapshot.
+            taken_ms=max(unit.now_ms, compute_round_time_ms(chain, max(view.number, unit.get_latest_round()))),
         )
         unit.connection.execute(
             sa.insert(SNAPSHOTS).values(

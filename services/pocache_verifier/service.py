@@ -59,6 +59,7 @@ class VerifierService:
         return {}
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
-        """End what this tick ends, then take the snapshot for the rounds to come."""
+        """End what this tick ends, draw what this round decides, take the snapshot for the rounds to come."""
         self._disputes.expire_due(unit)
+        self._disputes.draw_due(unit)
         self._membership.take_snapshot(unit, view)

@@ -75,8 +75,11 @@ DISPUTES: Final = sa.Table(
     sa.Column("job_id", sa.LargeBinary(32), sa.ForeignKey(COMMITMENTS.c.job_id), primary_key=True),
     sa.Column("phase", sa.String(16), nullable=False),
     sa.Column("deadline_tick", sa.BigInteger, nullable=True, comment="of the claim, while one is awaited"),
+    sa.Column("draw_round", sa.BigInteger, nullable=True, comment="that draws the current stage's verifiers"),
+    sa.Column("snapshot", sa.BigInteger, nullable=True, comment="that they were drawn from"),
     sa.Column("state", sa.LargeBinary, nullable=False),
     sa.Index("disputes_by_deadline", "phase", "deadline_tick"),
+    sa.Index("disputes_by_round", "phase", "draw_round"),
     comment="The state of each job's dispute (pocache.protocol.dispute).",
 )
 
@@ -86,8 +89,17 @@ OPENINGS: Final = sa.Table(
     sa.Column("job_id", sa.LargeBinary(32), sa.ForeignKey(DISPUTES.c.job_id), primary_key=True),
     sa.Column("participant", sa.String(56), primary_key=True),
     sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("body", sa.LargeBinary, nullable=False, comment="opening-accepted.v1"),
+    sa.Column("body", sa.LargeBinary, nullable=False, comment="opening.v1"),
     comment="Accepted leaves of each dispute's current stage.",
+)
+
+CLAIMS: Final = sa.Table(
+    "claims",
+    METADATA,
+    sa.Column("job_id", sa.LargeBinary(32), sa.ForeignKey(DISPUTES.c.job_id), primary_key=True),
+    sa.Column("stage", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("envelope", sa.LargeBinary, nullable=False, comment="claim-sealed.v1 as its verifier signed it"),
+    comment="The latest claim of each stage.",
 )
 
 COMPARISONS: Final = sa.Table(

@@ -44,7 +44,7 @@ from pocache_worker.engines import EngineHost
 from pocache_worker.grants import Grant, verify_grant
 from pocache_worker.leaves import LeafStore, compute_commitment_name
 from pocache_worker.rounds import RoundTracker
-from pocache_worker.state import Bell, WorkerState, send, wait_event
+from pocache_worker.state import Bell, WorkerState, raise_if_cancelled, send, wait_event
 from pocache_worker.streaming import TokenStream
 from pocache_worker.tables import LEASES, LeasePhase
 
@@ -94,6 +94,7 @@ class Generator:
     async def pull_tasks(self, stop: asyncio.Event) -> None:
         """Take tasks, one at a time, until ``stop`` is set; each is answered for before the next is asked for."""
         while True:
+            raise_if_cancelled()
             await self._wait_idle()
             if stop.is_set():
                 return
@@ -112,6 +113,7 @@ class Generator:
                             break
             # Outside the pull, so that nothing is prefetched while this identity is not free.
             if pause_s:
+                raise_if_cancelled()
                 await wait_event(stop, pause_s)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -259,7 +261,12 @@ def request_lease(unit: Unit, task: m.GenerateTaskV1, worker: str) -> None:
         return
     key = {"job_id": task.job_id, "attempt": task.attempt}
     upsert(unit.connection, LEASES, key, {"phase": LeasePhase.REQUESTED.value, "code": "", "reason": ""})
-    request = m.LeaseRequestV1(job_id=task.job_id, attempt=task.attempt, requested_ms=unit.now_ms)
+    request = m.LeaseRequestV1(
+        job_id=task.job_id,
+        attempt=task.attempt,
+        requested_ms=unit.now_ms,
+        publication=task.publication,
+    )
     send(unit, t.LEASE_REQUESTED, request, job_id=task.job_id, attempt=task.attempt, worker=worker)
 
 

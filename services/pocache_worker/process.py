@@ -41,6 +41,7 @@ async def serve_with(
     async with AsyncExitStack() as stack:
         host = EngineHost(build, models, worker.cheats)
         stack.callback(host.close)
+
         async def run(stop: asyncio.Event) -> None:
             model = await host.load()
             rounds = RoundTracker(settings.directory.genesis)

@@ -15,7 +15,6 @@ from pocache.protocol.errors import BeaconError, EnvelopeError, PocacheError
 from pocache.runtime.network import Genesis
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1
-from pocache.wire.topics import Role
 
 
 class RoundTracker:
@@ -52,7 +51,7 @@ class RoundTracker:
 
     def _verify(self, data: bytes) -> int:
         opened = open_envelope(data, self._genesis.network_id, BeaconRoundV1)
-        if opened.sender != self._genesis.signer(Role.BEACON):
+        if opened.sender not in self._genesis.round_signers:
             raise EnvelopeError("a round must be announced by the beacon")
         body = opened.body
         if body.chain_hash != self._chain.chain_hash:

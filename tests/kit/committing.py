@@ -24,6 +24,7 @@ from pocache.protocol.ids import Digest, JobId, ModelId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.merkle import MerkleTree
 from pocache.wire.messages import (
+    ClaimSealedV1,
     CornerV1,
     LeaseV1,
     OpeningV1,
@@ -83,15 +84,29 @@ class Holder:
         """The tree over the leaves."""
         return make_tree(self.leaves)
 
-    @property
-    def party(self) -> StagePartyV1:
-        """This holder as a party of a stage."""
+    def make_claim(self, job: Job, *, retry: int = 0, signer: SigningKey | None = None, **changes: Any) -> bytes:
+        """Return this verifier's sealed claim; ``changes`` replaces its fields, ``signer`` its key."""
+        fields = {
+            "job_id": job.job_id,
+            "attempt": job.attempt,
+            "stage": self.stage,
+            "retry": retry,
+            "corner": to_wire(self.corner),
+            "leaf_count": len(self.leaves),
+            "root": self.tree.root(),
+            "stack": STACK,
+        }
+        return job.network.seal(signer or self.key, ClaimSealedV1(**{**fields, **changes}))
+
+    def make_party(self, job: Job, *, retry: int = 0) -> StagePartyV1:
+        """Return this holder as a party of a stage."""
         return StagePartyV1(
             participant=self.key.participant_id,
             stage=self.stage,
             root=self.tree.root(),
             leaf_count=len(self.leaves),
             corner=to_wire(self.corner),
+            claim=self.make_claim(job, retry=retry) if self.stage else None,
         )
 
     def open(
@@ -250,7 +265,10 @@ class Job:
             stage=last.stage,
             retry=retry,
             corner=to_wire(last.corner),
-            parties=tuple(holder.party for holder in (self.generator, *verifiers)),
+            parties=tuple(
+                holder.make_party(self, retry=retry if holder is last else 0)
+                for holder in (self.generator, *verifiers)
+            ),
             sample_count=sample_count,
             sealed_ms=sealed_ms,
         )

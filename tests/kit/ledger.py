@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kit.jobs import Job
 from kit.network import Harness, Network
@@ -26,11 +27,12 @@ class Money:
     available: int
     stake: int
     locked: int
+    unbonding: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.available + self.stake + self.locked
+        return self.available + self.stake + self.locked + self.unbonding
 
 
 class LedgerHarness(Harness):
@@ -47,6 +49,22 @@ class LedgerHarness(Harness):
                     reference=f"{reference} {bucket} of {key.participant_id}",
                 )
                 assert self.deliver(t.DEPOSITED, body).action == "ack"
+
+    def withdraw(
+        self,
+        key: SigningKey,
+        bucket: Literal["available", "stake"],
+        amount_micro: int,
+        nonce: str = "first",
+        *,
+        is_worker: bool = True,
+    ) -> Decision:
+        """Ask for money back, as a worker or as a user; a nonce is named."""
+        topic = t.WORKER_WITHDRAWAL_REQUESTED if is_worker else t.USER_WITHDRAWAL_REQUESTED
+        body = m.WithdrawalRequestV1(
+            bucket=bucket, amount_micro=amount_micro, nonce=hashlib.sha256(nonce.encode()).digest()[:16]
+        )
+        return self.deliver(topic, body, key)
 
     def must(self, topic: t.Topic[Any], body: WireModel) -> None:
         """Deliver what has to be handled."""
@@ -77,7 +95,7 @@ class LedgerHarness(Harness):
             t.BALANCE_QUERY, m.BalanceQueryV1(participant=key.participant_id), m.BalanceReplyV1, key
         )
         assert isinstance(reply, m.BalanceReplyV1), reply
-        return Money(reply.available_micro, reply.stake_micro, reply.locked_micro)
+        return Money(reply.available_micro, reply.stake_micro, reply.locked_micro, reply.unbonding_micro)
 
     def totals(self) -> m.TotalsReplyV1:
         """Return the totals, as the operator is told them, after checking that the money adds up."""

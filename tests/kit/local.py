@@ -58,20 +58,27 @@ async def start_network(
     workers: Sequence[WorkerProcess] | None = None,
     users: Sequence[str] = (USER,),
     sections: Mapping[str, Mapping[str, Any]] = SECTIONS,
+    idle_workers: Sequence[str] = (),
+    idle_models: Sequence[str] = (),
 ) -> AsyncIterator[LocalNetwork]:
-    """Create, calibrate, start and fund a network; the first model is the one it serves."""
+    """Create, calibrate, start and fund a network.
+
+    ``idle_workers`` are identities with a stake that no process runs, ``idle_models`` entries that no process serves:
+    what a test plays by hand.
+    """
     processes = tuple(workers) if workers is not None else honest_processes()
-    names = tuple(name for process in processes for name in process.identities)
+    names = (*(name for process in processes for name in process.identities), *idle_workers)
     directory = create_network(
         folder,
         NetworkPlan(
             name="test", users=tuple(users), workers=names, is_demo=True, sections=sections, period_s=1
         ),
     )
-    engine = build_engine(model, encoding="sketch", device="cpu", threads=1)
-    prompts = draw_prompts(engine.capabilities(), count=6)
-    profile = await asyncio.to_thread(run_calibration, engine, engine, prompts, max_tokens=16)
-    register_model(directory, describe(engine.capabilities(), profile, "test"))
+    for source in (model, *idle_models):
+        engine = build_engine(source, encoding="sketch", device="cpu", threads=1)
+        prompts = draw_prompts(engine.capabilities(), count=6)
+        profile = await asyncio.to_thread(run_calibration, engine, engine, prompts, max_tokens=16)
+        register_model(directory, describe(engine.capabilities(), profile, "test"))
     async with run_network(directory, processes, model=model) as network:
         for name in users:
             await network.deposit(name, "available", MONEY_MICRO, f"test/{name}")
@@ -81,7 +88,7 @@ async def start_network(
 
 
 def get_model_id(network: LocalNetwork) -> ModelId:
-    """Return the model that the network serves."""
+    """Return the model of a network that has one."""
     return next(iter(network.directory.load_models()))
 
 

@@ -62,6 +62,7 @@ class Script:
         self.server = server
         self.bus = bus
         self._heard: dict[str, AsyncIterator[CoreMessage]] = {}
+        self._settled: AsyncIterator[CoreMessage] | None = None
 
     async def listen(self, stack: AsyncExitStack) -> None:
         """Hear all that workers say from now on."""
@@ -69,6 +70,7 @@ class Script:
             self._heard[topic.pattern] = await stack.enter_async_context(
                 self.bus.subscribe_core(topic.filter())
             )
+        self._settled = await stack.enter_async_context(self.bus.subscribe_core("$JS.ACK.>"))
 
     async def hear(self, topic: Topic[M]) -> Said[M]:
         """Return the next message of a topic."""
@@ -78,6 +80,24 @@ class Script:
         assert topic.named_signer is not None
         assert topic.parse(message.subject)[topic.named_signer] == opened.sender
         return Said(opened.body, opened.sender, message.data)
+
+    async def hear_settled(self, stream: str, consumer: str) -> str:
+        """Return how a consumer's next message was settled, ``+ACK`` for example; signs of progress aside."""
+        assert self._settled is not None
+        async with asyncio.timeout(WAIT_S):
+            async for message in self._settled:
+                if message.subject.startswith(f"$JS.ACK.{stream}.{consumer}.") and message.data != b"+WPI":
+                    return message.data.decode().split(" ")[0]
+        raise AssertionError("the bus went away")
+
+    async def hear_only(self, topic: Topic[M], marker: M) -> None:
+        """Check that no worker has said anything more on a topic, by a message of our own that comes next."""
+        key = make_key("marker")
+        assert topic.named_signer is not None
+        await self.bus.publish_core(
+            topic.subject(**{topic.named_signer: key.participant_id}), self.network.seal(key, marker)
+        )
+        assert (await self.hear(topic)).sender == key.participant_id
 
     async def say(self, topic: Topic[M], body: M, signer: Role | None = None, **tokens: str | bytes) -> None:
         """Say ``body`` as the service that signs the topic, or as another one."""

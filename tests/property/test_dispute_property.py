@@ -12,6 +12,7 @@ from pocache.protocol.dispute import advance, get_parties, start_dispute
 from pocache.protocol.dispute_terms import (
     AssignTask,
     AuditOpened,
+    AwaitDraw,
     ClaimSealed,
     Compare,
     Compared,
@@ -23,6 +24,7 @@ from pocache.protocol.dispute_terms import (
     HoldPlaced,
     HoldRefused,
     OpeningsClosed,
+    OrderDrawn,
     Outcome,
     Party,
     Phase,
@@ -68,12 +70,19 @@ def get_index(participant: ParticipantId) -> int:
     return int(participant[1:])
 
 
+def get_order(world: World) -> tuple[ParticipantId, ...]:
+    return tuple(ParticipantId(f"v{index}") for index in range(len(world.verifiers)))
+
+
 def get_class(world: World, party: Party) -> int:
     return world.generator_class if party.stage == 0 else world.verifiers[get_index(party.participant)][0]
 
 
 def answer(world: World, state: DisputeState, command: object, data: st.DataObject, doubts: bool) -> Event:
     """Return what the world does about a command."""
+    if isinstance(command, AwaitDraw):
+        left = [name for name in get_order(world) if name not in state.drawn]
+        return OrderDrawn(command.stage, tuple(data.draw(st.permutations(left), label="order")))
     if isinstance(command, RequestHold):
         has_stake = world.verifiers[get_index(command.participant)][1]
         return (HoldPlaced if has_stake else HoldRefused)(command.participant, command.stage)
@@ -111,8 +120,7 @@ def run(world: World, data: st.DataObject, *, disturbed: bool) -> Outcome:
     """Play a world to its end; when disturbed, old events come again and the user or a second result cuts in."""
     generator = Party(GENERATOR, 0, Digest(bytes(32)), FULL)
     state = start_dispute(generator=generator, stage_max=world.stage_max, sample_count=8)
-    order = tuple(ParticipantId(f"v{index}") for index in range(len(world.verifiers)))
-    event: Event = AuditOpened(order, world.corner)
+    event: Event = AuditOpened(get_order(world), world.corner)
     past: list[Event] = []
     for _ in range(STEPS_MAX):
         step = advance(state, event)
@@ -120,6 +128,7 @@ def run(world: World, data: st.DataObject, *, disturbed: bool) -> Outcome:
         if not isinstance(event, ClaimSealed):
             past.append(event)
         assert len(state.seats) <= state.stage <= world.stage_max
+        assert len(set(state.drawn)) == len(state.drawn)
         commands = list(step.commands)
         if disturbed and state.phase is not Phase.DECIDED:
             for again in data.draw(st.lists(st.sampled_from([*past, Deepened()]), max_size=2), label="again"):

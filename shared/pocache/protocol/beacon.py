@@ -119,8 +119,12 @@ class Chain:
     def from_info(cls, info: Mapping[str, object]) -> Chain:
         """Return the chain of a drand info document whose stated hash is its own, or raise BeaconError.
 
+        Both of drand's forms are read: v1 (``hash``, ``groupHash``, ``schemeID``, ``metadata``), and v2 (``chain_hash``,
+        ``genesis_seed``, ``scheme``, ``beacon_id``).
         It says nothing about whose chain it is: the caller compares `chain_hash` and `scheme` with what it pinned.
         """
+        if "chain_hash" in info:
+            info = _read_info_v2(info)
         metadata = info.get("metadata", {})
         beacon_id = metadata.get("beaconID", BEACON_ID_DEFAULT) if isinstance(metadata, Mapping) else None
         period_s, genesis_s, scheme = info.get("period"), info.get("genesis_time"), info.get("schemeID")
@@ -239,6 +243,19 @@ def _verify_time_ms(time_ms: int) -> None:
         raise BeaconError(f"time {time_ms} ms is out of range")
 
 
+def _read_info_v2(info: Mapping[str, object]) -> dict[str, object]:
+    """Return drand's second form of the document in the words of the first."""
+    return {
+        "public_key": info.get("public_key"),
+        "period": info.get("period"),
+        "genesis_time": info.get("genesis_time"),
+        "hash": info.get("chain_hash"),
+        "groupHash": info.get("genesis_seed"),
+        "schemeID": info.get("scheme"),
+        "metadata": {"beaconID": info.get("beacon_id")},
+    }
+
+
 def _decode_hex(info: Mapping[str, object], name: str) -> bytes:
     text = info.get(name)
     try:
@@ -259,3 +276,14 @@ QUICKNET: Final = Chain(
     beacon_id="quicknet",
 )
 """The League of Entropy's unchained network, pinned whole: what a relay must serve to be believed."""
+
+DRAND_DEFAULT: Final = Chain(
+    scheme=Scheme.PEDERSEN_BLS_CHAINED,
+    public_key=bytes.fromhex(
+        "868f005eb8e6e4ca0a47c8a77ceaa5309a47978a7c71bc5cce96366b5d7a569937c529eeda66c7293784a9402801af31"
+    ),
+    genesis_s=1595431050,
+    period_s=30,
+    genesis_seed=bytes.fromhex("176f93498eac9ca337150b46d21dd58673ea4e3581185f869672e59fa4cb390a"),
+)
+"""The League of Entropy's first network, chained: each round signs the one before it."""

@@ -5,14 +5,16 @@ Points travel compressed, in the ZCash format. arkworks checks the curve and the
 (with rubbish behind its flag) and says nothing about keys, so these are refused here: the identity as key or as
 signature (it "signs" everything), every second spelling of a point, secrets outside 1 … r-1.
 
-Not covered: aggregation, threshold shares, and constant time; signing belongs where nobody measures it.
+Not covered: aggregation of keys, whose shares are in ``protocol.threshold``, and constant time; signing belongs where
+nobody measures it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from hashlib import sha512
-from typing import Final
+from typing import Any, Final
 
 from py_arkworks_bls12381 import GT, G1Point, G2Point, Scalar
 
@@ -96,6 +98,31 @@ def compute_secret(entropy: bytes) -> bytes:
         raise BeaconError(f"a secret needs at least {SECRET_BYTES} bytes of entropy, not {len(entropy)}")
     number = int.from_bytes(sha512(_SECRET_DOMAIN + entropy).digest(), "big")
     return (1 + number % (ORDER - 1)).to_bytes(SECRET_BYTES, "big")
+
+
+def combine_signatures(
+    arrangement: Arrangement, signatures: Sequence[bytes], weights: Sequence[int]
+) -> bytes:
+    """Return the compressed point Σ weight · signature; weights are taken modulo r (docs/protocol.md 5.6.2)."""
+    if arrangement is Arrangement.SIGNATURE_ON_G1:
+        return _combine(G1Point.identity(), [_decode_g1(one, "signature") for one in signatures], weights)
+    return _combine(G2Point.identity(), [_decode_g2(one, "signature") for one in signatures], weights)
+
+
+def combine_public_keys(
+    arrangement: Arrangement, public_keys: Sequence[bytes], weights: Sequence[int]
+) -> bytes:
+    """Return the compressed point Σ weight · public key; weights are taken modulo r (docs/protocol.md 5.6.2)."""
+    if arrangement is Arrangement.SIGNATURE_ON_G1:
+        return _combine(G2Point.identity(), [_decode_g2(one, "public key") for one in public_keys], weights)
+    return _combine(G1Point.identity(), [_decode_g1(one, "public key") for one in public_keys], weights)
+
+
+def _combine(total: Any, points: Sequence[Any], weights: Sequence[int]) -> bytes:
+    assert len(points) == len(weights)
+    for point, weight in zip(points, weights, strict=True):
+        total = total + point * Scalar.from_be_bytes((weight % ORDER).to_bytes(SECRET_BYTES, "big"))
+    return bytes(total.to_compressed_bytes())
 
 
 def _decode_secret(secret: bytes) -> Scalar:

@@ -1,11 +1,11 @@
-"""How an audit is decided: one pure state machine, state × event → state, commands (docs/protocol.md 8; DESIGN 3, 5).
+"""How an audit is decided: one pure state machine, state × event → state, commands (docs/protocol.md 8).
 
-Owns the stages: whose stake is asked for, who runs what corner, when everybody opens, which claims are held against
-which and in what order, and the one outcome. Whoever has the record can run it again. Refuses claims of those who were
-not drawn, and claims that are late, doubled, or about something else than was asked. Events that come twice or too
-late change nothing, so that a redelivered record is harmless.
+Owns the stages: when a stage's verifiers are drawn, whose stake is asked for, who runs what corner, when everybody
+opens, which claims are held against which and in what order, and the one outcome. Whoever has the record can run it
+again. Refuses claims of those who were not drawn, and claims that are late, doubled, or about something else than was
+asked. Events that come twice or too late change nothing, so that a redelivered record is harmless.
 
-Does not compare rows (matching.py), draw (challenge.py), check openings (merkle.py), count time or move money
+Does not compare rows (matching.py), draw (challenge.py), check openings (opening.py), count time or move money
 (payoff.py): it says what has to be compared, and is told.
 """
 
@@ -19,6 +19,7 @@ from pocache.protocol.dispute_terms import (
     GENERATOR_STAGE,
     AssignTask,
     AuditOpened,
+    AwaitDraw,
     ClaimSealed,
     Compare,
     Compared,
@@ -30,6 +31,7 @@ from pocache.protocol.dispute_terms import (
     HoldPlaced,
     HoldRefused,
     OpeningsClosed,
+    OrderDrawn,
     Outcome,
     Party,
     Phase,
@@ -79,6 +81,8 @@ def advance(state: DisputeState, event: Event) -> Step:
     match event:
         case AuditOpened():
             return _open(state, event)
+        case OrderDrawn():
+            return _take_order(state, event)
         case HoldPlaced() | HoldRefused():
             return _take_hold(state, event)
         case SealExpired():
@@ -126,26 +130,42 @@ def verify_claim(state: DisputeState, claim: ClaimSealed) -> None:
 def _open(state: DisputeState, event: AuditOpened) -> Step:
     if state.phase is not Phase.WAITING:
         return Step(state)
-    return _begin_stage(replace(state, order=event.order, corner=event.corner))
+    return _ask_next(replace(state, stage=1, corner=event.corner, order=event.order))
+
+
+def _take_order(state: DisputeState, event: OrderDrawn) -> Step:
+    if state.phase is not Phase.DRAWING or event.stage != state.stage:
+        return Step(state)
+    return _ask_next(replace(state, order=event.order))
 
 
 def _begin_stage(state: DisputeState) -> Step:
-    """Go on to the next stage, or end without a verdict after the last one."""
+    """Have the next stage drawn from a fresh round, or end without a verdict after the last one.
+
+    The audit's own round draws the first stage only: who judges later must not be known while an earlier stage runs.
+    """
     if state.stage == state.stage_max:
         return _decide(state, Case.VOID, f"no two parties agreed in {state.stage} stages, the most there are")
-    return _ask_next(replace(state, stage=state.stage + 1, retry=0))
+    stage = state.stage + 1
+    waiting = replace(state, phase=Phase.DRAWING, stage=stage, retry=0, order=(), candidates_used=0)
+    return Step(waiting, (AwaitDraw(stage),))
 
 
 def _ask_next(state: DisputeState) -> Step:
-    """Ask for the stake of the next candidate in sortition's order."""
-    if state.candidates_used == len(state.order):
-        reason = f"no verifier for stage {state.stage}: {len(state.order)} candidates, {len(state.seats)} took a stage"
+    """Ask for the stake of the next candidate in the stage's order."""
+    place = state.candidates_used
+    if place == len(state.order):
+        reason = f"no verifier for stage {state.stage}: none of {place} candidates has the stake"
         return _decide(state, Case.VOID, reason)
-    candidate = state.order[state.candidates_used]
+    candidate = state.order[place]
     asked = replace(
-        state, phase=Phase.HOLDING, candidate=candidate, candidates_used=state.candidates_used + 1
+        state,
+        phase=Phase.HOLDING,
+        candidate=candidate,
+        candidates_used=place + 1,
+        drawn=(*state.drawn, candidate),
     )
-    return Step(asked, (RequestHold(candidate, state.stage),))
+    return Step(asked, (RequestHold(candidate, state.stage, place),))
 
 
 def _take_hold(state: DisputeState, event: HoldPlaced | HoldRefused) -> Step:

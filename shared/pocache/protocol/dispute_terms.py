@@ -22,6 +22,8 @@ class Phase(StrEnum):
 
     WAITING = "waiting"
     """No audit was opened: only an equivocation can decide the job."""
+    DRAWING = "drawing"
+    """The order of a later stage's candidates, from a round that nobody knew when the stage before ended."""
     HOLDING = "holding"
     """The ledger's word on a candidate's stake."""
     SEALING = "sealing"
@@ -72,11 +74,13 @@ class Outcome:
     deciding: ParticipantId | None
     prior: ParticipantId | None
     reason: str
+    is_challenged: bool = False
+    """`fixed-fee-committee` only: the user asked for the audit, so that it pays for it."""
 
     @property
     def stage(self) -> int:
-        """The last stage whose verifier's stake was locked; 0 when there was none."""
-        return len(self.verifiers)
+        """The last stage or seat whose verifier's stake was locked; 0 when there was none."""
+        return self.verifiers[-1].stage if self.verifiers else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,11 @@ class DisputeState:
     """What the current stage runs, or the last one that was given out; it never becomes smaller."""
     phase: Phase = Phase.WAITING
     order: tuple[ParticipantId, ...] = ()
-    """Sortition's order of all candidates."""
+    """Sortition's order of the current stage's candidates."""
     candidates_used: int = 0
+    """How many of the order were asked."""
+    drawn: tuple[ParticipantId, ...] = ()
+    """Everybody who was asked at any stage, in order: nobody is asked twice."""
     candidate: ParticipantId | None = None
     """Whose stake was asked for, while it is not known whether it is locked."""
     seats: tuple[Seat, ...] = ()
@@ -110,10 +117,18 @@ class DisputeState:
 
 @dataclass(frozen=True, slots=True)
 class AuditOpened:
-    """The commitment is to be verified in this corner, by these candidates in this order."""
+    """The commitment is to be verified in this corner; the order is that of the first stage's candidates."""
 
     order: tuple[ParticipantId, ...]
     corner: Corner
+
+
+@dataclass(frozen=True, slots=True)
+class OrderDrawn:
+    """The round that a later stage waited for gave its candidates this order; who was drawn before is not in it."""
+
+    stage: int
+    order: tuple[ParticipantId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +201,7 @@ class Equivocated:
 
 Event: TypeAlias = (
     AuditOpened
+    | OrderDrawn
     | HoldPlaced
     | HoldRefused
     | ClaimSealed
@@ -201,11 +217,19 @@ Event: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitDraw:
+    """Bind a later stage to a round to come, and draw its candidates' order once it is there."""
+
+    stage: int
+
+
+@dataclass(frozen=True, slots=True)
 class RequestHold:
-    """Ask the ledger to lock a candidate's stake."""
+    """Say who was drawn, at which place of the stage's order (0 is the first), and ask the ledger for its stake."""
 
     participant: ParticipantId
     stage: int
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +272,7 @@ class Decide:
     outcome: Outcome
 
 
-Command: TypeAlias = RequestHold | AssignTask | SealStage | Compare | Decide
+Command: TypeAlias = AwaitDraw | RequestHold | AssignTask | SealStage | Compare | Decide
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ from typing import Final
 PAYLOAD_BYTES_MAX: Final = 1_000_000
 """Largest message body; below the 1 MiB default of nats-server with headers to spare."""
 
+CARRIED_BYTES_MAX: Final = 998_000
+"""Largest envelope of somebody else that a message carries whole, for whoever judges the record later."""
+
 CODEC_DEPTH_MAX: Final = 8
 """Deepest nesting of maps and arrays that the codec reads."""
 
@@ -45,6 +48,12 @@ MEMBERS_MAX: Final = 4_096
 
 MODELS_PER_MEMBER_MAX: Final = 64
 
+BEACON_MEMBERS_MAX: Final = 64
+"""Members of a threshold beacon: each hears every other's part of every round."""
+
+STATEMENT_ENTRIES_MAX: Final = 100
+"""Journal entries in one page of an account's statement."""
+
 MICRO_MAX: Final = 2**63 - 1
 """Largest amount of money: what a signed 64-bit column holds."""
 
@@ -56,5 +65,6 @@ TOP_K_MAX: Final = 1_000_000
 TOP_P_MICRO_ONE: Final = 1_000_000
 
 assert PROMPT_TOKENS_MAX * TOKEN_BYTES + OUTPUT_TOKENS_MAX * TOKEN_BYTES < PAYLOAD_BYTES_MAX
-assert LEAF_BYTES_MAX + 32 * MULTIPROOF_DIGESTS_MAX // 2 < PAYLOAD_BYTES_MAX
+assert LEAF_BYTES_MAX + 32 * MULTIPROOF_DIGESTS_MAX // 2 < CARRIED_BYTES_MAX
+assert CARRIED_BYTES_MAX + 1_024 < PAYLOAD_BYTES_MAX
 assert OUTPUT_TOKENS_MAX < LEAF_COUNT_MAX < 2**31

@@ -1,183 +1,60 @@
-"""Who gets what when a job ends under `unified-pool`, the paper's Table 1 (docs/economics.md 2; DESIGN 5).
+"""Who gets what when a job ends: the face of the rule sets (docs/economics.md; DESIGN 5).
 
-Owns the rule set, the stakes it demands, and the settlement of every case in integers: α and β are rationals,
-each of the four products is floored once, and payouts are sums of those, so a pool empties exactly. Refuses
-parameters and costs under which a payout would be negative, and standings that no run of the protocol
-produces. Does not know how a case was reached (matching.py) or what tokens cost (pricing.py), and moves no
-money (the ledger does).
+Two rule sets stand behind one interface, :class:`RuleSet`: ``unified-pool``, the paper's Table 1, and
+``fixed-fee-committee``, this network's own. Owns nothing but the one call that settles a job under whichever of them
+the network's configuration names; what the words mean is in ``payoff_terms``.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from pocache.protocol.errors import PayoffError
-from pocache.protocol.ids import ParticipantId
-from pocache.protocol.limits import MICRO_MAX, STAGE_COUNT_MAX
+from pocache.protocol.committee import DEFAULT_COMMITTEE, FixedFeeCommittee
+from pocache.protocol.committee_terms import FIXED_FEE_COMMITTEE
+from pocache.protocol.payoff_terms import (
+    RATIONAL_TERM_MAX,
+    RESERVE,
+    TREASURY,
+    Case,
+    HoldAmounts,
+    JobEnding,
+    Rational,
+    RuleSet,
+    Settlement,
+    VerifierStanding,
+)
+from pocache.protocol.unified_pool import UNIFIED_POOL, Products, TableRow, UnifiedPool, compute_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-TREASURY: Final = "TREASURY"
-"""The network's own account; no participant id starts with T."""
+    from pocache.protocol.ids import ParticipantId
 
-RATIONAL_TERM_MAX: Final = 10**12
-"""Largest numerator or denominator of α and β."""
-
-_RATIONAL_TEXT: Final = re.compile(r"([0-9]{1,13})(?:/([0-9]{1,13}))?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Rational:
-    """A non-negative fraction; α and β are never floats."""
-
-    numerator: int
-    denominator: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse negative, oversized or fractional terms and a zero denominator; PayoffError."""
-        for term, low in ((self.numerator, 0), (self.denominator, 1)):
-            if type(term) is not int or not low <= term <= RATIONAL_TERM_MAX:
-                message = f"not a fraction of integers up to {RATIONAL_TERM_MAX}: {self}"
-                raise PayoffError(message)
-
-    @classmethod
-    def parse(cls, text: str) -> Rational:
-        """Read "6/5" or "5"; PayoffError for anything else, decimals included."""
-        found = _RATIONAL_TEXT.fullmatch(text)
-        if found is None:
-            message = f'not a fraction such as "6/5" or "5": {text!r}'
-            raise PayoffError(message)
-        return cls(int(found[1]), int(found[2] or 1))
-
-    def floor_of(self, amount: int) -> int:
-        """Return ⌊self · amount⌋ in integers."""
-        return amount * self.numerator // self.denominator
-
-    def __str__(self) -> str:
-        """Return the text that `parse` reads."""
-        return str(self.numerator) if self.denominator == 1 else f"{self.numerator}/{self.denominator}"
-
-
-@dataclass(frozen=True, slots=True)
-class Products:
-    """⌊αCg⌋, ⌊αCv⌋, ⌊βCg⌋, ⌊βCv⌋ in micro-units: all that a settlement adds and subtracts."""
-
-    a_cg: int
-    a_cv: int
-    b_cg: int
-    b_cv: int
-
-    @property
-    def deposit(self) -> int:
-        """What the user puts into the pool: αCg + αCv."""
-        return self.a_cg + self.a_cv
-
-    @property
-    def generator_stake(self) -> int:
-        """What the generator puts into the pool: βCg."""
-        return self.b_cg
-
-    @property
-    def verifier_stake(self) -> int:
-        """What each verifier puts into the pool: βCv."""
-        return self.b_cv
-
-
-@dataclass(frozen=True, slots=True)
-class UnifiedPool:
-    """The paper's rule set: one pool of deposit and stakes for each job, at most `stage_max` stages (K)."""
-
-    alpha: Rational
-    beta: Rational
-    stage_max: int
-
-    def __post_init__(self) -> None:
-        """Refuse a factor of zero and a K out of range; PayoffError."""
-        for name, factor in (("alpha", self.alpha), ("beta", self.beta)):
-            if factor.numerator == 0:
-                message = (
-                    f"{name} > 0 is violated: nobody would be {'paid' if name == 'alpha' else 'at stake'}"
-                )
-                raise PayoffError(message)
-        if type(self.stage_max) is not int or not 1 <= self.stage_max <= STAGE_COUNT_MAX:
-            message = f"1 ≤ stages ≤ {STAGE_COUNT_MAX} is violated: stages = {self.stage_max!r}"
-            raise PayoffError(message)
-
-    def compute_products(self, cg: int, cv: int) -> Products:
-        """Return the four products, each floored once; PayoffError for a cost or pool out of range."""
-        for name, cost in (("Cg", cg), ("Cv", cv)):
-            if type(cost) is not int or not 0 <= cost <= MICRO_MAX:
-                message = f"0 ≤ {name} ≤ {MICRO_MAX} is violated: {name} = {cost!r}"
-                raise PayoffError(message)
-        products = Products(
-            a_cg=self.alpha.floor_of(cg),
-            a_cv=self.alpha.floor_of(cv),
-            b_cg=self.beta.floor_of(cg),
-            b_cv=self.beta.floor_of(cv),
-        )
-        pool_max = products.deposit + products.b_cg + self.stage_max * products.b_cv
-        if pool_max > MICRO_MAX:
-            message = f"pool ≤ {MICRO_MAX} is violated: at stage {self.stage_max} it holds {pool_max}"
-            raise PayoffError(message)
-        return products
-
-    def validate_costs(self, cg: int, cv: int) -> None:
-        """Refuse costs for which some payout is negative; PayoffError names the inequality.
-
-        The one payout with a minus is the deciding verifier's when it confirms a prior one,
-        βCg + ((k−1)β − α)Cv; it is smallest at k = 2, so β(Cg+Cv) ≥ αCv suffices for every k. With a single
-        stage that case does not exist.
-        """
-        products = self.compute_products(cg, cv)
-        if self.stage_max >= 2 and products.b_cg + products.b_cv < products.a_cv:
-            message = (
-                f"β(Cg+Cv) ≥ αCv is violated: {self.beta}·({cg}+{cv}) → {products.b_cg + products.b_cv}"
-                f" < {self.alpha}·{cv} → {products.a_cv}; at stage 2 the deciding verifier would be paid"
-                f" {products.b_cg + products.b_cv - products.a_cv}"
-            )
-            raise PayoffError(message)
-
-
-class Case(StrEnum):
-    """How a job ended."""
-
-    NO_CHALLENGE = "no_challenge"
-    AGREE = "agree"
-    CONFIRM_GENERATOR = "confirm_generator"
-    CONFIRM_PRIOR = "confirm_prior"
-    VOID = "void"
-    NO_OPENING = "no_opening"
-    EQUIVOCATION = "equivocation"
-
-
-@dataclass(frozen=True, slots=True)
-class VerifierStanding:
-    """A verifier whose βCv is in the pool: its stage, and whether it sealed and opened in time."""
-
-    participant: ParticipantId
-    stage: int
-    opened: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """Payouts by account, none zero, none twice, in all the pool; and whose whole stake went to others."""
-
-    payouts: tuple[tuple[str, int], ...]
-    pool: int
-    slashed: tuple[ParticipantId, ...]
-
-    def get_payout(self, account: str) -> int:
-        """Return what an account gets from the pool: 0 for one without a payout."""
-        return dict(self.payouts).get(account, 0)
+__all__ = [
+    "DEFAULT_COMMITTEE",
+    "FIXED_FEE_COMMITTEE",
+    "RATIONAL_TERM_MAX",
+    "RESERVE",
+    "TREASURY",
+    "UNIFIED_POOL",
+    "Case",
+    "FixedFeeCommittee",
+    "HoldAmounts",
+    "JobEnding",
+    "Products",
+    "Rational",
+    "RuleSet",
+    "Settlement",
+    "TableRow",
+    "UnifiedPool",
+    "VerifierStanding",
+    "compute_table",
+    "settle",
+]
 
 
 def settle(
-    rules: UnifiedPool,
+    rules: RuleSet,
     *,
     case: Case,
     cg: int,
@@ -187,261 +64,21 @@ def settle(
     verifiers: Sequence[VerifierStanding],
     deciding: ParticipantId | None = None,
     prior: ParticipantId | None = None,
+    is_challenged: bool = False,
+    reserve_micro: int = 0,
 ) -> Settlement:
-    """Empty the pool αCg + αCv + βCg + kβCv to the last micro-unit (docs/economics.md 2).
-
-    `verifiers` are all k whose stake is in the pool, one per stage, silent ones included: a silent verifier
-    is one of those who lose. `deciding` is the verifier of stage k and `prior` an earlier one, in the cases
-    that have them. Amounts in micro-units. Errors: PayoffError for costs, standings or names that contradict
-    the case.
-    """
-    rules.validate_costs(cg, cv)
-    standings = tuple(sorted(verifiers, key=lambda standing: standing.stage))
-    _verify_standings(rules, standings, generator)
-    _verify_roles(case, standings, deciding, prior)
-    products = rules.compute_products(cg, cv)
-    shares = _PAYERS[case](products, user, generator, standings, prior)
-
-    pool = products.deposit + products.b_cg + len(standings) * products.b_cv
-    payouts: dict[str, int] = {}
-    for account, amount in shares:
-        assert amount >= 0, "validate_costs let a negative payout through"
-        payouts[account] = payouts.get(account, 0) + amount
-    assert sum(payouts.values()) == pool, "a settlement must empty its pool"
-    return Settlement(
-        payouts=tuple((account, amount) for account, amount in payouts.items() if amount),
-        pool=pool,
-        slashed=_compute_slashed(case, generator, standings, deciding, prior),
-    )
-
-
-def _verify_standings(
-    rules: UnifiedPool, standings: tuple[VerifierStanding, ...], generator: ParticipantId
-) -> None:
-    if [standing.stage for standing in standings] != list(range(1, len(standings) + 1)):
-        message = f"one verifier per stage from 1 on, got stages {[standing.stage for standing in standings]}"
-        raise PayoffError(message)
-    if len(standings) > rules.stage_max:
-        message = f"stage {len(standings)} is beyond the last, {rules.stage_max}"
-        raise PayoffError(message)
-    names = [standing.participant for standing in standings]
-    if len({generator, *names}) != len(names) + 1:
-        message = "a verifier stands twice, or verifies its own generation"
-        raise PayoffError(message)
-
-
-def _verify_roles(
-    case: Case,
-    standings: tuple[VerifierStanding, ...],
-    deciding: ParticipantId | None,
-    prior: ParticipantId | None,
-) -> None:
-    """Refuse a case without the verifiers that it needs, or with some that it cannot have; PayoffError."""
-    count = len(standings)
-    low, high = _STAGE_RANGES[case]
-    if not low <= count <= high:
-        message = f"case {case} cannot have {count} verifiers"
-        raise PayoffError(message)
-    opened = {standing.participant for standing in standings if standing.opened}
-    if case in _DECIDED:
-        last = standings[-1].participant
-        if deciding != last or last not in opened:
-            message = f"case {case}: the deciding verifier is that of stage {count}, and it opened"
-            raise PayoffError(message)
-    elif deciding is not None:
-        message = f"case {case} has no deciding verifier"
-        raise PayoffError(message)
-    if case is Case.CONFIRM_PRIOR:
-        if prior == deciding or prior not in opened:
-            message = f"case {case}: the prior verifier stood at an earlier stage, and it opened"
-            raise PayoffError(message)
-    elif prior is not None:
-        message = f"case {case} has no prior verifier"
-        raise PayoffError(message)
-
-
-_DECIDED: Final = frozenset({Case.AGREE, Case.CONFIRM_GENERATOR, Case.CONFIRM_PRIOR})
-
-_STAGE_RANGES: Final[Mapping[Case, tuple[int, int]]] = {
-    Case.NO_CHALLENGE: (0, 0),
-    Case.AGREE: (1, 1),
-    Case.CONFIRM_GENERATOR: (2, STAGE_COUNT_MAX),
-    Case.CONFIRM_PRIOR: (2, STAGE_COUNT_MAX),
-    # Void, silence and equivocation can come before the first verifier's stake is in the pool.
-    Case.VOID: (0, STAGE_COUNT_MAX),
-    Case.NO_OPENING: (0, STAGE_COUNT_MAX),
-    Case.EQUIVOCATION: (0, STAGE_COUNT_MAX),
-}
-
-_Shares = list[tuple[str, int]]
-
-
-def _pay_no_challenge(
-    products: Products,
-    user: ParticipantId,
-    generator: ParticipantId,
-    _standings: tuple[VerifierStanding, ...],
-    _prior: ParticipantId | None,
-) -> _Shares:
-    """Pay the generator (α+β)Cg, the user αCv."""
-    return [(generator, products.a_cg + products.b_cg), (user, products.a_cv)]
-
-
-def _pay_generator(
-    products: Products,
-    _user: ParticipantId,
-    generator: ParticipantId,
-    standings: tuple[VerifierStanding, ...],
-    _prior: ParticipantId | None,
-) -> _Shares:
-    """Pay the generator (α+β)Cg, the deciding verifier (α+kβ)Cv; k = 1 is plain agreement."""
-    return [
-        (generator, products.a_cg + products.b_cg),
-        (standings[-1].participant, products.a_cv + len(standings) * products.b_cv),
-    ]
-
-
-def _pay_prior(
-    products: Products,
-    user: ParticipantId,
-    _generator: ParticipantId,
-    standings: tuple[VerifierStanding, ...],
-    prior: ParticipantId | None,
-) -> _Shares:
-    """Pay the user α(Cg+Cv), the prior verifier (α+β)Cv, the deciding one βCg + ((k−1)β−α)Cv."""
-    assert prior is not None
-    return [
-        (user, products.deposit),
-        (prior, products.a_cv + products.b_cv),
-        (standings[-1].participant, products.b_cg + (len(standings) - 1) * products.b_cv - products.a_cv),
-    ]
-
-
-def _pay_void(
-    products: Products,
-    user: ParticipantId,
-    generator: ParticipantId,
-    standings: tuple[VerifierStanding, ...],
-    _prior: ParticipantId | None,
-) -> _Shares:
-    """Return everything to whom it came from, but the stake of a verifier that never opened to the user."""
-    stakes: _Shares = [(seat.participant if seat.opened else user, products.b_cv) for seat in standings]
-    return [(user, products.deposit), (generator, products.b_cg), *stakes]
-
-
-def _pay_no_opening(
-    products: Products,
-    user: ParticipantId,
-    _generator: ParticipantId,
-    standings: tuple[VerifierStanding, ...],
-    _prior: ParticipantId | None,
-) -> _Shares:
-    """Pay the user α(Cg+Cv), who opened βCv and an equal share of βCg and of the silent verifiers' stakes.
-
-    The remainder of the division goes to the first who opened; when nobody did, everything goes to the user,
-    the party of remainders.
-    """
-    opened = [seat.participant for seat in standings if seat.opened]
-    forfeited = products.b_cg + (len(standings) - len(opened)) * products.b_cv
-    shares: _Shares = [(user, products.deposit)]
-    if not opened:
-        return [*shares, (user, forfeited)]
-    share, remainder = divmod(forfeited, len(opened))
-    shares.extend((participant, products.b_cv + share) for participant in opened)
-    shares.append((opened[0], remainder))
-    return shares
-
-
-def _pay_equivocation(
-    products: Products,
-    user: ParticipantId,
-    _generator: ParticipantId,
-    standings: tuple[VerifierStanding, ...],
-    _prior: ParticipantId | None,
-) -> _Shares:
-    """Pay the user α(Cg+Cv), the treasury βCg, every verifier βCv: the evidence needs none of them."""
-    stakes: _Shares = [(seat.participant, products.b_cv) for seat in standings]
-    return [(user, products.deposit), (TREASURY, products.b_cg), *stakes]
-
-
-_PAYERS: Final = {
-    Case.NO_CHALLENGE: _pay_no_challenge,
-    Case.AGREE: _pay_generator,
-    Case.CONFIRM_GENERATOR: _pay_generator,
-    Case.CONFIRM_PRIOR: _pay_prior,
-    Case.VOID: _pay_void,
-    Case.NO_OPENING: _pay_no_opening,
-    Case.EQUIVOCATION: _pay_equivocation,
-}
-
-
-def _compute_slashed(
-    case: Case,
-    generator: ParticipantId,
-    standings: tuple[VerifierStanding, ...],
-    deciding: ParticipantId | None,
-    prior: ParticipantId | None,
-) -> tuple[ParticipantId, ...]:
-    """Return whose whole stake went to others: generator first, verifiers by stage."""
-    convicted = case in {Case.CONFIRM_PRIOR, Case.NO_OPENING, Case.EQUIVOCATION}
-    slashed = [generator] if convicted else []
-    if case in _DECIDED:
-        slashed += [seat.participant for seat in standings if seat.participant not in {deciding, prior}]
-    elif case is not Case.EQUIVOCATION:
-        slashed += [seat.participant for seat in standings if not seat.opened]
-    return tuple(slashed)
-
-
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """One row of Table 1 in numbers; every `_micro` is a gross payout from the pool, a loser's is 0."""
-
-    case: Case
-    k: int
-    pool_micro: int
-    generator_micro: int
-    user_micro: int
-    deciding_verifier_micro: int
-    prior_verifier_micro: int
-    losing_verifiers: int
-
-
-def compute_table(rules: UnifiedPool, cg: int, cv: int, stage_max: int) -> tuple[TableRow, ...]:
-    """Return Table 1 for every case and every k that it has up to `stage_max`, by settling each; PayoffError.
-
-    In the void row the deciding verifier is that of stage K, and the prior column is the sum of the other
-    K−1.
-    """
-    bounded = UnifiedPool(rules.alpha, rules.beta, stage_max)
-    stages = [(Case.NO_CHALLENGE, 0), (Case.AGREE, 1)]
-    stages += [
-        (case, k) for case in (Case.CONFIRM_GENERATOR, Case.CONFIRM_PRIOR) for k in range(2, stage_max + 1)
-    ]
-    return tuple(_compute_row(bounded, cg, cv, case, k) for case, k in [*stages, (Case.VOID, stage_max)])
-
-
-def _compute_row(rules: UnifiedPool, cg: int, cv: int, case: Case, k: int) -> TableRow:
-    user, generator = ParticipantId("user"), ParticipantId("generator")
-    names = [ParticipantId(f"verifier {stage}") for stage in range(1, k + 1)]
-    deciding = names[-1] if names else None
-    settlement = settle(
-        rules,
-        case=case,
-        cg=cg,
-        cv=cv,
-        user=user,
-        generator=generator,
-        verifiers=[VerifierStanding(name, stage, opened=True) for stage, name in enumerate(names, 1)],
-        deciding=deciding if case in _DECIDED else None,
-        prior=names[0] if case is Case.CONFIRM_PRIOR else None,
-    )
-    return TableRow(
-        case=case,
-        k=k,
-        pool_micro=settlement.pool,
-        generator_micro=settlement.get_payout(generator),
-        user_micro=settlement.get_payout(user),
-        deciding_verifier_micro=settlement.get_payout(deciding) if deciding else 0,
-        prior_verifier_micro=sum(settlement.get_payout(name) for name in names[:-1]),
-        losing_verifiers=sum(name in settlement.slashed for name in names),
+    """Empty a job's pool to the last micro-unit under the given rules; PayoffError as in their `settle`."""
+    return rules.settle(
+        JobEnding(
+            case=case,
+            cg=cg,
+            cv=cv,
+            user=user,
+            generator=generator,
+            verifiers=tuple(verifiers),
+            deciding=deciding,
+            prior=prior,
+            is_challenged=is_challenged,
+            reserve_micro=reserve_micro,
+        )
     )

@@ -14,12 +14,12 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pocache.protocol.errors import PayoffError
+from pocache.protocol.ids import ParticipantId
 from pocache.protocol.limits import MICRO_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pocache.protocol.ids import ParticipantId
     from pocache.protocol.pricing import PriceList
 
 TREASURY: Final = "TREASURY"

@@ -13,7 +13,7 @@ from pocache.protocol.errors import PayoffError
 from pocache.protocol.limits import LAYER_COUNT_MAX, LEAF_COUNT_MAX, OUTPUT_TOKENS_MAX, PROMPT_TOKENS_MAX
 
 if TYPE_CHECKING:
-    from pocache.protocol.payoff import UnifiedPool
+    from pocache.protocol.payoff_terms import RuleSet
 
 TOKEN_PRICE_MICRO_MAX: Final = 10**12
 """Keeps the cost of the longest job far below what an account can hold."""
@@ -49,28 +49,12 @@ class PriceList:
         return self.verify_token_micro * (position_max + 1) * (layer_max + 1) // layer_count
 
 
-def validate_prices(rules: UnifiedPool, prices: PriceList) -> None:
-    """Refuse prices under which β(Cg+Cv) < αCv for a job of some length; PayoffError names the inequality.
+def validate_prices(rules: RuleSet, prices: PriceList) -> None:
+    """Refuse prices under which the rules would pay less than nothing for a job of some length; PayoffError.
 
-    With β ≥ α it always holds. Otherwise let p be the cheaper of the two token prices and v the price of
-    verifying one. A job has one token more than positions, so Cg ≥ p(N+1) while Cv ≤ vN: βp ≥ (α−β)v gives
-    β(Cg+Cv) ≥ αCv + βp, and βp ≥ 1 makes up for the flooring of the products.
+    The message names the inequality. Each rule set has its own, for jobs of every length at once.
     """
-    if rules.stage_max == 1:
-        return
-    a_num = rules.alpha.numerator * rules.beta.denominator
-    b_num = rules.beta.numerator * rules.alpha.denominator
-    if b_num >= a_num:
-        return
-    denominator = rules.alpha.denominator * rules.beta.denominator
-    price = min(prices.prompt_token_micro, prices.output_token_micro)
-    if b_num * price < max((a_num - b_num) * prices.verify_token_micro, denominator):
-        message = (
-            f"β(Cg+Cv) ≥ αCv is violated for some job: with β = {rules.beta} below α = {rules.alpha} it takes"
-            f" βp ≥ max((α−β)v, 1), but the cheaper token costs p = {price} and verifying one costs"
-            f" v = {prices.verify_token_micro}"
-        )
-        raise PayoffError(message)
+    rules.validate_prices(prices)
 
 
 def _verify_count(name: str, value: int, low: int, high: int) -> None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from pocache.protocol.pricing import PriceList
 
 
+UNIFIED_POOL: Final = "unified-pool"
+
+
 @dataclass(frozen=True, slots=True)
 class Products:
     """⌊αCg⌋, ⌊αCv⌋, ⌊βCg⌋, ⌊βCv⌋ in micro-units: all that a settlement adds and subtracts."""
@@ -67,22 +70,25 @@ class UnifiedPool:
 
     def __post_init__(self) -> None:
         """Refuse a factor of zero and a K out of range; PayoffError."""
-        for name, factor in (("alpha", self.alpha), ("beta", self.beta)):
-            if factor.numerator == 0:
-                message = (
-                    f"{name} > 0 is violated: nobody would be {'paid' if name == 'alpha' else 'at stake'}"
-                )
-                raise PayoffError(message)
+        verify_factor("alpha", self.alpha, "nobody would be paid")
+        verify_factor("beta", self.beta, "nobody would be at stake")
         if type(self.stage_max) is not int or not 1 <= self.stage_max <= STAGE_COUNT_MAX:
             message = f"1 ≤ stages ≤ {STAGE_COUNT_MAX} is violated: stages = {self.stage_max!r}"
             raise PayoffError(message)
 
+    @property
+    def name(self) -> str:
+        """What the network's configuration calls these rules."""
+        return UNIFIED_POOL
+
+    @property
+    def seat_max(self) -> int:
+        """The last stage."""
+        return self.stage_max
+
     def compute_products(self, cg: int, cv: int) -> Products:
         """Return the four products, each floored once; PayoffError for a cost or pool out of range."""
-        for name, cost in (("Cg", cg), ("Cv", cv)):
-            if type(cost) is not int or not 0 <= cost <= MICRO_MAX:
-                message = f"0 ≤ {name} ≤ {MICRO_MAX} is violated: {name} = {cost!r}"
-                raise PayoffError(message)
+        verify_costs(cg, cv)
         products = Products(
             a_cg=self.alpha.floor_of(cg),
             a_cv=self.alpha.floor_of(cv),
@@ -111,6 +117,49 @@ class UnifiedPool:
             )
             raise PayoffError(message)
 
+    def validate_prices(self, prices: PriceList) -> None:
+        """Refuse prices under which β(Cg+Cv) < αCv for a job of some length; PayoffError names the inequality.
+
+        With β ≥ α it always holds. Otherwise let p be the cheaper of the two token prices and v the price of
+        verifying one. A job has one token more than positions, so Cg ≥ p(N+1) while Cv ≤ vN: βp ≥ (α−β)v gives
+        β(Cg+Cv) ≥ αCv + βp, and βp ≥ 1 makes up for the flooring of the products.
+        """
+        if self.stage_max == 1:
+            return
+        a_num = self.alpha.numerator * self.beta.denominator
+        b_num = self.beta.numerator * self.alpha.denominator
+        if b_num >= a_num:
+            return
+        denominator = self.alpha.denominator * self.beta.denominator
+        price = min(prices.prompt_token_micro, prices.output_token_micro)
+        if b_num * price < max((a_num - b_num) * prices.verify_token_micro, denominator):
+            message = (
+                f"β(Cg+Cv) ≥ αCv is violated for some job: with β = {self.beta} below α = {self.alpha} it takes"
+                f" βp ≥ max((α−β)v, 1), but the cheaper token costs p = {price} and verifying one costs"
+                f" v = {prices.verify_token_micro}"
+            )
+            raise PayoffError(message)
+
+    def settle(self, ending: JobEnding) -> Settlement:
+        """Empty the pool αCg + αCv + βCg + kβCv to the last micro-unit (docs/economics.md 2).
+
+        The verifiers are all k whose stake is in the pool, one per stage, silent ones included: a silent verifier
+        is one of those who lose. `deciding` is the verifier of stage k and `prior` an earlier one, in the cases
+        that have them; the reserve is not touched. Errors: PayoffError for costs, standings or names that
+        contradict the case.
+        """
+        self.validate_costs(ending.cg, ending.cv)
+        standings = tuple(sorted(ending.verifiers, key=lambda standing: standing.stage))
+        _verify_standings(self, standings, ending.generator)
+        _verify_roles(ending.case, standings, ending.deciding, ending.prior)
+        products = self.compute_products(ending.cg, ending.cv)
+        shares = _PAYERS[ending.case](products, ending.user, ending.generator, standings, ending.prior)
+        return build_settlement(
+            shares,
+            pool=products.deposit + products.b_cg + len(standings) * products.b_cv,
+            slashed=_compute_slashed(ending.case, ending.generator, standings, ending.deciding, ending.prior),
+        )
+
 
 def _verify_standings(
     rules: UnifiedPool, standings: tuple[VerifierStanding, ...], generator: ParticipantId
@@ -134,6 +183,9 @@ def _verify_roles(
     prior: ParticipantId | None,
 ) -> None:
     """Refuse a case without the verifiers that it needs, or with some that it cannot have; PayoffError."""
+    if case not in _STAGE_RANGES:
+        message = f"{UNIFIED_POOL} has no case {case}"
+        raise PayoffError(message)
     count = len(standings)
     low, high = _STAGE_RANGES[case]
     if not low <= count <= high:
@@ -321,16 +373,19 @@ def _compute_row(rules: UnifiedPool, cg: int, cv: int, case: Case, k: int) -> Ta
     user, generator = ParticipantId("user"), ParticipantId("generator")
     names = [ParticipantId(f"verifier {stage}") for stage in range(1, k + 1)]
     deciding = names[-1] if names else None
-    settlement = settle(
-        rules,
-        case=case,
-        cg=cg,
-        cv=cv,
-        user=user,
-        generator=generator,
-        verifiers=[VerifierStanding(name, stage, opened=True) for stage, name in enumerate(names, 1)],
-        deciding=deciding if case in _DECIDED else None,
-        prior=names[0] if case is Case.CONFIRM_PRIOR else None,
+    settlement = rules.settle(
+        JobEnding(
+            case=case,
+            cg=cg,
+            cv=cv,
+            user=user,
+            generator=generator,
+            verifiers=tuple(
+                VerifierStanding(name, stage, opened=True) for stage, name in enumerate(names, 1)
+            ),
+            deciding=deciding if case in _DECIDED else None,
+            prior=names[0] if case is Case.CONFIRM_PRIOR else None,
+        )
     )
     return TableRow(
         case=case,

@@ -34,6 +34,11 @@ VARIABLES: Final[Mapping[str, str]] = {
     "POCACHE_WORKER_CHEAT": "worker only, demonstration networks only: how to be dishonest",
     "POCACHE_WORKER_DEVICE": "worker only: cpu or cuda (default: cuda where there is one)",
     "POCACHE_WORKER_THREADS": "worker only: torch threads (default: torch's own)",
+    "POCACHE_BEACON_ENDPOINTS": "beacon relay only: comma-separated URLs of drand HTTP servers; one ending in /v2 is asked "
+    "by chain hash and one ending in /v2/beacons by beacon id, both in drand's v2 paths, any other in its v1 paths",
+    "POCACHE_BEACON_TIMEOUT_S": "beacon relay only: seconds that one request may take (default: 5)",
+    "POCACHE_BEACON_HEDGE_MS": "beacon relay only: milliseconds until the next server is asked beside a silent one "
+    "(default: 300)",
     "POCACHE_REQUIRE": "tests only: `all` turns a skip for a missing tool into a failure",
     "POCACHE_PYTHON": "Makefile only: the interpreter that makes the virtual environment",
 }
@@ -81,9 +86,9 @@ def load_settings(environ: Mapping[str, str], *, name_default: str) -> Settings:
         database_url=variables.get("POCACHE_DATABASE_URL"),
         name=variables.get("POCACHE_NAME", name_default),
         health_host=variables.get("POCACHE_HEALTH_HOST", "127.0.0.1"),
-        health_port=_read_number(variables, "POCACHE_HEALTH_PORT", 0, 0, 65_535),
+        health_port=read_number(variables, "POCACHE_HEALTH_PORT", 0, 0, 65_535),
         log_level=level,
-        drain_s=float(_read_number(variables, "POCACHE_DRAIN_S", int(DRAIN_S_DEFAULT), 1, 86_400)),
+        drain_s=float(read_number(variables, "POCACHE_DRAIN_S", int(DRAIN_S_DEFAULT), 1, 86_400)),
         variables=variables,
     )
 
@@ -98,7 +103,8 @@ def _read_url(path: Path) -> str:
         ) from None
 
 
-def _read_number(variables: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+def read_number(variables: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    """Return the whole number in a variable. Raises ConfigError that says what it may be."""
     text = variables.get(name)
     if text is None:
         return default

@@ -15,19 +15,20 @@ import stat
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pocache.protocol.beacon import Chain, Scheme
+from pocache.protocol.beacon import BEACON_ID_DEFAULT, Chain, Scheme
 from pocache.protocol.encoding import RowSchema
 from pocache.protocol.errors import ConfigError, PocacheError, SignatureError
 from pocache.protocol.ids import ModelId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
-from pocache.protocol.limits import ATTEMPT_COUNT_MAX, MICRO_MAX, SAMPLE_COUNT_MAX, STAGE_COUNT_MAX
+from pocache.protocol.limits import ATTEMPT_COUNT_MAX, BEACON_MEMBERS_MAX, MICRO_MAX, SAMPLE_COUNT_MAX, STAGE_COUNT_MAX
 from pocache.protocol.matching import MatchingProfile, compute_profile_set_digest
 from pocache.protocol.payoff import Rational, UnifiedPool
 from pocache.protocol.pricing import PriceList, validate_prices
+from pocache.protocol.threshold import Committee
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
@@ -54,14 +55,39 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True)
 
 
+class BeaconMember(_Strict):
+    """One of a threshold beacon: whose envelopes carry its parts, and the public key of its share."""
+
+    participant: Annotated[str, Field(pattern=_PARTICIPANT)]
+    public_share_hex: Annotated[str, Field(pattern=_HEX)]
+
+
 class ChainConfig(_Strict):
-    """The beacon chain: drand's scheme name, its public key, and when its rounds are."""
+    """The beacon chain: drand's scheme name, its public key, when its rounds are, and where they come from."""
 
     scheme: str
     public_key_hex: Annotated[str, Field(pattern=_HEX)]
     genesis_s: Annotated[int, Field(ge=0)]
     period_s: Annotated[int, Field(ge=1, le=86_400)]
     genesis_seed_hex: Annotated[str, Field(pattern=_HEX)]
+    beacon_id: Annotated[str, Field(max_length=64)] = BEACON_ID_DEFAULT
+    source: Literal["local", "threshold", "relay"] = "local"
+    """Signed by one key of the network's own, by any ``threshold`` of its ``members``, or passed on from drand."""
+    threshold: Annotated[int, Field(ge=0, le=BEACON_MEMBERS_MAX)] = 0
+    """t; 0 unless the source is ``threshold``."""
+    members: Annotated[tuple[BeaconMember, ...], Field(max_length=BEACON_MEMBERS_MAX)] = ()
+    """In the order of their shares; empty unless the source is ``threshold``."""
+
+    @model_validator(mode="after")
+    def _verify_members(self) -> Self:
+        is_shared = self.source == "threshold"
+        if is_shared != bool(self.members) or is_shared != bool(self.threshold):
+            raise ValueError("members and a threshold belong to a chain whose source is threshold, and to no other")
+        if is_shared and self.scheme != Scheme.BLS_UNCHAINED_G1_RFC9380:
+            raise ValueError(f"a threshold beacon signs {Scheme.BLS_UNCHAINED_G1_RFC9380} and nothing else")
+        if len({member.participant for member in self.members}) != len(self.members):
+            raise ValueError("a participant is a member of the beacon once")
+        return self
 
 
 class Rules(_Strict):
@@ -73,6 +99,8 @@ class Rules(_Strict):
     stage_max: Annotated[int, Field(ge=2, le=STAGE_COUNT_MAX)] = 5
     lease_fee_micro: Annotated[int, Field(ge=0, le=MICRO_MAX)] = 1_000
     """What a worker pays the treasury for an attempt that ends without a commitment, at most its stake."""
+    unbonding_ticks: Ticks = 10_000
+    """How long stake that was asked for stays within reach of a slash before it is paid out."""
 
 
 class AuditConfig(_Strict):
@@ -120,6 +148,16 @@ class Genesis(_Strict):
     demo: bool = False
     """A demonstration network: workers may be told to cheat on it."""
 
+    @model_validator(mode="after")
+    def _verify_unbonding(self) -> Self:
+        least = compute_dispute_ticks(self)
+        if self.rules.unbonding_ticks <= least:
+            raise ValueError(
+                f"rules.unbonding_ticks is {self.rules.unbonding_ticks}; it must exceed {least}: lease, window, and "
+                f"two looks of each of {self.rules.stage_max} stages, or a stake leaves before its dispute is over"
+            )
+        return self
+
     @cached_property
     def network_id(self) -> NetworkId:
         """SHA-256 of the domain and the canonical JSON: sorted keys, no spaces, ASCII."""
@@ -138,7 +176,25 @@ class Genesis(_Strict):
             genesis_s=self.chain.genesis_s,
             period_s=self.chain.period_s,
             genesis_seed=bytes.fromhex(self.chain.genesis_seed_hex),
+            beacon_id=self.chain.beacon_id,
         )
+
+    @cached_property
+    def beacon_committee(self) -> Committee | None:
+        """The members of a threshold beacon in the protocol's own form; None for any other beacon."""
+        if self.chain.source != "threshold":
+            return None
+        return Committee(
+            threshold=self.chain.threshold,
+            public_key=self.beacon_chain.public_key,
+            public_shares=tuple(bytes.fromhex(member.public_share_hex) for member in self.chain.members),
+        )
+
+    @cached_property
+    def round_signers(self) -> frozenset[ParticipantId]:
+        """Whose envelopes may carry a round: the beacon's, or any member's of a threshold beacon."""
+        members = [ParticipantId(member.participant) for member in self.chain.members]
+        return frozenset(members or [self.signer(Role.BEACON)])
 
     @cached_property
     def unified_pool(self) -> UnifiedPool:
@@ -157,6 +213,18 @@ class Genesis(_Strict):
         """Return a share such as ``1/20`` as numerator and denominator."""
         numerator, denominator = text.split("/")
         return int(numerator), int(denominator)
+
+
+def compute_dispute_ticks(genesis: Genesis) -> int:
+    """Return the longest time from a lease to the last word on its job, in ticks (docs/protocol.md 9.10).
+
+    lease + window + 2K (seal + opening + 2 bind): each of K stages may look twice, and each look waits for two rounds
+    to come, bind = ⌊Δ / period⌋ + 2.
+    """
+    deadlines = genesis.deadlines
+    bind_rounds = genesis.audit.bind_delay_ms // (genesis.chain.period_s * 1_000) + 2
+    look_ticks = deadlines.seal_ticks + deadlines.opening_ticks + 2 * bind_rounds
+    return deadlines.lease_ticks + genesis.audit.window_rounds + 2 * genesis.rules.stage_max * look_ticks
 
 
 class Model:
@@ -192,7 +260,7 @@ class NetworkDirectory:
         file = self.path / "genesis.json"
         try:
             genesis = Genesis.model_validate_json(file.read_bytes())
-            genesis.beacon_chain, genesis.unified_pool  # noqa: B018 - built here so that a bad value is named here
+            genesis.beacon_chain, genesis.beacon_committee, genesis.unified_pool  # noqa: B018 - built here so that a bad value is named here
         except FileNotFoundError:
             raise ConfigError(
                 f"no network in {self.path}: run `pocache up`, or set POCACHE_NETWORK_DIR"

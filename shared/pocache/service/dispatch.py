@@ -18,7 +18,7 @@ import structlog
 
 from pocache.protocol.beacon import compute_round_time_ms, verify_round
 from pocache.protocol.errors import BeaconError, ConflictError, Disposition, EnvelopeError, PocacheError
-from pocache.protocol.ids import NetworkId
+from pocache.protocol.ids import NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
 from pocache.runtime.network import Genesis
@@ -109,12 +109,14 @@ class Dispatcher:
         return Unit(connection, key=self._key, network=self._network, now_ms=self._clock_ms(), tick=tick)
 
     def _apply_one(self, unit: Unit, delivery: Delivery) -> Decision:
+        # Read again for each: a batch takes time, and what is decided in it must not count as older than it is.
+        unit.now_ms = self._clock_ms()
         try:
             with unit.connection.begin_nested():
                 self._handle(unit, delivery)
         except PocacheError as error:
             return self._decide(unit, delivery, error)
-        except Exception:
+        except Exception:  # noqa: BLE001
             # A task's boundary: our own bug must neither pass for success nor take the process down unseen.
             self._log.exception("handler_failed", subject=delivery.subject, sequence=delivery.sequence)
             if self._service.halts_on_poison:
@@ -149,7 +151,7 @@ class Dispatcher:
             raise EnvelopeError(f"this service takes nothing from {delivery.subject!r}")
         tokens = topic.parse(delivery.subject)
         opened = open_envelope(delivery.data, self._network, topic.model)
-        if topic.signer not in _PARTICIPANT_ROLES and opened.sender != self._genesis.signer(topic.signer):
+        if topic.signer not in _PARTICIPANT_ROLES and opened.sender not in self._get_signers(topic.signer):
             raise EnvelopeError(f"{topic.model.kind} must be signed by the {topic.signer.value}")
         if topic.named_signer is not None and tokens[topic.named_signer] != opened.sender:
             raise EnvelopeError(f"the subject {delivery.subject!r} names another {topic.named_signer} than the signer")
@@ -167,6 +169,11 @@ class Dispatcher:
             sequence=delivery.sequence,
             stored_ms=delivery.stored_ms,
         )
+
+    def _get_signers(self, role: Role) -> frozenset[ParticipantId]:
+        if role is Role.BEACON:
+            return self._genesis.round_signers
+        return frozenset((self._genesis.signer(role),))
 
     def _handle_round(self, unit: Unit, body: BeaconRoundV1) -> None:
         if body.chain_hash != self._chain.chain_hash:

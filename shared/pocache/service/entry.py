@@ -31,7 +31,6 @@ from pocache.service.unit import Service
 from pocache.storage.store import Store
 from pocache.wire.topics import Role
 
-
 READY_CHECK_S: Final = 0.05
 
 
@@ -106,7 +105,7 @@ async def serve_until(
 
 async def _announce_ready(name: str, is_ready: Callable[[], bool]) -> None:
     """Log once that the service is ready; whoever started the process waits for that line."""
-    while not is_ready():
+    while not is_ready():  # noqa: ASYNC110 - readiness is asked of several parts, some of which lose it again
         await asyncio.sleep(READY_CHECK_S)
     structlog.get_logger().info("ready", service=name)
 

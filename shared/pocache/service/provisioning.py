@@ -140,13 +140,15 @@ def compute_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
         return _compute_worker_user(party, models)
     if party.role is Role.USER:
         return _compute_user_user(party)
-    publish = [topic.filter() for topic in TOPICS if topic.signer is party.role]
-    queries = [topic.filter() for topic in (t.BALANCE_QUERY, t.TOTALS_QUERY)] if party.role is Role.LEDGER else []
+    publish = [topic.filter(signer=party.participant) for topic in TOPICS if topic.signer is party.role]
+    is_beacon = party.role is Role.BEACON
+    asked = (t.BALANCE_QUERY, t.STATEMENT_QUERY, t.TOTALS_QUERY)
+    queries = [topic.filter() for topic in asked] if party.role is Role.LEDGER else []
     if party.role is Role.OPERATOR:
         return compute_permissions(
             party.name,
             party.transport_public,
-            publish_subjects=(*publish, t.BALANCE_QUERY.filter()),
+            publish_subjects=(*publish, t.BALANCE_QUERY.filter(), t.STATEMENT_QUERY.filter()),
             core_subscriptions=tuple(topic.filter() for topic in TOPICS),
             read_streams=tuple(stream.value for stream in Stream),
         )
@@ -155,8 +157,8 @@ def compute_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
         party.transport_public,
         publish_subjects=publish,
         pull_consumers=get_consumer_names(party.role),
-        core_subscriptions=queries,
-        read_streams=(Stream.BEACON.value,) if party.role is Role.BEACON else (),
+        core_subscriptions=(t.BEACON_ROUND.filter(), t.BEACON_PARTIAL.filter()) if is_beacon else queries,
+        read_streams=(Stream.BEACON.value,) if is_beacon else (),
         serves_requests=bool(queries),
     )
 
@@ -170,7 +172,11 @@ def _compute_worker_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
         party.transport_public,
         publish_subjects=[_own(topic, worker=worker) for topic in TOPICS if topic.signer is Role.WORKER],
         pull_consumers=pulls,
-        core_subscriptions=(t.BEACON_ROUND.pattern, *(topic.filter() for topic in t.REFUSALS.values())),
+        core_subscriptions=(
+            t.BEACON_ROUND.pattern,
+            *(_own(topic, participant=worker) for topic in (t.WITHDRAWAL_ACCEPTED, t.WITHDRAWAL_PAID)),
+            *(topic.filter() for topic in t.REFUSALS.values()),
+        ),
     )
 
 
@@ -191,6 +197,7 @@ def _compute_user_user(party: Party) -> NatsUser:
             events,
             _own(t.TOKENS, **own),
             t.PAYOUT_SETTLED.filter(),
+            *(_own(topic, **own) for topic in (t.WITHDRAWAL_ACCEPTED, t.WITHDRAWAL_PAID)),
             *(topic.filter() for topic in t.REFUSALS.values()),
         ),
     )

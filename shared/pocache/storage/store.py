@@ -1,13 +1,17 @@
 """One service's durable state: an SQL database in which a message's effects and its answers commit together.
 
-SQLite (WAL, synchronous=FULL) is the embedded default; any SQLAlchemy URL works. Two tables belong to every service:
-``applied`` remembers which envelopes had their effect, ``outbox`` holds what must still be published. Refuses a
-database written by another schema version. Used from one thread: a service's state has one writer.
+SQLite (WAL, synchronous=FULL) is the embedded default, PostgreSQL (``postgresql+psycopg://``) the one for production:
+one schema in SQLAlchemy Core, one contract suite for both. Two tables belong to every service: ``applied`` remembers
+which envelopes had their effect, ``outbox`` holds what must still be published.
+
+Refuses a database written by another schema version, a second writer while one is at work, and a PostgreSQL server that
+does not sync what it has acknowledged. Used from one thread: a service's state has one writer. Not covered: a SQLite
+file has one writer by its lock in each transaction only, so two processes on one file are told apart by nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -18,7 +22,15 @@ from sqlalchemy.pool import StaticPool
 from pocache.protocol.errors import ConfigError
 
 SCHEMA_VERSION: Final = 1
+WRITER_WAIT_S: Final = 5.0
+"""How long a process waits for the writer before it to be gone: a killed one's server session lives a moment longer."""
+
 _BUSY_TIMEOUT_MS: Final = 10_000
+_WRITER_LOCK: Final = int.from_bytes(b"pocache\x01", "big")
+"""The advisory lock, one per PostgreSQL database, that its only writer holds for as long as it is connected."""
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+_KEEPALIVES: Final = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+"""The server's: the session of a machine that vanished ends, and its lock with it."""
 
 BASE_METADATA: Final = sa.MetaData()
 
@@ -34,7 +46,8 @@ APPLIED: Final = sa.Table(
 OUTBOX: Final = sa.Table(
     "outbox",
     BASE_METADATA,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    # SQLite numbers rows of an INTEGER key only, and that one has 64 bits.
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("subject", sa.Text, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
     sa.Column("message_id", sa.String(64), nullable=False),
@@ -58,23 +71,35 @@ ROUNDS: Final = sa.Table(
     comment="Beacon rounds that this service has verified itself.",
 )
 
+Prepare = Callable[[sa.Connection], None]
+"""Brings a database to the schema that a service needs, or raises ConfigError saying how to."""
+
 
 class Store:
-    """An open database with this project's tables and a service's own."""
+    """An open database with this project's tables and a service's own.
 
-    def __init__(self, url: str, *metadatas: sa.MetaData) -> None:
-        self._engine = _create_engine(url)
-        with self.begin() as connection:
-            for metadata in (BASE_METADATA, *metadatas):
-                metadata.create_all(connection)
-            found = get_meta(connection, "schema_version")
-            if found is None:
-                set_meta(connection, "schema_version", str(SCHEMA_VERSION))
-            elif found != str(SCHEMA_VERSION):
-                raise ConfigError(
-                    f"database {self._engine.url.render_as_string()} has schema version {found}, this release writes "
-                    f"{SCHEMA_VERSION}: migrate it, or point the service at an empty state directory"
-                )
+    ``prepare`` makes or checks the schema in place of creating what is missing, for a service with migrations.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *metadatas: sa.MetaData,
+        prepare: Prepare | None = None,
+        writer_wait_s: float = WRITER_WAIT_S,
+    ) -> None:
+        self._engine = _create_engine(url, writer_wait_s)
+        try:
+            with self.begin() as connection:
+                if prepare is not None:
+                    prepare(connection)
+                else:
+                    for metadata in (BASE_METADATA, *metadatas):
+                        metadata.create_all(connection)
+                self._verify_version(connection)
+        except BaseException:
+            self.close()  # or its lock would outlive the attempt
+            raise
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
@@ -83,8 +108,18 @@ class Store:
             yield connection
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and let the next writer in."""
         self._engine.dispose()
+
+    def _verify_version(self, connection: sa.Connection) -> None:
+        found = get_meta(connection, "schema_version")
+        if found is None:
+            set_meta(connection, "schema_version", str(SCHEMA_VERSION))
+        elif found != str(SCHEMA_VERSION):
+            raise ConfigError(
+                f"database {self._engine.url.render_as_string()} has schema version {found}, this release writes "
+                f"{SCHEMA_VERSION}: migrate it, or point the service at an empty state directory"
+            )
 
 
 def get_meta(connection: sa.Connection, name: str) -> str | None:
@@ -108,9 +143,19 @@ def upsert(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], v
         connection.execute(sa.insert(table).values(**key, **values))
 
 
-def _create_engine(url: str) -> sa.Engine:
-    if not url.startswith("sqlite"):
-        return sa.create_engine(url, isolation_level="SERIALIZABLE")
+def _create_engine(url: str, writer_wait_s: float) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ConfigError(f"not a database URL: {error}") from error
+    if parsed.get_backend_name() == "sqlite":
+        return _create_sqlite(parsed)
+    if parsed.drivername == "postgresql+psycopg":
+        return _create_postgres(parsed, writer_wait_s)
+    raise ConfigError(f"{parsed.drivername} is not supported: use sqlite:///FILE or postgresql+psycopg://HOST/DATABASE")
+
+
+def _create_sqlite(url: sa.URL) -> sa.Engine:
     # One connection, shared: a service's state has one writer, and SQLite one lock.
     engine = sa.create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
 
@@ -128,5 +173,37 @@ def _create_engine(url: str) -> sa.Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _create_postgres(url: sa.URL, writer_wait_s: float) -> sa.Engine:
+    try:
+        # One connection, and with it the writer's lock: a connection that breaks takes the lock with it, and the next
+        # one has to win it again before it writes.
+        engine = sa.create_engine(
+            url, poolclass=StaticPool, isolation_level="SERIALIZABLE", connect_args={"options": _KEEPALIVES}
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"PostgreSQL needs {error.name}: install proof-of-cache[postgres]") from error
+
+    @event.listens_for(engine, "connect")
+    def _configure(dbapi_connection: Any, _record: Any) -> None:
+        shown = url.render_as_string()
+        dbapi_connection.autocommit = True  # what is set here is for the session, and outside of any transaction
+        cursor = dbapi_connection.cursor()
+        cursor.execute("SET synchronous_commit = on")
+        if cursor.execute("SHOW fsync").fetchone() != ("on",):
+            raise ConfigError(f"{shown} runs with fsync off: what it acknowledges can be lost; turn it on")
+        cursor.execute(f"SET lock_timeout = {max(1, int(writer_wait_s * 1_000))}")
+        try:
+            cursor.execute("SELECT pg_advisory_lock(%s)", (_WRITER_LOCK,))
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            raise ConfigError(f"another process writes to {shown}: stop it first, a database has one writer") from error
+        cursor.execute("SET lock_timeout = 0")
+        cursor.close()
+        dbapi_connection.autocommit = False
 
     return engine

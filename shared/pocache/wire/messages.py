@@ -34,7 +34,7 @@ PromptTokens = Annotated[bytes, Field(min_length=4, max_length=limits.PROMPT_TOK
 OutputTokens = Annotated[bytes, Field(max_length=limits.OUTPUT_TOKENS_MAX * limits.TOKEN_BYTES)]
 AllTokens = Annotated[bytes, Field(min_length=4, max_length=limits.LEAF_COUNT_MAX * limits.TOKEN_BYTES)]
 PackedPositions = Annotated[bytes, Field(min_length=4, max_length=limits.SAMPLE_COUNT_MAX * 4)]
-EnvelopeBytes = Annotated[bytes, Field(max_length=limits.PAYLOAD_BYTES_MAX)]
+EnvelopeBytes = Annotated[bytes, Field(max_length=limits.CARRIED_BYTES_MAX)]
 
 
 class SamplingV1(WireModel):
@@ -319,6 +319,20 @@ class AuditOpenedV1(WireModel):
     round_number: RoundNumber
     randomness: Bytes32
     corner: CornerV1
+    challenge: EnvelopeBytes | None = None
+    """The user's :class:`ChallengeRequestV1` envelope, where the reason is a challenge."""
+
+
+class CommitmentReboundV1(WireModel):
+    """The audit round came before the commitment was known to be in the record: another round decides on its audit."""
+
+    kind: ClassVar[str] = "commitment-rebound.v1"
+    job_id: Bytes32
+    attempt: Attempt
+    missed_round: RoundNumber
+    rebound_ms: TimeMs
+    audit_round: RoundNumber
+    window_close_round: RoundNumber
 
 
 class AuditDeepenedV1(WireModel):
@@ -327,6 +341,8 @@ class AuditDeepenedV1(WireModel):
     kind: ClassVar[str] = "audit-deepened.v1"
     job_id: Bytes32
     attempt: Attempt
+    challenge: EnvelopeBytes
+    """The user's :class:`ChallengeRequestV1` envelope."""
 
 
 class WindowClosedV1(WireModel):
@@ -372,18 +388,16 @@ class ChallengeIssuedV1(WireModel):
 
 
 class OpeningAcceptedV1(WireModel):
-    """An opening whose multiproof leads to the committed root (one message per part)."""
+    """An opening whose multiproof leads to the committed root (one message per part), as its party signed it."""
 
     kind: ClassVar[str] = "opening-accepted.v1"
     job_id: Bytes32
-    participant: Participant
+    attempt: Attempt
     stage: Stage
     retry: Retry
-    part: Annotated[int, Field(ge=0, lt=limits.OPENING_PARTS_MAX)]
-    part_count: Annotated[int, Field(ge=1, le=limits.OPENING_PARTS_MAX)]
-    positions: PackedPositions
-    leaves: Annotated[tuple[bytes, ...], Field(max_length=limits.SAMPLE_COUNT_MAX)]
-    opening_id: Bytes32
+    participant: Participant
+    opening: EnvelopeBytes
+    """The party's :class:`OpeningV1` envelope: positions, leaves and multiproof."""
 
 
 class OpeningsClosedV1(WireModel):
@@ -419,6 +433,33 @@ class SnapshotV1(WireModel):
     number: Count
     members: Annotated[tuple[SnapshotMemberV1, ...], Field(max_length=limits.MEMBERS_MAX)]
     taken_ms: TimeMs
+
+
+class StageBoundV1(WireModel):
+    """A stage ended without a verdict: the round to come that draws the next one's verifiers."""
+
+    kind: ClassVar[str] = "stage-bound.v1"
+    job_id: Bytes32
+    attempt: Attempt
+    stage: Stage
+    ended_ms: TimeMs
+    """When the stage before ended."""
+    round_number: RoundNumber
+
+
+class VerifierDrawnV1(WireModel):
+    """Whom a round drew for a stage: who stands at this place of the order that the snapshot and the round give."""
+
+    kind: ClassVar[str] = "verifier-drawn.v1"
+    job_id: Bytes32
+    attempt: Attempt
+    stage: Stage
+    round_number: RoundNumber
+    snapshot: Count
+    """The snapshot's number."""
+    place: Annotated[int, Field(ge=0, lt=limits.MEMBERS_MAX)]
+    """0 is the first; who comes later is drawn when the stakes of all before could not be locked."""
+    participant: Participant
 
 
 class VerifyTaskV1(WireModel):
@@ -461,6 +502,8 @@ class StagePartyV1(WireModel):
     leaf_count: LeafCount
     corner: CornerV1
     """What its leaves cover. A generator's cover everything."""
+    claim: EnvelopeBytes | None = None
+    """A verifier's :class:`ClaimSealedV1` envelope; the generator's promise is in ``commitment-recorded``."""
 
 
 class StageSealedV1(WireModel):
@@ -533,6 +576,48 @@ class DepositV1(WireModel):
     bucket: Literal["available", "stake"]
     amount_micro: PositiveMicro
     reference: Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class WithdrawalRequestV1(WireModel):
+    """A participant asks for its money: what is available at once, stake once it is unbonded. Once per nonce."""
+
+    kind: ClassVar[str] = "withdrawal-request.v1"
+    bucket: Literal["available", "stake"]
+    amount_micro: PositiveMicro
+    nonce: Salt
+
+
+class WithdrawalAcceptedV1(WireModel):
+    """The money has left its account: it is paid out from this tick of the ledger on."""
+
+    kind: ClassVar[str] = "withdrawal-accepted.v1"
+    participant: Participant
+    request: EnvelopeBytes
+    """The participant's :class:`WithdrawalRequestV1` envelope."""
+    matures_tick: Count
+    entry: Count
+
+
+class WithdrawalPaidV1(WireModel):
+    """Money has left the network: whoever runs it owes the participant this much outside."""
+
+    kind: ClassVar[str] = "withdrawal-paid.v1"
+    participant: Participant
+    bucket: Literal["available", "stake"]
+    nonce: Salt
+    amount_micro: Micro
+    slashed_micro: Micro
+    """What was asked for and lost while it unbonded."""
+    entry: Count
+
+
+class JournalCheckpointV1(WireModel):
+    """The hash of the journal's entry of this number: whoever keeps it can tell when what led to it is rewritten."""
+
+    kind: ClassVar[str] = "journal-checkpoint.v1"
+    entries: Annotated[int, Field(ge=1, le=limits.TIME_MS_MAX)]
+    head: Bytes32
+    at_ms: TimeMs
 
 
 class HoldRequestV1(WireModel):
@@ -635,6 +720,43 @@ class BalanceReplyV1(WireModel):
     available_micro: Micro
     stake_micro: Micro
     locked_micro: Micro
+    unbonding_micro: Micro = 0
+    """Stake that was asked for and is not paid out yet."""
+
+
+class StatementQueryV1(WireModel):
+    """Ask for what moved a participant's money, after a journal entry, oldest first."""
+
+    kind: ClassVar[str] = "statement-query.v1"
+    participant: Participant
+    after_entry: Count = 0
+    entries_max: Annotated[int, Field(ge=1, le=limits.STATEMENT_ENTRIES_MAX)] = limits.STATEMENT_ENTRIES_MAX
+
+
+class StatementLineV1(WireModel):
+    """One line of the journal on one of the participant's accounts."""
+
+    kind: ClassVar[str] = "statement-line.v1"
+    entry: Count
+    at_ms: TimeMs
+    operation: Code
+    subject: Annotated[bytes, Field(max_length=1024)]
+    cause: Bytes32
+    """The envelope that asked for it."""
+    account: Annotated[str, Field(max_length=80)]
+    amount_micro: Annotated[int, Field(ge=-limits.MICRO_MAX, le=limits.MICRO_MAX)]
+    """What the account gained, negative for what it lost."""
+
+
+class StatementReplyV1(WireModel):
+    """One page of a participant's statement; ask again after ``last_entry`` while there is more."""
+
+    kind: ClassVar[str] = "statement-reply.v1"
+    participant: Participant
+    lines: Annotated[tuple[StatementLineV1, ...], Field(max_length=64 * limits.STATEMENT_ENTRIES_MAX)]
+    last_entry: Count
+    has_more: bool
+    journal_entries: Count
 
 
 class TotalsQueryV1(WireModel):
@@ -669,6 +791,15 @@ class BeaconRoundV1(WireModel):
     round_number: RoundNumber
     signature: Annotated[bytes, Field(min_length=48, max_length=96)]
     previous_signature: Annotated[bytes, Field(max_length=96)] = b""
+
+
+class BeaconPartialV1(WireModel):
+    """A member's part of a round, for the other members; any t of them make the round."""
+
+    kind: ClassVar[str] = "beacon-partial.v1"
+    chain_hash: Bytes32
+    round_number: RoundNumber
+    signature: Annotated[bytes, Field(min_length=48, max_length=48)]
 
 
 class RefusalV1(WireModel):

@@ -1,7 +1,7 @@
 """Which message travels on which subject, in which stream, and who may sign it: one place for all three.
 
 A pattern's ``{token}`` is one subject token: ``job``, ``model`` and ``ref`` are 64 lower-case hexadecimal digits,
-``user``, ``worker``, ``verifier`` and ``participant`` are NKey text. A message whose signer is a participant must be
+``user``, ``worker``, ``verifier``, ``signer`` and ``participant`` are NKey text. A message whose signer is a participant must be
 signed by the very participant named in its subject (where the subject names one), so a permission to publish on a
 subject and the right to sign for it are the same thing.
 """
@@ -70,7 +70,7 @@ class Topic(Generic[M]):
         """Return the subject with each ``{token}`` filled in; bytes become hexadecimal digits."""
         texts = {name: value.hex() if isinstance(value, bytes) else value for name, value in tokens.items()}
         subject = self.pattern.format(**texts)
-        assert "*" not in subject and ">" not in subject and " " not in subject, subject
+        assert not set(subject) & set("*> "), subject
         return subject
 
     def filter(self, **tokens: str | bytes) -> str:
@@ -130,6 +130,13 @@ MEMBER_ANNOUNCED = Topic(
     "members.announced.{worker}", m.MemberV1, _S.INTAKE, _R.WORKER, (_R.VERIFIER,), "worker"
 )
 
+USER_WITHDRAWAL_REQUESTED = Topic(
+    "withdrawals.requested.user.{user}", m.WithdrawalRequestV1, _S.INTAKE, _R.USER, (_R.LEDGER,), "user"
+)
+WORKER_WITHDRAWAL_REQUESTED = Topic(
+    "withdrawals.requested.worker.{worker}", m.WithdrawalRequestV1, _S.INTAKE, _R.WORKER, (_R.LEDGER,), "worker"
+)
+
 GENERATE_TASK = Topic("tasks.generate.{model}", m.GenerateTaskV1, _S.TASKS, _R.ROUTER, (_R.WORKER,))
 VERIFY_TASK = Topic("tasks.verify.{worker}", m.VerifyTaskV1, _S.TASKS, _R.VERIFIER, (_R.WORKER,))
 
@@ -158,6 +165,7 @@ COMMITMENT_RECORDED = Topic(
 )
 CHECKPOINT = Topic("commitments.checkpoints", m.CheckpointV1, _S.RECORD, _R.COMMITMENTS)
 ATTEMPT_CLOSED = Topic("attempts.closed.{job}", m.AttemptClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.ROUTER,))
+COMMITMENT_REBOUND = Topic("commitments.rebound.{job}", m.CommitmentReboundV1, _S.RECORD, _R.COMMITMENTS)
 AUDIT_OPENED = Topic("audits.opened.{job}", m.AuditOpenedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER,))
 AUDIT_DEEPENED = Topic("audits.deepened.{job}", m.AuditDeepenedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER,))
 WINDOW_CLOSED = Topic("windows.closed.{job}", m.WindowClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.LEDGER,))
@@ -172,6 +180,8 @@ OPENING_ACCEPTED = Topic(
 OPENINGS_CLOSED = Topic("openings.closed.{job}", m.OpeningsClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER,))
 
 SNAPSHOT_TAKEN = Topic("snapshots.taken", m.SnapshotV1, _S.RECORD, _R.VERIFIER)
+STAGE_BOUND = Topic("stages.bound.{job}", m.StageBoundV1, _S.RECORD, _R.VERIFIER)
+VERIFIER_DRAWN = Topic("verifiers.drawn.{job}", m.VerifierDrawnV1, _S.RECORD, _R.VERIFIER)
 STAGE_SEALED = Topic("stages.sealed.{job}", m.StageSealedV1, _S.RECORD, _R.VERIFIER, (_R.COMMITMENTS,))
 OUTCOME_DECIDED = Topic(
     "outcomes.decided.{job}", m.OutcomeV1, _S.RECORD, _R.VERIFIER, (_R.LEDGER, _R.COMMITMENTS)
@@ -181,6 +191,11 @@ DEPOSITED = Topic("accounts.deposited.{participant}", m.DepositV1, _S.RECORD, _R
 HOLD_PLACED = Topic("holds.placed.{job}", m.HoldPlacedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER))
 HOLD_REFUSED = Topic("holds.refused.{job}", m.HoldRefusedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER))
 STAKE_POSTED = Topic("stakes.posted.{participant}", m.StakePostedV1, _S.RECORD, _R.LEDGER, (_R.VERIFIER,))
+WITHDRAWAL_ACCEPTED = Topic(
+    "withdrawals.accepted.{participant}", m.WithdrawalAcceptedV1, _S.RECORD, _R.LEDGER
+)
+WITHDRAWAL_PAID = Topic("withdrawals.paid.{participant}", m.WithdrawalPaidV1, _S.RECORD, _R.LEDGER)
+JOURNAL_CHECKPOINT = Topic("journal.checkpoints", m.JournalCheckpointV1, _S.RECORD, _R.LEDGER)
 PAYOUT_SETTLED = Topic(
     "payouts.settled.{job}",
     m.PayoutSettledV1,
@@ -196,9 +211,11 @@ BEACON_ROUND = Topic(
     _R.BEACON,
     (_R.ROUTER, _R.COMMITMENTS, _R.VERIFIER, _R.LEDGER),
 )
+BEACON_PARTIAL = Topic("beacon.partials.{signer}", m.BeaconPartialV1, None, _R.BEACON, (), "signer")
 
 TOKENS = Topic("tokens.{user}.{job}.{worker}", m.TokenChunkV1, None, _R.WORKER, (), "worker")
 BALANCE_QUERY = Topic("queries.balance.{participant}", m.BalanceQueryV1, None, _R.USER, (), None)
+STATEMENT_QUERY = Topic("queries.statement.{participant}", m.StatementQueryV1, None, _R.USER, (), None)
 TOTALS_QUERY = Topic("queries.totals", m.TotalsQueryV1, None, _R.OPERATOR)
 
 REFUSALS = {

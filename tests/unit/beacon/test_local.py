@@ -21,8 +21,9 @@ from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1
 from pocache.wire.model import WireModel
 from pocache.wire.topics import BEACON_ROUND, Role
-from pocache_beacon import local
-from pocache_beacon.local import LocalBeacon, read_bls_secret, wait_until_set
+from pocache_beacon import local, publishing
+from pocache_beacon.local import LocalBeacon, read_bls_secret
+from pocache_beacon.publishing import wait_until_set
 
 PERIOD_MS = 3_000
 
@@ -122,7 +123,7 @@ async def test_nothing_is_published_before_genesis(stream: Stream) -> None:
     stream.now_ms -= 60_000
     await stream.run_for(59_999)
     assert stream.stored == []
-    assert max(stream.waits_s) <= local.WAIT_S_MAX
+    assert max(stream.waits_s) <= publishing.WAIT_S_MAX
     await stream.run_for(1)
     assert stream.rounds() == [1]
 
@@ -142,7 +143,7 @@ async def test_a_restart_goes_on_after_the_last_round_and_catches_up(stream: Str
 
 async def test_catching_up_is_bounded(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more missed rounds than the limit the latest are published."""
-    monkeypatch.setattr(local, "CATCH_UP_ROUNDS_MAX", 4)
+    monkeypatch.setattr(publishing, "CATCH_UP_ROUNDS_MAX", 4)
     stream.now_ms += 20 * PERIOD_MS
     await stream.run_for(1)
     assert stream.rounds() == [18, 19, 20, 21]
@@ -163,7 +164,7 @@ async def test_a_publish_that_fails_is_repeated(stream: Stream, error: Exception
     stream.failures = [error]
     await stream.run_for(2 * PERIOD_MS - 1)
     assert stream.rounds() == [1, 2]
-    assert stream.waits_s[0] == local.RETRY_DELAY_S
+    assert stream.waits_s[0] == publishing.RETRY_DELAY_S
 
 
 async def test_a_round_has_one_message_id(stream: Stream) -> None:

@@ -11,9 +11,11 @@ from kit.network import Harness, Network, make_key, make_network
 from pocache.protocol.beacon import bind_round, compute_round_time_ms, verify_round
 from pocache.protocol.challenge import DeterministicStream, Tag, compute_seed, draw_corner, is_drawn
 from pocache.wire.codec import encode, encode_value
-from pocache.wire.envelope import compute_preimage
+from pocache.wire.envelope import compute_preimage, open_envelope
 from pocache.wire.messages import (
     ChallengeRequestV1,
+    CheckpointV1,
+    CommitmentReboundV1,
     CommitmentRecordedV1,
     OutcomeV1,
     PayoutSettledV1,
@@ -135,7 +137,7 @@ def test_the_lottery_and_its_corner_can_be_drawn_again_from_the_record() -> None
                 prompt_count=3,
                 full_share=(1, 4),
             )
-            assert (audit.reason, audit.corner) == ("lottery", to_wire(corner))
+            assert (audit.reason, audit.corner, audit.challenge) == ("lottery", to_wire(corner), None)
             assert (audit.round_number, audit.randomness) == (recorded.audit_round, randomness)
 
 
@@ -150,6 +152,37 @@ def test_the_lottery_is_drawn_in_its_round_and_in_no_other() -> None:
     harness.round(recorded.audit_round)
     (opened,) = harness.outbox_of(AUDIT_OPENED)
     assert opened.round_number == recorded.audit_round
+
+
+def test_a_commitment_that_is_still_unpublished_in_its_round_is_bound_to_another() -> None:
+    """As after a crash: strangers could not tell it from one that was made with the round in view."""
+    harness = make_harness("1/1", window_rounds=3)
+    job = Job(harness.network)
+    harness.deliver(RESULT_COMPLETED, job.make_result(harness.clock_ms), job.worker)
+    missed = bind_round(harness.network.chain, harness.clock_ms, 3_000)
+    harness.pass_rounds_to(missed)
+    recorded, checkpoint, rebound = (emission.body for emission in harness.drain())
+    assert isinstance(recorded, CommitmentRecordedV1)
+    assert isinstance(checkpoint, CheckpointV1)
+    assert isinstance(rebound, CommitmentReboundV1)
+    assert (rebound.missed_round, rebound.rebound_ms) == (recorded.audit_round, harness.clock_ms)
+    assert rebound.audit_round == bind_round(harness.network.chain, harness.clock_ms, 3_000) > missed
+    assert rebound.window_close_round == rebound.audit_round + 1 > recorded.window_close_round
+    harness.pass_rounds_to(rebound.audit_round - 1)
+    assert harness.outbox() == []
+    harness.pass_rounds(1)
+    (opened,) = harness.outbox_of(AUDIT_OPENED)
+    assert opened.round_number == rebound.audit_round
+
+
+def test_other_unpublished_messages_bind_nothing_again() -> None:
+    """Its checkpoint is out; what waits is said about another job."""
+    harness = make_harness("1/1")
+    recorded = record(harness, Job(harness.network))
+    other = Job(harness.network, name="other")
+    harness.deliver(RESULT_COMPLETED, other.make_result(harness.clock_ms), other.worker)
+    harness.pass_rounds_to(recorded.audit_round)
+    assert [body.job_id for body in harness.outbox_of(AUDIT_OPENED)] == [recorded.job_id]
 
 
 def test_a_window_closes_once_in_its_round(harness: Harness, network: Network) -> None:
@@ -224,6 +257,8 @@ def test_a_challenge_opens_an_audit_of_everything_in_a_round_to_come(
     assert topic is AUDIT_OPENED
     assert (opened.reason, opened.round_number) == ("challenge", due)  # type: ignore[attr-defined]
     assert opened.corner == to_wire(job.full_corner)  # type: ignore[attr-defined]
+    asked = open_envelope(opened.challenge, network.network_id, ChallengeRequestV1)  # type: ignore[attr-defined]
+    assert (asked.sender, asked.body.job_id) == (job.user.participant_id, job.job_id)
     harness.pass_rounds(8)
     assert harness.outbox() == []
 
@@ -250,6 +285,8 @@ def test_a_challenge_during_an_audit_deepens_it_once() -> None:
     assert challenge(harness, job) == ""
     ((topic, deepened),) = harness.outbox()
     assert (topic, deepened.job_id) == (AUDIT_DEEPENED, job.job_id)  # type: ignore[attr-defined]
+    asked = open_envelope(deepened.challenge, harness.network.network_id, ChallengeRequestV1)  # type: ignore[attr-defined]
+    assert (asked.sender, asked.body.job_id) == (job.user.participant_id, job.job_id)
     assert challenge_in_other_bytes(harness, job) == "E208"
     harness.pass_rounds(10)
     assert harness.outbox() == []

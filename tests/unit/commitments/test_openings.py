@@ -13,7 +13,8 @@ from kit.network import Harness, Network, make_key
 from pocache.protocol.challenge import Corner
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
 from pocache.protocol.keys import SigningKey
-from pocache.wire.messages import ChallengeRequestV1, OpeningV1, OutcomeV1
+from pocache.protocol.limits import CARRIED_BYTES_MAX, PAYLOAD_BYTES_MAX
+from pocache.wire.messages import ChallengeRequestV1, OpeningAcceptedV1, OpeningV1, OutcomeV1
 from pocache.wire.topics import (
     CHALLENGE_ISSUED,
     CHALLENGE_REQUESTED,
@@ -24,6 +25,7 @@ from pocache.wire.topics import (
     RESULT_COMPLETED,
     STAGE_SEALED,
 )
+from pocache_commitments import openings
 
 
 @dataclass
@@ -79,15 +81,40 @@ def dispute(harness: Harness, network: Network) -> Dispute:
 
 
 def test_a_valid_opening_is_passed_on(dispute: Dispute) -> None:
-    """Leaves, positions, and whose they are, but no proof: it has been checked."""
+    """Whole, as its party signed it: positions, leaves and multiproof."""
     opening = dispute.generator.open(dispute.job, dispute.positions)
     assert dispute.submit(opening) == ""
     (emission,) = dispute.harness.drain()
     body: Any = emission.body
     assert emission.topic is OPENING_ACCEPTED
     assert (body.participant, body.stage, body.retry) == (dispute.job.worker.participant_id, 1, 0)
-    assert (body.part, body.part_count) == (0, 1)
-    assert (body.positions, body.leaves) == (opening.positions, opening.leaves)
+    assert dispute.harness.last is not None
+    assert body.opening == dispute.harness.last.data
+    assert dispute.job.network.open(body.opening, OpeningV1) == opening
+
+
+def test_an_opening_too_large_to_be_passed_on_is_refused(
+    dispute: Dispute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E104; in smaller parts it is taken."""
+    whole = dispute.generator.open(dispute.job, dispute.positions)
+    size = len(dispute.job.network.seal(dispute.job.worker, whole))
+    monkeypatch.setattr(openings, "CARRIED_BYTES_MAX", size - 1)
+    assert dispute.submit(whole) == "E104"
+    assert dispute.submit_parts(2, order=(0, 1)) == ["", ""]
+
+
+def test_the_largest_opening_that_is_passed_on_fits_a_message(network: Network) -> None:
+    """The record's own fields and envelope around a carried envelope stay within one message."""
+    accepted = OpeningAcceptedV1(
+        job_id=bytes(32),
+        attempt=16,
+        stage=16,
+        retry=1,
+        participant=network.participant("worker"),
+        opening=bytes(CARRIED_BYTES_MAX),
+    )
+    assert len(network.seal(network.key("commitments"), accepted)) <= PAYLOAD_BYTES_MAX
 
 
 def spoil(position_index: int, leaf: bytes) -> Callable[[Dispute, OpeningV1], dict[str, Any]]:

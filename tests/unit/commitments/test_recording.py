@@ -15,6 +15,7 @@ from pocache.protocol.beacon import bind_round, compute_round_at, compute_round_
 from pocache.protocol.encoding import pack_tokens
 from pocache.protocol.ids import Digest, JobId
 from pocache.protocol.merkle import MerkleTree
+from pocache.service.dispatch import Delivery, Dispatcher
 from pocache.wire.messages import LeaseLapsedV1, ResultV1
 from pocache.wire.topics import (
     ATTEMPT_CLOSED,
@@ -303,9 +304,36 @@ def test_after_the_window_a_second_commitment_is_only_refused(harness: Harness, 
     """The job is settled: the refusal says so, and nothing is accused."""
     job = Job(network)
     record(harness, job)
+    harness.drain()
     harness.pass_rounds(12)
     harness.drain()
     expect_refusal(harness, job.make_result(harness.clock_ms, root=OTHER), job.worker, "E208")
+
+
+def test_a_batch_does_not_make_its_later_results_older_than_they_are(network: Network) -> None:
+    """Each is bound by the clock at its own turn: the first took so long that its own round is due by the second's."""
+    harness = Harness(CommitmentsService(network.genesis, network.models), network)
+    harness.pass_rounds(2)
+    started_ms = harness.clock_ms
+    jobs = [Job(network, name=name) for name in ("first", "second")]
+    deliveries = []
+    for job in jobs:
+        subject = RESULT_COMPLETED.subject(worker=job.worker.participant_id, job=job.job_id)
+        data = network.seal(job.worker, job.make_result(started_ms))
+        deliveries.append(Delivery(subject, data, "INTAKE", len(deliveries) + 1, started_ms))
+    clock = iter([started_ms, started_ms, started_ms + 60_000])
+    harness.dispatcher = Dispatcher(
+        harness.service,
+        harness.store,
+        key=network.keys[Role.COMMITMENTS],
+        genesis=network.genesis,
+        clock_ms=lambda: next(clock),
+    )
+    assert [decision.action for decision in harness.dispatcher.apply(deliveries)] == ["ack", "ack"]
+    first, second = harness.outbox_of(COMMITMENT_RECORDED)
+    assert (first.recorded_ms, second.recorded_ms) == (started_ms, started_ms + 60_000)
+    assert second.audit_round == bind_round(network.chain, started_ms + 60_000, 3_000)
+    assert compute_round_time_ms(network.chain, first.audit_round) < second.recorded_ms
 
 
 def lapse(harness: Harness, job: Job, generator: str = "worker") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kit.committing import Holder, Job
+from kit.committing import Holder, Job, to_wire
 from kit.network import Harness, Network
 from pocache.protocol.beacon import bind_round, verify_round
 from pocache.protocol.challenge import (
@@ -278,6 +278,35 @@ def test_a_stage_that_contradicts_the_record_is_refused(
     assert harness.deliver(STAGE_SEALED, sealed).action == "term"
     assert harness.refusal().code == "E208"
     assert harness.dump() == before
+
+
+@pytest.mark.parametrize(
+    "make_claim",
+    [
+        lambda job, verifier: None,
+        lambda job, verifier: b"not an envelope",
+        lambda job, verifier: verifier.make_claim(job, signer=job.worker),
+        lambda job, verifier: verifier.make_claim(job, root=OTHER),
+        lambda job, verifier: verifier.make_claim(job, leaf_count=6),
+        lambda job, verifier: verifier.make_claim(job, stage=2),
+        lambda job, verifier: verifier.make_claim(job, retry=1),
+        lambda job, verifier: verifier.make_claim(job, attempt=2),
+        lambda job, verifier: verifier.make_claim(job, job_id=OTHER),
+        lambda job, verifier: verifier.make_claim(
+            job, corner=to_wire(job.full_corner).model_copy(update={"layer_max": 0})
+        ),
+    ],
+    ids=["none", "garbage", "signer", "root", "count", "stage", "retry", "attempt", "job", "corner"],
+)
+def test_a_stage_without_its_verifiers_own_claim_is_refused(
+    harness: Harness, network: Network, job: Job, verifier: Holder, make_claim: Any
+) -> None:
+    """The pool's word is not enough: what a verifier must open is what it signed."""
+    sealed = job.make_stage(verifier, sealed_ms=harness.clock_ms)
+    forged = change_party(sealed, 1, claim=make_claim(job, verifier))
+    assert harness.deliver(STAGE_SEALED, forged).action == "term"
+    assert harness.refusal().code == "E208"
+    assert harness.deliver(STAGE_SEALED, sealed).action == "ack"
 
 
 def test_equivocation_ends_a_stage_before_its_positions(

@@ -335,19 +335,19 @@ def test_a_lapsed_attempt_costs_the_fee(ledger: LedgerHarness, job: Job, network
     assert gains(ledger, WORKER, V1) == [-fee, job.products.a_cg]
 
 
-def test_the_fee_is_at_most_the_stake() -> None:
-    """A stake below the fee is all that there is to take."""
+@pytest.mark.parametrize("missing", [-1, 0, 1], ids=["more", "exactly", "less"])
+def test_the_fee_is_at_most_the_stake(missing: int) -> None:
+    """What is held, then what is free; never what is available."""
     network = make_network(rules={"lease_fee_micro": FUNDS})
     ledger = make_ledger(network)
     local = Job(network)
     ledger.fund(USER, available=FUNDS)
-    ledger.fund(WORKER, stake=FUNDS)
+    ledger.fund(WORKER, available=FUNDS, stake=FUNDS - missing)
     ledger.admit(local)
     ledger.hold(local.generator_stake())
     ledger.must(t.ATTEMPT_CHARGED, local.charged())
-    stake = local.products_max.generator_stake
-    assert ledger.money(WORKER) == Money(0, FUNDS - stake, 0)
-    assert ledger.totals().treasury_micro == stake
+    assert ledger.money(WORKER) == Money(FUNDS, max(0, -missing), 0)
+    assert ledger.totals().treasury_micro == FUNDS - max(0, missing)
     ledger.close()
 
 

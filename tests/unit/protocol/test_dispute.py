@@ -11,6 +11,7 @@ from pocache.protocol.dispute import advance, compute_common_corner, get_parties
 from pocache.protocol.dispute_terms import (
     AssignTask,
     AuditOpened,
+    AwaitDraw,
     ClaimSealed,
     Command,
     Compare,
@@ -23,6 +24,7 @@ from pocache.protocol.dispute_terms import (
     HoldPlaced,
     HoldRefused,
     OpeningsClosed,
+    OrderDrawn,
     Outcome,
     Party,
     Phase,
@@ -61,7 +63,7 @@ def claim(stage: int, corner: Corner, retry: int = 0) -> ClaimSealed:
 
 @dataclass
 class Dispute:
-    """A dispute with V[1], V[2], … drawn in that order."""
+    """A dispute whose rounds draw V[1], V[2], … in that order."""
 
     corner: Corner = FULL
     stage_max: int = 4
@@ -77,11 +79,25 @@ class Dispute:
         self.state, self.commands = (step := advance(self.state, event)).state, step.commands
         return self.commands
 
+    @property
+    def order(self) -> tuple[ParticipantId, ...]:
+        """The candidates that were not drawn yet."""
+        return tuple(name for name in V[1 : 1 + self.candidate_count] if name not in self.state.drawn)
+
     def open(self) -> Dispute:
-        self.tell(AuditOpened(tuple(V[1 : 1 + self.candidate_count]), self.corner))
+        self.tell(AuditOpened(self.order, self.corner))
+        return self
+
+    def draw(self) -> Dispute:
+        """The round that the stage waits for is there."""
+        assert self.state.phase is Phase.DRAWING
+        self.tell(OrderDrawn(self.state.stage, self.order))
         return self
 
     def hold(self) -> Dispute:
+        """The stake of whom the stage draws, or drew, is locked."""
+        if self.state.phase is Phase.DRAWING:
+            self.draw()
         assert self.state.candidate is not None
         self.tell(HoldPlaced(self.state.candidate, self.state.stage))
         return self
@@ -118,7 +134,7 @@ def stand(*opened: bool) -> tuple[VerifierStanding, ...]:
 
 
 def test_an_opened_audit_asks_for_the_stake_of_the_first_candidate() -> None:
-    assert Dispute().open().commands == (RequestHold(V[1], 1),)
+    assert Dispute().open().commands == (RequestHold(V[1], 1, 0),)
 
 
 def test_an_audit_without_candidates_is_void() -> None:
@@ -142,8 +158,49 @@ def test_a_locked_stake_gives_the_verifier_its_task() -> None:
 
 def test_a_refused_stake_passes_to_the_next_candidate_of_the_same_stage() -> None:
     dispute = Dispute().open()
-    assert dispute.tell(HoldRefused(V[1], 1)) == (RequestHold(V[2], 1),)
+    assert dispute.tell(HoldRefused(V[1], 1)) == (RequestHold(V[2], 1, 1),)
     assert dispute.state.seats == ()
+
+
+def test_a_later_stage_waits_for_its_own_draw() -> None:
+    """Nobody is asked before the stage's round: who will judge is not known while the stage before runs."""
+    dispute = Dispute().open().play(MISMATCH)
+    assert dispute.commands == (AwaitDraw(2),)
+    assert (dispute.state.phase, dispute.state.order, dispute.state.candidate) == (Phase.DRAWING, (), None)
+    assert dispute.tell(OrderDrawn(2, (V[5], V[3]))) == (RequestHold(V[5], 2, 0),)
+    assert dispute.tell(HoldRefused(V[5], 2)) == (RequestHold(V[3], 2, 1),)
+    assert dispute.state.drawn == (V[1], V[5], V[3])
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_draw_for_another_stage_changes_nothing(stage: int) -> None:
+    dispute = Dispute().open().play(MISMATCH)
+    before = dispute.state
+    assert dispute.tell(OrderDrawn(stage, (V[4],))) == ()
+    assert dispute.state == before
+
+
+def test_a_stage_is_drawn_once() -> None:
+    dispute = Dispute().open().play(MISMATCH).draw()
+    before = dispute.state
+    assert dispute.tell(OrderDrawn(2, (V[4],))) == ()
+    assert dispute.state == before
+
+
+def test_who_was_refused_at_a_stage_is_not_drawn_at_a_later_one() -> None:
+    dispute = Dispute().open()
+    dispute.tell(HoldRefused(V[1], 1))
+    dispute.play(MISMATCH).draw()
+    assert dispute.state.candidate == V[3]
+    assert dispute.state.drawn == (V[1], V[2], V[3])
+
+
+def test_equivocation_while_a_draw_is_awaited_decides() -> None:
+    """No stake is being locked, so there is nothing to wait for."""
+    dispute = Dispute().open().play(MISMATCH)
+    dispute.tell(Equivocated("two results"))
+    assert (dispute.outcome.case, dispute.outcome.verifiers) == (Case.EQUIVOCATION, stand(True))
+    assert dispute.tell(OrderDrawn(2, (V[2],))) == ()
 
 
 def test_the_last_refused_stake_ends_in_void() -> None:
@@ -240,7 +297,7 @@ def test_a_claim_before_any_audit_is_refused() -> None:
 
 def test_a_verifier_that_never_seals_loses_its_stage() -> None:
     dispute = Dispute().open().hold()
-    assert dispute.tell(SealExpired(1, 0)) == (RequestHold(V[2], 2),)
+    assert dispute.tell(SealExpired(1, 0)) == (AwaitDraw(2),)
     assert dispute.play(MATCH).outcome.verifiers == stand(False, True)
 
 
@@ -283,13 +340,13 @@ def test_a_silent_generator_does_not_excuse_a_silent_verifier() -> None:
 
 def test_a_verifier_that_never_opens_loses_its_stage() -> None:
     dispute = Dispute().open().hold().seal().close(V[1])
-    assert dispute.commands == (RequestHold(V[2], 2),)
+    assert dispute.commands == (AwaitDraw(2),)
     assert dispute.play(MATCH).outcome.verifiers == stand(False, True)
 
 
 def test_a_verifier_that_does_not_open_again_is_no_prior() -> None:
     dispute = Dispute().open().play(MISMATCH).hold().seal().close(V[1]).judge(MISMATCH)
-    assert dispute.commands == (RequestHold(V[3], 3),)
+    assert dispute.commands == (AwaitDraw(3),)
     assert [party.participant for party in get_parties(dispute.state)] == [GENERATOR, V[2]]
     assert dispute.play(MATCH).outcome.verifiers == stand(False, True, True)
 
@@ -301,7 +358,7 @@ def test_the_first_verifier_agrees() -> None:
 
 
 def test_a_mismatch_of_the_first_verifier_goes_to_the_second_stage() -> None:
-    assert Dispute().open().play(MISMATCH).commands == (RequestHold(V[2], 2),)
+    assert Dispute().open().play(MISMATCH).commands == (AwaitDraw(2),)
 
 
 def test_a_later_verifier_confirms_the_generator() -> None:
@@ -325,7 +382,7 @@ def test_the_first_prior_that_matches_is_confirmed() -> None:
 
 def test_inconclusive_with_a_prior_convicts_nobody() -> None:
     dispute = Dispute().open().play(MISMATCH).play(MISMATCH, INCONCLUSIVE)
-    assert dispute.commands == (RequestHold(V[3], 3),)
+    assert dispute.commands == (AwaitDraw(3),)
 
 
 def test_the_last_stage_without_a_match_is_void() -> None:
@@ -342,7 +399,7 @@ def test_silence_at_the_last_stage_is_void() -> None:
 
 
 def test_running_out_of_candidates_is_void() -> None:
-    outcome = Dispute(candidate_count=1).open().play(MISMATCH).outcome
+    outcome = Dispute(candidate_count=1).open().play(MISMATCH).draw().outcome
     assert (outcome.case, outcome.stage, outcome.verifiers) == (Case.VOID, 1, stand(True))
     assert "no verifier for stage 2" in outcome.reason
 
@@ -371,13 +428,13 @@ def test_inconclusive_twice_counts_as_a_match() -> None:
 
 def test_a_mismatch_at_the_second_look_goes_on_at_full_depth() -> None:
     dispute = Dispute(corner=PARTIAL).open().play(INCONCLUSIVE).seal().close().judge(MISMATCH)
-    assert dispute.commands == (RequestHold(V[2], 2),)
+    assert dispute.commands == (AwaitDraw(2),)
     assert dispute.hold().commands == (AssignTask(V[2], 2, 0, FULL),)
 
 
 def test_silence_at_the_second_look_loses_the_stage() -> None:
     dispute = Dispute().open().play(INCONCLUSIVE)
-    assert dispute.tell(SealExpired(1, 1)) == (RequestHold(V[2], 2),)
+    assert dispute.tell(SealExpired(1, 1)) == (AwaitDraw(2),)
     assert dispute.play(MATCH).outcome.verifiers == stand(False, True)
 
 
@@ -428,7 +485,7 @@ def test_a_prior_with_a_shallower_corner_is_compared_on_what_both_have() -> None
 def test_a_prior_that_had_nothing_to_open_is_neither_silent_nor_compared() -> None:
     dispute = Dispute(corner=PARTIAL).open().play(MISMATCH).play(INCONCLUSIVE).seal()
     dispute.close(V[1], positions=(10, 12)).judge(MISMATCH)
-    assert dispute.commands == (RequestHold(V[3], 3),)
+    assert dispute.commands == (AwaitDraw(3),)
     assert not dispute.state.seats[0].is_silent
     assert dispute.play(MATCH).outcome.verifiers == stand(True, True, True)
 
@@ -469,6 +526,7 @@ def test_equivocation_waits_for_the_word_on_a_hold(placed: bool, count: int) -> 
     "event",
     [
         AuditOpened((V[1],), FULL),
+        OrderDrawn(1, (V[2],)),
         HoldPlaced(V[2], 2),
         SealExpired(1, 0),
         OpeningsClosed(1, 0, POSITIONS, frozenset()),

@@ -159,7 +159,7 @@ def make_task(bench: Bench, job_id: bytes) -> m.GenerateTaskV1:
 
 def test_a_task_is_asked_for_and_asked_for_again_with_another_envelope(bench: Bench) -> None:
     """A router refuses replays, so a second request must be a second statement."""
-    task = make_task(bench, bytes(32))
+    task = make_task(bench, bytes(32)).model_copy(update={"publication": 3})
     bench.transact(lambda unit: request_lease(unit, task, bench.key.participant_id))
     bench.harness.clock_ms += 1
     bench.transact(lambda unit: request_lease(unit, task, bench.key.participant_id))
@@ -167,6 +167,8 @@ def test_a_task_is_asked_for_and_asked_for_again_with_another_envelope(bench: Be
     assert first.topic is t.LEASE_REQUESTED
     assert first.subject == f"leases.requested.{bench.key.participant_id}"
     assert first.envelope_id != second.envelope_id
+    assert isinstance(first.body, m.LeaseRequestV1)
+    assert first.body.publication == 3
     assert bench.phases() == [LeasePhase.REQUESTED]
 
 
