@@ -193,7 +193,9 @@ class DrandClient:
             signed = await self._fetch_round(endpoint, number)
         except NotThereYetError:
             # No failure: rounds reach the servers one after another. But who lags is asked last.
-            endpoint.latency_s = _SCORE_KEPT * endpoint.latency_s + (1 - _SCORE_KEPT) * self._settings.timeout_s
+            endpoint.latency_s = (
+                _SCORE_KEPT * endpoint.latency_s + (1 - _SCORE_KEPT) * self._settings.timeout_s
+            )
             return None
         except EndpointError as error:
             endpoint.rest(loop.time(), self._jitter())

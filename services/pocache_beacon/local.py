@@ -21,13 +21,13 @@ from pocache.runtime.network import Genesis, NetworkDirectory, read_secret
 from pocache.service.dispatch import read_clock_ms
 from pocache_beacon.publishing import RoundPublisher, SignedRound, Wait, wait_until_set
 
-SECRET_FILE: Final = "secrets/beacon-bls.hex"
+KEY_FILE: Final = "secrets/beacon-bls.hex"
 """In the network directory: the BLS secret, 64 hexadecimal digits."""
 
 
 def read_bls_secret(directory: NetworkDirectory) -> bytes:
     """Return a network's chain secret from its directory. Raises ConfigError that says what is wrong."""
-    secret, public_key = read_bls_key(directory, SECRET_FILE)
+    secret, public_key = read_bls_key(directory, KEY_FILE)
     chain = directory.genesis.beacon_chain
     if chain.scheme is not Scheme.BLS_UNCHAINED_G1_RFC9380:
         raise ConfigError(
@@ -35,7 +35,7 @@ def read_bls_secret(directory: NetworkDirectory) -> bytes:
             f"{Scheme.BLS_UNCHAINED_G1_RFC9380}"
         )
     if public_key != chain.public_key:
-        file = directory.path / SECRET_FILE
+        file = directory.path / KEY_FILE
         raise ConfigError(f"{file} is not the secret of this network's chain: its public key is another")
     return secret
 
@@ -71,4 +71,6 @@ class LocalBeacon(RoundPublisher):
     async def get_rounds(self, first: int, last: int) -> Sequence[SignedRound]:
         """Sign them."""
         await asyncio.sleep(0)  # catching up may be long: others of this process go on
-        return [SignedRound(number, sign_round(self._bls_secret, number)) for number in range(first, last + 1)]
+        return [
+            SignedRound(number, sign_round(self._bls_secret, number)) for number in range(first, last + 1)
+        ]

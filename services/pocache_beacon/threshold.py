@@ -17,13 +17,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from pocache.bus.port import Bus, CoreMessage, StreamRecord
 from pocache.protocol.beacon import compute_round_at, compute_round_time_ms, verify_round
-from pocache.protocol.errors import BackpressureError, BeaconError, BusError, ConfigError, EnvelopeError, PocacheError
+from pocache.protocol.errors import (
+    BackpressureError,
+    BeaconError,
+    BusError,
+    ConfigError,
+    EnvelopeError,
+    PocacheError,
+)
 from pocache.protocol.ids import ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.threshold import Committee, combine_partials, sign_partial, verify_partial
@@ -45,8 +52,8 @@ WINDOW_ROUNDS: Final = 32
 """Rounds after the last one that parts are made of and kept for, at once: catching up goes window by window."""
 REPEAT_S: Final = 0.5
 """How often parts are said again of a round that is due and not in the stream."""
-SCAN_RECORDS_MAX: Final = 4_096
-"""How far back a member looks for a round that verifies when the stream's last does not."""
+SCAN_RECORDS_MAX: Final = 256
+"""How many of the stream's last messages a member reads at once, at its start or after others were at work."""
 
 
 def read_share(directory: NetworkDirectory, name: str) -> bytes:
@@ -61,7 +68,9 @@ def read_share(directory: NetworkDirectory, name: str) -> bytes:
     share_file = f"secrets/{name}-share.hex"
     share, public_share = read_bls_key(directory, share_file)
     if public_share != committee.public_shares[index - 1]:
-        raise ConfigError(f"{directory.path / share_file} is not the share of member {index}: its public share is another")
+        raise ConfigError(
+            f"{directory.path / share_file} is not the share of member {index}: its public share is another"
+        )
     return share
 
 
@@ -111,6 +120,71 @@ class PartPool:
         return combine_partials(self._committee, number, parts)
 
 
+class StreamTail:
+    """Which rounds the stream has, by their own signatures: the last one before which none is missing.
+
+    A false member may store anything on the rounds' subject, also true rounds out of order.
+    """
+
+    def __init__(self, genesis: Genesis, bus: Bus, log: Any) -> None:
+        self._genesis = genesis
+        self._chain = genesis.beacon_chain
+        self._bus = bus
+        self._log = log
+        self._sequence = 0
+        self._last = 0
+        self._ahead: set[int] = set()
+
+    async def get_last(self, first: int) -> int:
+        """Read what is new; return the last round before which none is missing from ``first`` on, or first - 1."""
+        assert BEACON_ROUND.stream is not None
+        stream, subject = BEACON_ROUND.stream.value, BEACON_ROUND.subject()
+        record = await self._bus.get_last(stream, subject)
+        if record is not None and record.sequence > self._sequence:
+            start = max(self._sequence, record.sequence - SCAN_RECORDS_MAX) + 1
+            records = [record]
+            if start < record.sequence:
+                records = [one async for one in self._bus.read(stream, subject=subject, start_sequence=start)]
+            self._ahead |= {number for one in records if (number := self._read(one)) is not None}
+            self._sequence = max(one.sequence for one in records)
+        self._last = max(self._last, first - 1)
+        self._advance()
+        if self._ahead and max(self._ahead) > self._last + WINDOW_ROUNDS:
+            # The others are far on, so this member began late or slept: it joins them where they are.
+            recent = {number for number in self._ahead if number > max(self._ahead) - WINDOW_ROUNDS}
+            self._last = min(recent)
+            self._advance()
+        return self._last
+
+    def _advance(self) -> None:
+        while self._last + 1 in self._ahead:
+            self._last += 1
+        self._ahead = {number for number in self._ahead if number > self._last}
+
+    def _read(self, record: StreamRecord) -> int | None:
+        """Return a stored round's number when it verifies; name its sender when it does not."""
+        sender = ""
+        try:
+            opened = open_envelope(record.data, self._genesis.network_id, BeaconRoundV1)
+            sender = opened.sender
+            body = opened.body
+            if sender not in self._genesis.round_signers or body.chain_hash != self._chain.chain_hash:
+                raise BeaconError("a round that no member of this network's beacon announced")
+            if body.round_number <= self._last:
+                return None  # again
+            verify_round(self._chain, body.round_number, body.signature, body.previous_signature or None)
+        except PocacheError as error:
+            self._log.error(
+                "false_round",
+                participant=sender,
+                sequence=record.sequence,
+                code=error.code,
+                reason=str(error),
+            )
+            return None
+        return body.round_number
+
+
 class ThresholdBeacon:
     """One member of a threshold beacon, on a bus."""
 
@@ -126,6 +200,7 @@ class ThresholdBeacon:
         committee, index = genesis.beacon_committee, get_member_index(genesis, key.participant_id)
         if committee is None or index is None:
             raise ConfigError("this key is no member's of a threshold beacon")
+        self._log = structlog.get_logger().bind(service=Role.BEACON.value, member=index)
         self._genesis = genesis
         self._chain = genesis.beacon_chain
         self._key = key
@@ -135,11 +210,9 @@ class ThresholdBeacon:
         self._clock_ms = clock_ms
         self._pool = PartPool(committee)
         self._said_s: dict[int, float] = {}
-        self._known = (0, 0)
-        """Sequence and number of the last round in the stream that verified."""
+        self._tail = StreamTail(genesis, bus, self._log)
         self._announced = 0
         self._wake = asyncio.Event()
-        self._log = structlog.get_logger().bind(service=Role.BEACON.value, member=index)
         self.is_ready = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -205,9 +278,8 @@ class ThresholdBeacon:
     async def _make_due(self) -> float:
         """Do what can be done now; return after how long to look again, unless woken before."""
         due = compute_round_at(self._chain, self._clock_ms())
-        last = max(
-            await self._get_last_round(), compute_first_round(self._genesis) - 1, due - CATCH_UP_ROUNDS_MAX
-        )
+        first = max(compute_first_round(self._genesis), due - CATCH_UP_ROUNDS_MAX + 1)
+        last = await self._tail.get_last(first)
         self._pool.advance(last)
         self._said_s = {number: at_s for number, at_s in self._said_s.items() if number > last}
         self.is_ready = last >= due - BEHIND_ROUNDS_MAX
@@ -236,9 +308,7 @@ class ThresholdBeacon:
         """Publish, in order from ``first``, the rounds that have their parts; whether there was one."""
         number = first
         while (signature := self._pool.combine(number)) is not None:
-            body = BeaconRoundV1(
-                chain_hash=self._chain.chain_hash, round_number=number, signature=signature
-            )
+            body = BeaconRoundV1(chain_hash=self._chain.chain_hash, round_number=number, signature=signature)
             data = seal(self._key, self._genesis.network_id, body)
             # Members' envelopes differ and the round does not: its id is of what is the same. Whoever took that
             # id for something else hid the round; then it is said again under an id that nobody else can take.
@@ -250,38 +320,6 @@ class ThresholdBeacon:
             self._log.debug("round_published", round=number)
             number += 1
         return number > first
-
-    async def _get_last_round(self) -> int:
-        """Return the number of the last round in the stream that verifies, 0 when there is none."""
-        assert BEACON_ROUND.stream is not None
-        stream = BEACON_ROUND.stream.value
-        record = await self._bus.get_last(stream, BEACON_ROUND.subject())
-        if record is None or record.sequence <= self._known[0]:
-            return self._known[1]
-        number = self._read_round(record)
-        if number is None:
-            start = max(self._known[0], record.sequence - SCAN_RECORDS_MAX) + 1
-            async for earlier in self._bus.read(stream, subject=BEACON_ROUND.subject(), start_sequence=start):
-                number = max(number or 0, self._read_round(earlier) or 0)
-        self._known = (record.sequence, max(self._known[1], number or 0))
-        return self._known[1]
-
-    def _read_round(self, record: StreamRecord) -> int | None:
-        """Return a stored round's number when it verifies; name its sender when it does not."""
-        sender = ""
-        try:
-            opened = open_envelope(record.data, self._genesis.network_id, BeaconRoundV1)
-            sender = opened.sender
-            body = opened.body
-            if sender not in self._genesis.round_signers or body.chain_hash != self._chain.chain_hash:
-                raise BeaconError("a round that no member of this network's beacon announced")
-            verify_round(self._chain, body.round_number, body.signature, body.previous_signature or None)
-        except PocacheError as error:
-            self._log.error(
-                "false_round", participant=sender, sequence=record.sequence, code=error.code, reason=str(error)
-            )
-            return None
-        return body.round_number
 
     async def _wake_when_set(self, stop: asyncio.Event) -> None:
         await stop.wait()

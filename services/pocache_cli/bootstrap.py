@@ -18,7 +18,6 @@ from pocache.bus.permissions import (
     generate_transport_key,
     get_public_key,
 )
-from pocache.protocol.beacon import Scheme, compute_public_key, compute_secret
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
@@ -27,8 +26,8 @@ from pocache.service.provisioning import Party, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
+from pocache_cli.bootstrap_beacon import BeaconPlan, create_chain
 
-BEACON_KEY_NAME: Final = "beacon-bls"
 PARTIES_FILE: Final = "parties.json"
 PROVISIONER: Final = "provisioner"
 DEADLETTERS: Final = "deadletters"
@@ -50,6 +49,7 @@ class NetworkPlan:
     is_demo: bool = False
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     period_s: int = 3
+    beacon: BeaconPlan = field(default_factory=BeaconPlan)
 
 
 def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
@@ -59,27 +59,25 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
         return directory
     if (path / "keys").exists():
         raise ConfigError(f"{path} has keys but no genesis, as after an interrupted start: remove it, or choose another")
-    parties = {role.value: role for role in SERVICE_ROLES}
+    members = plan.beacon.member_names
+    parties = {role.value: role for role in SERVICE_ROLES if not (members and role is Role.BEACON)}
+    parties.update(dict.fromkeys(members, Role.BEACON))
     parties.update(dict.fromkeys(plan.users, Role.USER))
     parties.update(dict.fromkeys(plan.workers, Role.WORKER))
     keys = {name: _create_keys(path, name) for name in parties}
     for name in (PROVISIONER, DEADLETTERS):
         _create_transport_key(path, name)
-    beacon_secret = compute_secret(secrets.token_bytes(48))
-    write_secret(path / "secrets" / f"{BEACON_KEY_NAME}.hex", beacon_secret.hex())
+    ids = {name: key.participant_id for name, key in keys.items()}
+    if members:
+        ids[Role.BEACON.value] = ids[members[0]]  # the genesis names one for each service; rounds may be any member's
     now_s = int(time.time())
+    chain = create_chain(path, plan.beacon, ids, genesis_s=now_s, period_s=plan.period_s)
     genesis = Genesis.model_validate(
         {
             "name": plan.name,
             "created_ms": now_s * 1_000,
-            "signers": {role.value: keys[role.value].participant_id for role in SERVICE_ROLES},
-            "chain": {
-                "scheme": Scheme.BLS_UNCHAINED_G1_RFC9380.value,
-                "public_key_hex": compute_public_key(beacon_secret).hex(),
-                "genesis_s": now_s,
-                "period_s": plan.period_s,
-                "genesis_seed_hex": secrets.token_hex(32),
-            },
+            "signers": {role.value: ids[role.value] for role in SERVICE_ROLES},
+            "chain": chain,
             "demo": plan.is_demo,
             **{name: dict(section) for name, section in plan.sections.items()},
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,14 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope, seal
 from pocache.wire.topics import Role, Stream
-from pocache_cli.bootstrap import DEADLETTERS, PROVISIONER, compute_users, get_workers, load_parties
+from pocache_cli.bootstrap import (
+    DEADLETTERS,
+    PROVISIONER,
+    compute_users,
+    get_workers,
+    load_parties,
+    read_roles,
+)
 from pocache_cli.children import Child, pick_python_environment
 
 SERVICE_MODULES: Final[Mapping[str, str]] = {
@@ -151,8 +159,10 @@ def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncC
 def _make_children(
     directory: NetworkDirectory, url: str, workers: Sequence[WorkerProcess], model: str, log_level: str
 ) -> dict[str, Child]:
+    relay = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_")}
     common = {
         **pick_python_environment(),
+        **relay,
         "POCACHE_NETWORK_DIR": str(directory.path),
         "POCACHE_NATS_URL": url,
         "POCACHE_LOG_LEVEL": log_level,
@@ -160,7 +170,8 @@ def _make_children(
     logs: Path = directory.path / "logs"
     children = {
         name: Child(name, module, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
-        for name, module in SERVICE_MODULES.items()
+        for service, module in SERVICE_MODULES.items()
+        for name in _get_process_names(directory, service)
     }
     for worker in workers:
         environ = {
@@ -178,6 +189,13 @@ def _make_children(
             environ["POCACHE_WORKER_CHEAT"] = ",".join(f"{name}:{cheat}" for name, cheat in worker.cheats.items())
         children[worker.name] = Child(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log")
     return children
+
+
+def _get_process_names(directory: NetworkDirectory, service: str) -> tuple[str, ...]:
+    """Return the processes of a service: one of its name, but of a threshold beacon one for each member."""
+    if service != Role.BEACON.value:
+        return (service,)
+    return tuple(name for name, role in read_roles(directory).items() if role is Role.BEACON)
 
 
 async def _stop_children(network: LocalNetwork) -> None:

@@ -33,6 +33,8 @@ SEED_BYTES: Final = 32
 MICRO: Final = 1_000_000
 _TOKEN_MAX: Final = 2**32 - 1
 
+_CONTROLS: Final = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
 VERDICTS: Final[Mapping[str, str]] = {
     "no_challenge": "settled without an audit: the lottery passed it by and nobody challenged",
     "agree": "verified: the verifier's KV cache is the generator's",
@@ -243,6 +245,11 @@ def get_names(directory: NetworkDirectory) -> dict[str, str]:
     return {participant: name for name, participant in directory.participants().items()}
 
 
+def make_printable(text: str) -> str:
+    """Return what a stranger's worker wrote without what would command a terminal; a file gets it as it is."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+
+
 class View:
     """What is shown of a job; the base shows nothing."""
 
@@ -300,12 +307,12 @@ class TextView(View):
         if self._text is None:
             click.echo("".join(f"{token} " for token in piece.tokens), nl=False)
         else:
-            click.echo(self._text.feed(piece.tokens), nl=False)
+            click.echo(make_printable(self._text.feed(piece.tokens)), nl=False)
 
     def end_text(self, job: Job) -> None:
         """Write what was held back, and end the line."""
         if self._attempt:
-            click.echo("" if self._text is None else self._text.feed((), is_last=True))
+            click.echo("" if self._text is None else make_printable(self._text.feed((), is_last=True)))
 
     def show_payout(self, payout: m.PayoutSettledV1, job: Job) -> None:
         """Say how it ended and who got what."""

@@ -70,9 +70,7 @@ class Audits:
             unit.emit(AUDIT_DEEPENED, deepened, job=request.job_id)
             return
         due_round = bind_event(self._genesis, unit, inbound.stored_ms)
-        _update(
-            unit, row, is_challenged=True, challenge_round=due_round, challenge=inbound.envelope
-        )
+        _update(unit, row, is_challenged=True, challenge_round=due_round, challenge=inbound.envelope)
 
     def open_due(self, unit: Unit) -> None:
         """Open every audit whose round has come: the challenged first, then those that the lottery takes."""

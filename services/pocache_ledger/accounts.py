@@ -12,7 +12,8 @@ ledger published (``pocache_ledger.statements``) show that, up to the last of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
@@ -189,22 +190,23 @@ def verify_journal(connection: sa.Connection, checkpoints: Mapping[int, bytes] |
     previous = JOURNAL_START
     balances: dict[str, int] = {}
     number = 0
-    for entry, lines in _read_entries(connection):
-        number += 1
-        if entry.number != number:
-            raise LedgerError(f"journal entry {number} is missing")
-        operation = Operation(entry.kind, entry.subject, entry.cause, lines)
-        if entry.operation_id != operation.operation_id:
-            raise LedgerError(f"journal entry {number} has the id of another operation")
-        if sum(line.amount_micro for line in lines) != 0:
-            raise LedgerError(f"journal entry {number} does not sum to zero")
-        previous = compute_entry_hash(previous, number, operation, entry.at_ms)
-        if entry.entry_hash != previous:
-            raise LedgerError(f"journal entry {number} is broken: its hash is not that of its content")
-        if heads.pop(number, previous) != previous:
-            raise LedgerError(f"journal entry {number} is not the one of the checkpoint: it, or one before, was rewritten")
-        for line in lines:
-            balances[line.account] = balances.get(line.account, 0) + line.amount_micro
+    with closing(_read_entries(connection)) as entries:  # on PostgreSQL it holds a cursor of the server's
+        for entry, lines in entries:
+            number += 1
+            if entry.number != number:
+                raise LedgerError(f"journal entry {number} is missing")
+            operation = Operation(entry.kind, entry.subject, entry.cause, lines)
+            if entry.operation_id != operation.operation_id:
+                raise LedgerError(f"journal entry {number} has the id of another operation")
+            if sum(line.amount_micro for line in lines) != 0:
+                raise LedgerError(f"journal entry {number} does not sum to zero")
+            previous = compute_entry_hash(previous, number, operation, entry.at_ms)
+            if entry.entry_hash != previous:
+                raise LedgerError(f"journal entry {number} is broken: its hash is not that of its content")
+            if heads.pop(number, previous) != previous:
+                raise LedgerError(f"journal entry {number} is not the one of the checkpoint: it, or one before, was rewritten")
+            for line in lines:
+                balances[line.account] = balances.get(line.account, 0) + line.amount_micro
     for name, balance, _ in connection.execute(sa.select(ACCOUNTS).order_by(ACCOUNTS.c.name)):
         if balances.get(name, 0) != balance:
             expected = balances.get(name, 0)
@@ -284,20 +286,21 @@ def _get_lines(connection: sa.Connection, number: int) -> tuple[Posting, ...]:
     return tuple(Posting(row.account, row.amount_micro) for row in rows)
 
 
-def _read_entries(connection: sa.Connection) -> Iterator[tuple[Any, tuple[Posting, ...]]]:
+def _read_entries(connection: sa.Connection) -> Generator[tuple[Any, tuple[Posting, ...]], None, None]:
     """Yield every entry with its lines, in order, in one pass over both tables."""
-    rows = connection.execute(
+    statement = (
         sa.select(OPERATIONS, POSTINGS.c.account, POSTINGS.c.amount_micro)
         .outerjoin_from(OPERATIONS, POSTINGS)
         .order_by(OPERATIONS.c.number, POSTINGS.c.line)
         .execution_options(yield_per=_ROWS_AT_ONCE)
     )
-    for _, group in groupby(rows, key=lambda row: row.number):
-        entry = list(group)
-        yield (
-            entry[0],
-            tuple(Posting(row.account, row.amount_micro) for row in entry if row.account is not None),
-        )
+    with connection.execute(statement) as rows:
+        for _, group in groupby(rows, key=lambda row: row.number):
+            entry = list(group)
+            yield (
+                entry[0],
+                tuple(Posting(row.account, row.amount_micro) for row in entry if row.account is not None),
+            )
 
 
 def _lp(*parts: bytes) -> bytes:

@@ -122,7 +122,10 @@ class Disputes:
         if body.stack != job.model.entry.stack:
             raise CommitmentError(f"computed on {body.stack!r}, the profile is for {job.model.entry.stack!r}")
         upsert(
-            unit.connection, CLAIMS, {"job_id": job.job_id, "stage": body.stage}, {"envelope": inbound.envelope}
+            unit.connection,
+            CLAIMS,
+            {"job_id": job.job_id, "stage": body.stage},
+            {"envelope": inbound.envelope},
         )
         self._advance(unit, job, claim)
 

@@ -100,7 +100,9 @@ class Membership:
             number=1 if last is None else last.number + 1,
             members=members,
             # Never before the latest round that is known: a clock that lags must not let it draw from this snapshot.
-            taken_ms=max(unit.now_ms, compute_round_time_ms(chain, max(view.number, unit.get_latest_round()))),
+            taken_ms=max(
+                unit.now_ms, compute_round_time_ms(chain, max(view.number, unit.get_latest_round()))
+            ),
         )
         unit.connection.execute(
             sa.insert(SNAPSHOTS).values(

@@ -98,7 +98,9 @@ CLAIMS: Final = sa.Table(
     METADATA,
     sa.Column("job_id", sa.LargeBinary(32), sa.ForeignKey(DISPUTES.c.job_id), primary_key=True),
     sa.Column("stage", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("envelope", sa.LargeBinary, nullable=False, comment="claim-sealed.v1 as its verifier signed it"),
+    sa.Column(
+        "envelope", sa.LargeBinary, nullable=False, comment="claim-sealed.v1 as its verifier signed it"
+    ),
     comment="The latest claim of each stage.",
 )
 

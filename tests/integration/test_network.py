@@ -21,7 +21,7 @@ from kit.wealth import (
     wait_funded,
 )
 from pocache.client import Job, PocacheClient
-from pocache.protocol.errors import ConflictError
+from pocache.protocol.errors import ExpiredError
 from pocache.protocol.lifecycle import Phase
 from pocache_cli.local_network import READY_S, LocalNetwork
 
@@ -94,7 +94,7 @@ async def test_unchallenged_jobs_are_paid_by_table_1_and_the_lottery_audits_some
 
 
 async def test_a_challenged_job_is_audited_in_full_and_the_user_pays_the_verifier(network: LocalNetwork) -> None:
-    """α(Cg+Cv) leaves the user: αCg to the generator, αCv to the one verifier; a second challenge is refused."""
+    """α(Cg+Cv) leaves the user: αCg to the generator, αCv to the one verifier."""
     before = await read_wealth(network, EVERYBODY)
     async with network.open_user("ada") as client:
         [job] = await submit_jobs(client, network, 1)
@@ -111,12 +111,21 @@ async def test_a_challenged_job_is_audited_in_full_and_the_user_pays_the_verifie
         verify_changes(before, after, compute_changes([record]))
         paid = compute_alpha(record.cg) + compute_alpha(record.cv_full)
         assert before[client.user].available - after[client.user].available == paid
+
+
+async def test_a_challenge_after_the_end_is_refused_to_its_sender(network: LocalNetwork) -> None:
+    """The client is told why, by its code, and nothing changes hands."""
+    async with network.open_user("ada") as client:
+        [job] = await submit_jobs(client, network, 1)
+        await wait_settled(client, [job], SETTLE_S)
+        before = await read_wealth(network, EVERYBODY)
         await client.challenge(job)
         async with asyncio.timeout(SETTLE_S), job.changed:
             await job.changed.wait_for(lambda: job.challenge_refusal is not None)
         assert job.challenge_refusal is not None
-        assert job.challenge_refusal.refusal_code == ConflictError.code
-    assert await read_wealth(network, EVERYBODY) == after
+        assert job.challenge_refusal.refusal_code == ExpiredError.code
+        assert "decided" in job.challenge_refusal.reason
+    assert await read_wealth(network, EVERYBODY) == before
 
 
 @pytest.mark.parametrize("name", STATEFUL)

@@ -84,7 +84,9 @@ class Holder:
         """The tree over the leaves."""
         return make_tree(self.leaves)
 
-    def make_claim(self, job: Job, *, retry: int = 0, signer: SigningKey | None = None, **changes: Any) -> bytes:
+    def make_claim(
+        self, job: Job, *, retry: int = 0, signer: SigningKey | None = None, **changes: Any
+    ) -> bytes:
         """Return this verifier's sealed claim; ``changes`` replaces its fields, ``signer`` its key."""
         fields = {
             "job_id": job.job_id,

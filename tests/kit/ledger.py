@@ -14,6 +14,7 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.model import WireModel
 from pocache_ledger.accounts import verify_journal
+from pocache_ledger.migrations import upgrade
 from pocache_ledger.service import LedgerService
 
 FUNDS: Final = 10_000_000
@@ -114,4 +115,5 @@ class LedgerHarness(Harness):
 
 def make_ledger(network: Network, url: str = "sqlite://") -> LedgerHarness:
     """Return a ledger of a network."""
-    return LedgerHarness(LedgerService(genesis=network.genesis, models=network.models), network, url=url)
+    service = LedgerService(genesis=network.genesis, models=network.models)
+    return LedgerHarness(service, network, url=url, prepare=upgrade)

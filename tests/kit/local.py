@@ -60,18 +60,24 @@ async def start_network(
     sections: Mapping[str, Mapping[str, Any]] = SECTIONS,
     idle_workers: Sequence[str] = (),
     idle_models: Sequence[str] = (),
+    idle_users: Sequence[str] = (),
 ) -> AsyncIterator[LocalNetwork]:
     """Create, calibrate, start and fund a network.
 
     ``idle_workers`` are identities with a stake that no process runs, ``idle_models`` entries that no process serves:
-    what a test plays by hand.
+    what a test plays by hand. ``idle_users`` have keys, and an account once something is deposited to it.
     """
     processes = tuple(workers) if workers is not None else honest_processes()
     names = (*(name for process in processes for name in process.identities), *idle_workers)
     directory = create_network(
         folder,
         NetworkPlan(
-            name="test", users=tuple(users), workers=names, is_demo=True, sections=sections, period_s=1
+            name="test",
+            users=(*users, *idle_users),
+            workers=names,
+            is_demo=True,
+            sections=sections,
+            period_s=1,
         ),
     )
     for source in (model, *idle_models):

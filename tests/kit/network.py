@@ -32,7 +32,7 @@ from pocache.protocol.matching import ONE_Q16, KindThreshold, MatchingProfile
 from pocache.runtime.network import SERVICE_ROLES, Genesis, Model
 from pocache.service.dispatch import Decision, Delivery, Dispatcher
 from pocache.service.unit import Service
-from pocache.storage.store import META, OUTBOX, ROUNDS, Store, get_meta
+from pocache.storage.store import META, OUTBOX, ROUNDS, Prepare, Store, get_meta
 from pocache.wire.codec import decode
 from pocache.wire.envelope import compute_envelope_id, compute_preimage, open_envelope, parse_envelope, seal
 from pocache.wire.messages import BeaconRoundV1, ModelEntryV1, RefusalV1
@@ -145,7 +145,11 @@ def make_network(
     entry = _make_entry(layer_count, width, context_tokens_max, vocab_size)
     envelope = seal(keys[Role.OPERATOR], genesis.network_id, entry)
     return Network(
-        genesis=genesis, keys=keys, beacon_secret=secret, model=Model(entry), model_envelope=envelope
+        genesis=genesis,
+        keys=keys,
+        beacon_secret=secret,
+        model=Model(entry, envelope),
+        model_envelope=envelope,
     )
 
 
@@ -216,6 +220,8 @@ class Harness:
     """What the service and the server take for now; set it as you like."""
     last: Delivery | None = None
     """The last delivery, for :meth:`apply` to deliver it again."""
+    prepare: Prepare | None = None
+    """How the service brings its database to its schema, where it has migrations."""
     _sequences: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -223,7 +229,7 @@ class Harness:
 
     def open(self) -> None:
         """Open the database; again after :meth:`close`, as a restarted process would."""
-        self.store = Store(self.url, self.service.metadata)
+        self.store = Store(self.url, self.service.metadata, prepare=self.prepare)
         self.dispatcher = Dispatcher(
             self.service,
             self.store,

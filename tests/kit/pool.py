@@ -1,4 +1,4 @@
-"""A verifier pool with one committed job, played stage by stage: the test says what each party computed.
+"""A verifier pool with one committed job, played stage by stage: the test says at first what each party computed.
 
 Rows are a fixed vector times the party's factor: equal factors match, factors that differ by 2⁻¹² relative are
 inconclusive under the kit's profile, others are a mismatch.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from kit.jobs import Job
 from kit.network import STACK, Emission, Harness, Network, make_key, make_network
 from pocache.protocol.commitment import compute_token_hash
-from pocache.protocol.encoding import RowKind, encode_leaf, pack_tokens, unpack_tokens
+from pocache.protocol.encoding import RowKind, RowSchema, encode_leaf, pack_tokens, unpack_tokens
 from pocache.protocol.keys import SigningKey
+from pocache.protocol.merkle import MerkleTree
 from pocache.service.dispatch import Decision
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -34,11 +35,20 @@ GARBAGE: Final = -2.0
 STAKE: Final = 1_000_000_000
 
 M = TypeVar("M", bound=WireModel)
+Rows: TypeAlias = float | Callable[[RowKind, int], float]
+"""A factor, or one for each kind and layer."""
 
 
 @dataclass(frozen=True)
 class LeasedJob(Job):
-    """A job whose result carries its lease."""
+    """A job whose result carries its lease, and the root of the rows that its generator computed."""
+
+    rows: Rows = HONEST
+
+    @cached_property
+    def leaves(self) -> list[bytes]:
+        """The generator's leaves."""
+        return make_leaves(self.network.model.schema, self.leaf_count, self.prompt_count, self.rows)
 
     @cached_property
     def lease(self) -> bytes:
@@ -65,9 +75,10 @@ class LeasedJob(Job):
         )
         return self.network.seal(self.network.keys[Role.ROUTER], body)
 
-    def result(self, root: bytes = b"\x01" * 32) -> bytes:
+    def result(self, root: bytes | None = None) -> bytes:
         """The generator's sealed result."""
-        body = self.network.open(super().result(root), m.ResultV1)
+        promised = make_tree(self.leaves).root() if root is None else root
+        body = self.network.open(super().result(promised), m.ResultV1)
         return self.network.seal(self.generator, body.model_copy(update={"lease": self.lease}))
 
 
@@ -77,12 +88,45 @@ def make_row(kind: RowKind, layer: int, position: int, width: int, factor: float
     return struct.pack(f"<{width}f", *((1.0 + byte / 256.0) * factor for byte in seed[:width]))
 
 
+def make_leaves(schema: RowSchema, leaf_count: int, prompt_count: int, rows: Rows) -> list[bytes]:
+    """Return encoded leaves of :func:`make_row` rows."""
+
+    def factor(kind: RowKind, layer: int) -> float:
+        return rows(kind, layer) if callable(rows) else rows
+
+    return [
+        encode_leaf(
+            schema,
+            position,
+            {
+                (kind, layer): make_row(
+                    kind, layer, position, schema.row_bytes(kind) // 4, factor(kind, layer)
+                )
+                for kind, layer in schema.row_keys(scored=position >= prompt_count - 1)
+            },
+        )
+        for position in range(leaf_count)
+    ]
+
+
+def make_tree(leaves: list[bytes]) -> MerkleTree:
+    """Return the tree over leaves."""
+    tree = MerkleTree()
+    for leaf in leaves:
+        tree.append(leaf)
+    return tree
+
+
 @dataclass
 class Pool:
-    """The pool service, enrolled verifiers, and one job."""
+    """The pool service, enrolled verifiers, and one job.
+
+    ``rows`` says what each party computes, by its stage (0: the generator); honest rows unless told.
+    """
 
     verifier_count: int = 4
     sections: dict[str, Any] = field(default_factory=dict)
+    rows: dict[int, Rows] = field(default_factory=dict)
     network: Network = field(init=False)
     harness: Harness = field(init=False)
     job: LeasedJob = field(init=False)
@@ -91,7 +135,7 @@ class Pool:
     def __post_init__(self) -> None:
         self.network = make_network(**self.sections)
         self.harness = Harness(VerifierService(self.network.genesis, self.network.models), self.network)
-        self.job = LeasedJob(self.network)
+        self.job = LeasedJob(self.network, rows=self.rows.get(0, HONEST))
         self.keys = {key.participant_id: key for key in map(make_key, self.names)}
         self.keys[self.job.generator.participant_id] = self.job.generator
         self.keys[self.job.user.participant_id] = self.job.user
@@ -160,7 +204,17 @@ class Pool:
 
     def deepen(self) -> None:
         """The user challenges."""
-        self.tell(t.AUDIT_DEEPENED, m.AuditDeepenedV1(job_id=self.job.job_id, attempt=1))
+        self.tell(t.AUDIT_DEEPENED, self.make_deepening())
+
+    def make_deepening(self, **changes: Any) -> m.AuditDeepenedV1:
+        """Return the store's word on the user's challenge."""
+        fields = {"job_id": self.job.job_id, "attempt": 1, "challenge": self.make_challenge()}
+        return m.AuditDeepenedV1(**{**fields, **changes})
+
+    def make_challenge(self, signer: SigningKey | None = None, **changes: Any) -> bytes:
+        """Return the user's sealed challenge; ``changes`` replaces its fields, ``signer`` the user."""
+        body = m.ChallengeRequestV1(**{"job_id": self.job.job_id, "attempt": 1, **changes})
+        return self.network.seal(signer or self.job.user, body)
 
     def equivocate(self) -> None:
         """The generator signed two results."""
@@ -191,20 +245,32 @@ class Pool:
     def outcome(self) -> m.OutcomeV1:
         """The outcome that was announced, with nothing else left to be done."""
         body = self.hear(t.OUTCOME_DECIDED)
-        open_work: tuple[Topic[Any], ...] = (t.VERIFIER_HOLD_REQUESTED, t.VERIFY_TASK, t.STAGE_SEALED)
+        open_work: tuple[Topic[Any], ...] = (
+            t.STAGE_BOUND,
+            t.VERIFIER_HOLD_REQUESTED,
+            t.VERIFY_TASK,
+            t.STAGE_SEALED,
+        )
         assert not any(self.listen(topic) for topic in open_work)
         return body
 
     # --- a stage -----------------------------------------------------------------------------------------------
 
+    def draw(self) -> None:
+        """Let rounds pass until the one that a later stage waits for, if one does."""
+        for bound in self.listen(t.STAGE_BOUND):
+            self.harness.pass_rounds_to(bound.round_number)
+
     def hold(self) -> m.HoldRequestV1:
         """The ledger locks what was asked for."""
+        self.draw()
         request = self.hear(t.VERIFIER_HOLD_REQUESTED)
         self.tell(t.HOLD_PLACED, m.HoldPlacedV1(**request.model_dump()))
         return request
 
     def refuse_hold(self) -> m.HoldRequestV1:
         """The ledger does not lock it."""
+        self.draw()
         request = self.hear(t.VERIFIER_HOLD_REQUESTED)
         fields = request.model_dump(exclude={"amount_micro"})
         self.tell(t.HOLD_REFUSED, m.HoldRefusedV1(**fields, code="E204", reason="stake too short"))
@@ -219,7 +285,7 @@ class Pool:
             retry=task.retry,
             corner=task.corner,
             leaf_count=task.corner.position_max + 1,
-            root=hashlib.sha256(b"root %d %d" % (task.stage, task.retry)).digest(),
+            root=make_tree(self.get_leaves(task.stage, task.corner)).root(),
             stack=STACK,
         )
 
@@ -237,45 +303,61 @@ class Pool:
         self.tell(t.CLAIM_SEALED, self.make_claim(task), key)
         return key
 
+    def get_leaves(self, stage: int, corner: m.CornerV1) -> list[bytes]:
+        """Return what the party of a stage computed within a corner; the generator's corner is the whole job."""
+        if stage == 0:
+            return self.job.leaves
+        schema = self.network.model.schema.restrict(corner.layer_max, full_depth=corner.full_depth)
+        rows = self.rows.get(stage, HONEST)
+        return make_leaves(schema, corner.position_max + 1, self.job.prompt_count, rows)
+
     def make_opening(
-        self, stage: m.StageSealedV1, party: m.StagePartyV1, positions: tuple[int, ...], factor: float
-    ) -> m.OpeningAcceptedV1:
-        """Return a party's accepted leaves at those positions that it sealed."""
-        schema = self.network.model.schema
-        if party.stage:
-            schema = schema.restrict(party.corner.layer_max, full_depth=party.corner.full_depth)
+        self, stage: m.StageSealedV1, party: m.StagePartyV1, positions: tuple[int, ...], **changes: Any
+    ) -> m.OpeningV1:
+        """Return a party's opening at those positions that it sealed; ``changes`` replaces its fields."""
+        leaves = self.get_leaves(party.stage, party.corner)
         within = [position for position in positions if position < party.leaf_count]
-        leaves = [
-            encode_leaf(
-                schema,
-                position,
-                {
-                    (kind, layer): make_row(kind, layer, position, schema.row_bytes(kind) // 4, factor)
-                    for kind, layer in schema.row_keys(scored=position >= self.job.prompt_count - 1)
-                },
-            )
-            for position in within
-        ]
+        fields = {
+            "job_id": stage.job_id,
+            "attempt": stage.attempt,
+            "stage": stage.stage,
+            "retry": stage.retry,
+            "part": 0,
+            "part_count": 1,
+            "positions": pack_tokens(within),
+            "leaves": tuple(leaves[position] for position in within),
+            "proof": b"".join(make_tree(leaves).multiproof(within)),
+        }
+        return m.OpeningV1(**{**fields, **changes})
+
+    def make_accepted(
+        self, opening: m.OpeningV1, party: m.StagePartyV1, signer: SigningKey | None = None
+    ) -> m.OpeningAcceptedV1:
+        """Return the store's word on a part that the party signed, or another ``signer``."""
         return m.OpeningAcceptedV1(
-            job_id=stage.job_id,
+            job_id=opening.job_id,
+            attempt=opening.attempt,
+            stage=opening.stage,
+            retry=opening.retry,
             participant=party.participant,
-            stage=stage.stage,
-            retry=stage.retry,
-            part=0,
-            part_count=1,
-            positions=pack_tokens(within),
-            leaves=tuple(leaves),
-            opening_id=hashlib.sha256(party.participant.encode()).digest(),
+            opening=self.network.seal(signer or self.get_key(party), opening),
         )
 
+    def get_key(self, party: m.StagePartyV1) -> SigningKey:
+        """Return a party's key."""
+        return next(key for name, key in self.keys.items() if name == party.participant)
+
+    def accept(
+        self, stage: m.StageSealedV1, party: m.StagePartyV1, positions: tuple[int, ...], **changes: Any
+    ) -> None:
+        """The store accepts a part of a party's opening."""
+        opening = self.make_opening(stage, party, positions, **changes)
+        self.tell(t.OPENING_ACCEPTED, self.make_accepted(opening, party))
+
     def open(
-        self,
-        factors: Mapping[int, float],
-        *,
-        missing: Collection[int] = (),
-        positions: tuple[int, ...] | None = None,
+        self, *, missing: Collection[int] = (), positions: tuple[int, ...] | None = None
     ) -> m.StageSealedV1:
-        """Everybody of the stage opens rows of the factor given by its own stage (0: the generator)."""
+        """Everybody of the stage opens what it committed to, but those of the missing stages."""
         stage = self.hear(t.STAGE_SEALED)
         drawn = positions or (1, stage.corner.position_max)
         opened, silent = [], []
@@ -284,9 +366,8 @@ class Pool:
                 silent.append(party.participant)
                 continue
             opened.append(party.participant)
-            opening = self.make_opening(stage, party, drawn, factors.get(party.stage, HONEST))
-            if opening.positions:
-                self.tell(t.OPENING_ACCEPTED, opening)
+            if min(drawn) < party.leaf_count:
+                self.accept(stage, party, drawn)
         self.tell(t.OPENINGS_CLOSED, self.make_closing(stage, drawn, tuple(opened), tuple(silent)))
         return stage
 
@@ -309,11 +390,11 @@ class Pool:
             missing=missing,
         )
 
-    def play(self, factors: Mapping[int, float], *, missing: Collection[int] = ()) -> str:
+    def play(self, *, missing: Collection[int] = ()) -> str:
         """Play a whole stage, everybody but the missing opening; returns its verifier."""
         self.hold()
         key = self.seal()
-        self.open(factors, missing=missing)
+        self.open(missing=missing)
         return key.participant_id
 
 

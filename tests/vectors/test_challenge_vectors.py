@@ -39,7 +39,7 @@ def stream_of(case: dict[str, Any]) -> DeterministicStream:
 
 
 def derive_seed(tag: str, inputs: dict[str, Any]) -> str:
-    """DESIGN 4.3 once more, field by field into one hasher, by struct instead of by our own helpers."""
+    """docs/protocol.md 6.1 once more, field by field into one hasher, by struct instead of by our own helpers."""
     hasher = hashlib.sha256()
 
     def put(field: bytes) -> None:

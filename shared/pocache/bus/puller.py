@@ -1,4 +1,4 @@
-"""The continuous puller: an endless, credit-bounded flow from one durable consumer (DESIGN 6).
+"""The continuous puller: an endless, credit-bounded flow from one durable consumer (docs/protocol.md 11.4).
 
 It keeps pull requests open through one inbox instead of fetching batch by batch. Credit is the most messages that
 are asked for, waiting here, or handed out and unsettled; settling one frees its credit and asks for more. After a

@@ -1,4 +1,4 @@
-"""From measured honest distances to the thresholds of a matching profile (docs/protocol.md 7.6, DESIGN 4.4).
+"""From measured honest distances to the thresholds of a matching profile (docs/protocol.md 7.6).
 
 Owns the arithmetic, in integers; ``engine/calibrate.py`` measures. Thresholds are the largest honest value of
 each statistic plus a stated margin, and an inconclusive band above them. Refuses to make a profile of no

@@ -1,6 +1,6 @@
 """Sketches: vectors cut down to k columns whose relative L2 distances survive (Johnson-Lindenstrauss).
 
-Owns the signs of a job and the fixed public projection (docs/protocol.md 3.6, DESIGN 4.2). Refuses vectors that
+Owns the signs of a job and the fixed public projection (docs/protocol.md 3.6). Refuses vectors that
 are not finite, and rows of another width than the schema's. Sketches are linear: partial sketches of
 tensor-parallel ranks may be added before they are rounded. The signs are public with the job's seed: a sketch
 hides nothing, and whoever knows the seed can find two vectors with one sketch; the beacon's positions and the

@@ -205,7 +205,7 @@ def compute_round_at(chain: Chain, time_ms: int) -> Round:
 def bind_round(chain: Chain, time_ms: int, delay_ms: int) -> Round:
     """Return the round that an event at a time is bound to: the first one due strictly after t + Δ.
 
-    ⌊(t + Δ - genesis) / period⌋ + 2 in integers, and never before the first round (DESIGN 4.3).
+    ⌊(t + Δ - genesis) / period⌋ + 2 in integers, and never before the first round (docs/protocol.md 5.4.2).
     """
     _verify_time_ms(time_ms)
     if not 0 <= delay_ms <= TIME_MS_MAX:

@@ -60,7 +60,7 @@ def compute_seed(
     job_id: JobId,
     stage: int,
 ) -> Digest:
-    """Return the seed of one draw, or raise ChallengeError (DESIGN 4.3).
+    """Return the seed of one draw, or raise ChallengeError (docs/protocol.md 6.1).
 
     SHA256(lp("pocache/v1/" ‖ tag), lp(network), lp(chain hash), lp(u64 round), lp(randomness), lp(root),
     lp(u64 N), lp(job id), lp(u32 stage)); lp is a u32 length prefix, all integers big-endian.
@@ -180,9 +180,9 @@ def draw_corner(
     prompt_count: int,
     full_share: tuple[int, int],
 ) -> Corner:
-    """Return where an audit stops: in a share of audits nowhere, else at a depth, then at a position (DESIGN 4.3).
+    """Return where an audit stops: in a share of audits nowhere, else at a depth, then at a position.
 
-    Full with probability numerator/denominator; else layer_max = below(layer_count), then position_max uniform from
+    docs/protocol.md 6.4: full with probability numerator/denominator; else layer_max = below(layer_count), then position_max uniform from
     the first output position to the last leaf. No depth is safe for a cheat, as each has probability 1/layer_count.
     """
     full = compute_full_corner(layer_count, leaf_count)

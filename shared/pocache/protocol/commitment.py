@@ -65,7 +65,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Everything that a commitment is about besides its root and leaf count (DESIGN 4.2)."""
+    """Everything that a commitment is about besides its root and leaf count (docs/protocol.md 4.5)."""
 
     network: NetworkId
     job_id: JobId
@@ -201,7 +201,7 @@ def compute_binding_digest(binding: Binding) -> Digest:
 
 
 def compute_sampling_seed(user_seed: bytes | None, epoch_key: bytes, job_id: JobId) -> Digest:
-    """Return the seed that the router issues with the lease (DESIGN 4.2).
+    """Return the seed that the router issues with the lease (docs/protocol.md 4.3).
 
     SHA256(lp(domain) ‖ lp(user seed)) when the user gave one, the same for each of its jobs, because the user
     is whom a bad seed cheats; else HMAC-SHA256(epoch key, lp(domain) ‖ lp(job id)), which nobody can shop for

@@ -1,4 +1,4 @@
-"""The rule set `fixed-fee-committee`: its parameters and what they are refused for (docs/economics.md 5; DESIGN 5).
+"""The rule set `fixed-fee-committee`: its parameters and what they are refused for (docs/economics.md 5).
 
 Owns the factors, the stakes they demand, the numbers of the verifiers' seats. Whoever decides is paid the same whichever
 way it decides. Refuses parameters under which a payout would be negative, a stake would not pay for what it stands

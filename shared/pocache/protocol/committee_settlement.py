@@ -1,4 +1,4 @@
-"""Who gets what under `fixed-fee-committee`, outcome by outcome (docs/economics.md 5.3; DESIGN 5).
+"""Who gets what under `fixed-fee-committee`, outcome by outcome (docs/economics.md 5.3).
 
 Owns the rows of the rule set and which standings each of them can have. Refuses standings that no run of
 ``dispute_committee`` produces. That nothing becomes negative is the parameters' business (``committee``).

@@ -2,7 +2,7 @@
 
 One drawn verifier audits; a share of agreements is looked at again by another; on a mismatch one committee of M is
 drawn, which seals before it opens, and whose majority decides; if it has none, a second; then the job is void
-(docs/economics.md 5.2; DESIGN 5). Every draw after the audit's asks for a round that did not exist when the event before
+(docs/economics.md 5.2). Every draw after the audit's asks for a round that did not exist when the event before
 it happened. Claims of all stages are judged by the same positions: those of the committee that decides.
 
 Same shape as ``dispute``, and the same refusals: claims of those who were not drawn, and claims that are late, doubled,

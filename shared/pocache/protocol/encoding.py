@@ -134,7 +134,7 @@ class RowSchema:
         """Return the schema of a corner: layers 0 … ``layer_max``, final row and scores only at full depth.
 
         ``None`` is full depth. ``full_depth`` must name the last layer; without it even the last layer's
-        corner leaves out the hidden state and the scores (DESIGN 4.3). Raises EncodingError.
+        corner leaves out the hidden state and the scores (docs/protocol.md 3.4). Raises EncodingError.
         """
         if layer_max is None:
             return self

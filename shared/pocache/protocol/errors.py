@@ -23,14 +23,19 @@ PocacheError
 │   ├── OpeningError           E303  an opening with a wrong, missing, extra, duplicated or malformed leaf
 │   ├── CommitmentError        E304
 │   ├── ChallengeError         E305
-│   └── MatchingError          E306  a comparison that has no numbers or the wrong ones
+│   ├── MatchingError          E306  a comparison that has no numbers or the wrong ones
+│   └── ReceiptError           E307  a receipt or record that says other than what can be computed from it
 ├── PayoffError                E401  parameters or standings that cannot be settled
 ├── LedgerError                E402  an operation that the ledger's rules refuse
 ├── NotYetError                E501  depends on something that has not arrived; redeliver
 ├── ConfigError                E601  configuration missing or contradictory; says what to set
 ├── EngineError                E701  the engine cannot run this model or request
-│   └── EngineCancelledError   E702  the generation was abandoned on request: it has no rows
-└── BusError                   E801  the bus is unreachable, denied, or not provisioned
+│   ├── EngineCancelledError   E702  the generation was abandoned on request: it has no rows
+│   └── LeavesError            E703  declared in pocache_worker.leaves
+├── BrokenEngineError          E704  declared in pocache_worker.engines
+├── BusError                   E801  the bus is unreachable, denied, or not provisioned
+├── HaltedError                E802  declared in pocache.service.process
+└── ChildFailedError           E803  declared in pocache_cli.children
 """
 
 from __future__ import annotations
@@ -195,6 +200,12 @@ class MatchingError(VerificationError):
     """A comparison that has no numbers, or the wrong ones: never a verdict."""
 
     code = "E306"
+
+
+class ReceiptError(VerificationError):
+    """A receipt or a record that says other than what can be computed from it."""
+
+    code = "E307"
 
 
 class PayoffError(PocacheError):

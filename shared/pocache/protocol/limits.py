@@ -54,6 +54,20 @@ BEACON_MEMBERS_MAX: Final = 64
 STATEMENT_ENTRIES_MAX: Final = 100
 """Journal entries in one page of an account's statement."""
 
+RECEIPT_BYTES_MAX: Final = 64_000_000
+"""A receipt in its binary form; what is larger is read from the record itself."""
+
+RECEIPT_TEXT_BYTES_MAX: Final = 90_000_000
+"""A receipt as JSON: base64 makes four characters of three bytes."""
+
+RECEIPT_ENVELOPES_MAX: Final = 16_384
+"""Envelopes in one list of a receipt."""
+
+RECEIPT_PART_BYTES_MAX: Final = 900_000
+"""A receipt travels in parts, each in one message."""
+
+RECEIPT_PARTS_MAX: Final = 128
+
 MICRO_MAX: Final = 2**63 - 1
 """Largest amount of money: what a signed 64-bit column holds."""
 
@@ -67,4 +81,7 @@ TOP_P_MICRO_ONE: Final = 1_000_000
 assert PROMPT_TOKENS_MAX * TOKEN_BYTES + OUTPUT_TOKENS_MAX * TOKEN_BYTES < PAYLOAD_BYTES_MAX
 assert LEAF_BYTES_MAX + 32 * MULTIPROOF_DIGESTS_MAX // 2 < CARRIED_BYTES_MAX
 assert CARRIED_BYTES_MAX + 1_024 < PAYLOAD_BYTES_MAX
+assert RECEIPT_BYTES_MAX <= RECEIPT_PARTS_MAX * RECEIPT_PART_BYTES_MAX
+assert RECEIPT_BYTES_MAX * 4 // 3 < RECEIPT_TEXT_BYTES_MAX
+assert RECEIPT_PART_BYTES_MAX + 4_096 < PAYLOAD_BYTES_MAX
 assert OUTPUT_TOKENS_MAX < LEAF_COUNT_MAX < 2**31

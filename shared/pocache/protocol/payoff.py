@@ -1,4 +1,4 @@
-"""Who gets what when a job ends: the face of the rule sets (docs/economics.md; DESIGN 5).
+"""Who gets what when a job ends: the face of the rule sets (docs/economics.md; docs/protocol.md 9).
 
 Two rule sets stand behind one interface, :class:`RuleSet`: ``unified-pool``, the paper's Table 1, and
 ``fixed-fee-committee``, this network's own. Owns nothing but the one call that settles a job under whichever of them

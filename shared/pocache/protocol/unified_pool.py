@@ -1,4 +1,4 @@
-"""The rule set `unified-pool`, the paper's Table 1 (docs/economics.md 2; DESIGN 5).
+"""The rule set `unified-pool`, the paper's Table 1 (docs/economics.md 2; docs/protocol.md 9.3).
 
 Owns the stakes it demands and the settlement of every case in integers: α and β are rationals, each of the four
 products is floored once, and payouts are sums of those, so a pool empties exactly. Refuses parameters and costs under

@@ -24,7 +24,13 @@ from pocache.protocol.encoding import RowSchema
 from pocache.protocol.errors import ConfigError, PocacheError, SignatureError
 from pocache.protocol.ids import ModelId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
-from pocache.protocol.limits import ATTEMPT_COUNT_MAX, BEACON_MEMBERS_MAX, MICRO_MAX, SAMPLE_COUNT_MAX, STAGE_COUNT_MAX
+from pocache.protocol.limits import (
+    ATTEMPT_COUNT_MAX,
+    BEACON_MEMBERS_MAX,
+    MICRO_MAX,
+    SAMPLE_COUNT_MAX,
+    STAGE_COUNT_MAX,
+)
 from pocache.protocol.matching import MatchingProfile, compute_profile_set_digest
 from pocache.protocol.payoff import Rational, UnifiedPool
 from pocache.protocol.pricing import PriceList, validate_prices
@@ -161,7 +167,7 @@ class Genesis(_Strict):
     @cached_property
     def network_id(self) -> NetworkId:
         """SHA-256 of the domain and the canonical JSON: sorted keys, no spaces, ASCII."""
-        return NetworkId(hashlib.sha256(_DOMAIN + self.canonical_json()).digest())
+        return compute_network_id(self.canonical_json())
 
     def canonical_json(self) -> bytes:
         """Return the bytes that the network id is the hash of."""
@@ -215,6 +221,11 @@ class Genesis(_Strict):
         return int(numerator), int(denominator)
 
 
+def compute_network_id(genesis_json: bytes) -> NetworkId:
+    """Return SHA-256 of the domain and a genesis's canonical JSON, as the bytes stand (docs/protocol.md 1.5)."""
+    return NetworkId(hashlib.sha256(_DOMAIN + genesis_json).digest())
+
+
 def compute_dispute_ticks(genesis: Genesis) -> int:
     """Return the longest time from a lease to the last word on its job, in ticks (docs/protocol.md 9.10).
 
@@ -233,8 +244,10 @@ class Model:
     Raises ConfigError on an entry that contradicts itself: router and ledger must price a job by the same layers.
     """
 
-    def __init__(self, entry: ModelEntryV1) -> None:
+    def __init__(self, entry: ModelEntryV1, envelope: bytes = b"") -> None:
         self.entry = entry
+        self.envelope = envelope
+        """The operator's signed entry, where it is known: what shows strangers whose entry it is."""
         self.model_id = ModelId(entry.model_id)
         self.schema = RowSchema.from_dict(json.loads(entry.row_schema))
         if self.schema.layer_count != entry.layer_count:
@@ -287,10 +300,11 @@ class NetworkDirectory:
         models: dict[ModelId, Model] = {}
         for file in sorted((self.path / "models").glob("*.entry")):
             try:
-                opened = open_envelope(file.read_bytes(), self.genesis.network_id, ModelEntryV1)
+                data = file.read_bytes()
+                opened = open_envelope(data, self.genesis.network_id, ModelEntryV1)
                 if opened.sender != self.genesis.signer(Role.OPERATOR):
                     raise ConfigError(f"{file} is not signed by the operator")
-                model = Model(opened.body)
+                model = Model(opened.body, data)
                 validate_prices(self.genesis.unified_pool, model.prices)
             except (PocacheError, ValueError, KeyError) as error:
                 raise ConfigError(f"{file} is not a model entry of this network: {error}") from error

@@ -28,7 +28,7 @@ from pocache.service.dispatch import Dispatcher
 from pocache.service.process import ServiceProcess
 from pocache.service.provisioning import get_consumer_names
 from pocache.service.unit import Service
-from pocache.storage.store import Store
+from pocache.storage.store import Prepare, Store
 from pocache.wire.topics import Role
 
 READY_CHECK_S: Final = 0.05
@@ -44,14 +44,14 @@ class ServiceContext:
     settings: Settings
 
 
-def run_service(role: Role, build: Callable[[ServiceContext], Service]) -> None:
-    """Run a dispatcher service as this process."""
+def run_service(role: Role, build: Callable[[ServiceContext], Service], prepare: Prepare | None = None) -> None:
+    """Run a dispatcher service as this process; ``prepare`` is that of :class:`pocache.storage.store.Store`."""
 
     async def serve(settings: Settings, stop: asyncio.Event) -> None:
         context = load_context(settings)
         service = build(context)
         async with AsyncExitStack() as stack:
-            store = Store(settings.database(role.value), service.metadata)
+            store = Store(settings.database(role.value), service.metadata, prepare=prepare)
             stack.callback(store.close)
             bus = await stack.enter_async_context(
                 connect_bus(

@@ -5,14 +5,15 @@ one schema in SQLAlchemy Core, one contract suite for both. Two tables belong to
 which envelopes had their effect, ``outbox`` holds what must still be published.
 
 Refuses a database written by another schema version, a second writer while one is at work, and a PostgreSQL server that
-does not sync what it has acknowledged. Used from one thread: a service's state has one writer. Not covered: a SQLite
-file has one writer by its lock in each transaction only, so two processes on one file are told apart by nobody.
+does not sync what it has acknowledged. Used from one thread: a service's state has one writer. Not covered: two machines
+on one SQLite file, over a network file system that keeps no locks.
 """
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -88,18 +89,20 @@ class Store:
         prepare: Prepare | None = None,
         writer_wait_s: float = WRITER_WAIT_S,
     ) -> None:
-        self._engine = _create_engine(url, writer_wait_s)
-        try:
-            with self.begin() as connection:
-                if prepare is not None:
-                    prepare(connection)
-                else:
-                    for metadata in (BASE_METADATA, *metadatas):
-                        metadata.create_all(connection)
-                self._verify_version(connection)
-        except BaseException:
-            self.close()  # or its lock would outlive the attempt
-            raise
+        with ExitStack() as stack:  # what fails lets go of its lock
+            self._engine = _create_engine(stack, url, writer_wait_s)
+            try:
+                with self.begin() as connection:
+                    if prepare is not None:
+                        prepare(connection)
+                    else:
+                        for metadata in (BASE_METADATA, *metadatas):
+                            metadata.create_all(connection)
+                    self._verify_version(connection)
+            except sa.exc.OperationalError as error:
+                shown = self._engine.url.render_as_string()
+                raise ConfigError(f"cannot open the database {shown}: {error.orig}") from error
+            self._stack = stack.pop_all()
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
@@ -109,7 +112,7 @@ class Store:
 
     def close(self) -> None:
         """Close every connection, and let the next writer in."""
-        self._engine.dispose()
+        self._stack.close()
 
     def _verify_version(self, connection: sa.Connection) -> None:
         found = get_meta(connection, "schema_version")
@@ -143,16 +146,32 @@ def upsert(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], v
         connection.execute(sa.insert(table).values(**key, **values))
 
 
-def _create_engine(url: str, writer_wait_s: float) -> sa.Engine:
+def _create_engine(stack: ExitStack, url: str, writer_wait_s: float) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
         raise ConfigError(f"not a database URL: {error}") from error
     if parsed.get_backend_name() == "sqlite":
-        return _create_sqlite(parsed)
-    if parsed.drivername == "postgresql+psycopg":
-        return _create_postgres(parsed, writer_wait_s)
-    raise ConfigError(f"{parsed.drivername} is not supported: use sqlite:///FILE or postgresql+psycopg://HOST/DATABASE")
+        if parsed.database and parsed.database != ":memory:":
+            _lock_file(stack, parsed.database)
+        engine = _create_sqlite(parsed)
+    elif parsed.drivername == "postgresql+psycopg":
+        engine = _create_postgres(parsed, writer_wait_s)
+    else:
+        raise ConfigError(f"{parsed.drivername} is not supported: use sqlite:///FILE or postgresql+psycopg://HOST/NAME")
+    stack.callback(engine.dispose)
+    return engine
+
+
+def _lock_file(stack: ExitStack, database: str) -> None:
+    """Hold the writer's lock of a SQLite file until ``stack`` closes; the kernel lets it go with its process."""
+    try:
+        file = stack.enter_context(open(f"{database}.writer", "ab"))  # noqa: PTH123 - a URL's database is no Path
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"another process writes to {database}: stop it first, a database has one writer") from None
+    except OSError as error:
+        raise ConfigError(f"cannot open the database {database}: {error}") from error
 
 
 def _create_sqlite(url: sa.URL) -> sa.Engine:
@@ -189,9 +208,19 @@ def _create_postgres(url: sa.URL, writer_wait_s: float) -> sa.Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi_connection: Any, _record: Any) -> None:
-        shown = url.render_as_string()
-        dbapi_connection.autocommit = True  # what is set here is for the session, and outside of any transaction
-        cursor = dbapi_connection.cursor()
+        try:
+            _configure_writer(dbapi_connection, url.render_as_string(), writer_wait_s)
+        except BaseException:
+            dbapi_connection.close()
+            raise
+
+    return engine
+
+
+def _configure_writer(dbapi_connection: Any, shown: str, writer_wait_s: float) -> None:
+    """Make a session durable, and win the writer's lock for as long as it lasts."""
+    dbapi_connection.autocommit = True  # what is set here is for the session, and outside of any transaction
+    with dbapi_connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = on")
         if cursor.execute("SHOW fsync").fetchone() != ("on",):
             raise ConfigError(f"{shown} runs with fsync off: what it acknowledges can be lost; turn it on")
@@ -203,7 +232,4 @@ def _create_postgres(url: sa.URL, writer_wait_s: float) -> sa.Engine:
                 raise
             raise ConfigError(f"another process writes to {shown}: stop it first, a database has one writer") from error
         cursor.execute("SET lock_timeout = 0")
-        cursor.close()
-        dbapi_connection.autocommit = False
-
-    return engine
+    dbapi_connection.autocommit = False

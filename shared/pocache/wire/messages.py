@@ -414,6 +414,25 @@ class OpeningsClosedV1(WireModel):
     missing: Annotated[tuple[Participant, ...], Field(max_length=limits.STAGE_COUNT_MAX + 1)]
 
 
+class ReceiptQueryV1(WireModel):
+    """Ask for one part of a job's receipt; answered only to the job's user or the operator."""
+
+    kind: ClassVar[str] = "receipt-query.v1"
+    job_id: Bytes32
+    part: Annotated[int, Field(ge=0, lt=limits.RECEIPT_PARTS_MAX)] = 0
+
+
+class ReceiptPartV1(WireModel):
+    """One part of a receipt in its binary form; the hash is of the whole, so that parts of two are never joined."""
+
+    kind: ClassVar[str] = "receipt-part.v1"
+    job_id: Bytes32
+    part: Annotated[int, Field(ge=0, lt=limits.RECEIPT_PARTS_MAX)]
+    part_count: Annotated[int, Field(ge=1, le=limits.RECEIPT_PARTS_MAX)]
+    data: Annotated[bytes, Field(min_length=1, max_length=limits.RECEIPT_PART_BYTES_MAX)]
+    receipt_hash: Bytes32
+
+
 # --- verifier pool ------------------------------------------------------------------------------------------
 
 

@@ -216,6 +216,7 @@ BEACON_PARTIAL = Topic("beacon.partials.{signer}", m.BeaconPartialV1, None, _R.B
 TOKENS = Topic("tokens.{user}.{job}.{worker}", m.TokenChunkV1, None, _R.WORKER, (), "worker")
 BALANCE_QUERY = Topic("queries.balance.{participant}", m.BalanceQueryV1, None, _R.USER, (), None)
 STATEMENT_QUERY = Topic("queries.statement.{participant}", m.StatementQueryV1, None, _R.USER, (), None)
+RECEIPT_QUERY = Topic("queries.receipt.{user}.{job}", m.ReceiptQueryV1, None, _R.USER, (), None)
 TOTALS_QUERY = Topic("queries.totals", m.TotalsQueryV1, None, _R.OPERATOR)
 
 REFUSALS = {

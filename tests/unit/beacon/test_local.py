@@ -227,7 +227,7 @@ def make_directory(path: Path, network: Network, secret: str) -> NetworkDirector
     """Write a network directory with this text as its chain's secret."""
     directory = NetworkDirectory(path)
     directory.write_genesis(network.genesis)
-    write_secret(path / local.SECRET_FILE, secret)
+    write_secret(path / local.KEY_FILE, secret)
     return directory
 
 
@@ -236,7 +236,7 @@ def test_the_secret_is_read_from_the_directory(tmp_path: Path) -> None:
     network = make_network()
     directory = make_directory(tmp_path, network, network.beacon_secret.hex())
     assert read_bls_secret(directory) == network.beacon_secret
-    (tmp_path / local.SECRET_FILE).chmod(0o644)
+    (tmp_path / local.KEY_FILE).chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         read_bls_secret(directory)
 
@@ -273,6 +273,6 @@ def test_a_chain_of_another_scheme_is_not_signed_here(tmp_path: Path) -> None:
     genesis = network.genesis.model_copy(update={"chain": chain})
     directory = NetworkDirectory(tmp_path)
     directory.write_genesis(genesis)
-    write_secret(tmp_path / local.SECRET_FILE, network.beacon_secret.hex())
+    write_secret(tmp_path / local.KEY_FILE, network.beacon_secret.hex())
     with pytest.raises(ConfigError, match="signs no other"):
         read_bls_secret(directory)

@@ -26,6 +26,7 @@ from pocache_cli.submit import (
     choose_model,
     compute_prompt,
     follow,
+    make_printable,
     submit,
 )
 
@@ -200,6 +201,15 @@ async def test_text_on_stdout_everything_else_on_stderr(
         ["ada", "50", "in", "20", "out", "-30"],
         ["worker-1", "50", "in", "80", "out", "+30"],
     ]
+
+
+def test_a_workers_text_does_not_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escape sequences are the generator's to write and the terminal's to obey: shown, not sent; kept in a file."""
+    text = "a\x1b[2J\tb\r\n\x9b1mé\x7f\x00"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert make_printable(text) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert make_printable(text) == "a\ufffd[2J\tb\ufffd\n\ufffd1mé\ufffd\ufffd"
 
 
 async def test_json_is_one_object_a_line(network: Network, capsys: pytest.CaptureFixture[str]) -> None:

@@ -283,8 +283,8 @@ def test_a_stage_that_contradicts_the_record_is_refused(
 @pytest.mark.parametrize(
     "make_claim",
     [
-        lambda job, verifier: None,
-        lambda job, verifier: b"not an envelope",
+        lambda _job, _verifier: None,
+        lambda _job, _verifier: b"not an envelope",
         lambda job, verifier: verifier.make_claim(job, signer=job.worker),
         lambda job, verifier: verifier.make_claim(job, root=OTHER),
         lambda job, verifier: verifier.make_claim(job, leaf_count=6),
@@ -299,7 +299,7 @@ def test_a_stage_that_contradicts_the_record_is_refused(
     ids=["none", "garbage", "signer", "root", "count", "stage", "retry", "attempt", "job", "corner"],
 )
 def test_a_stage_without_its_verifiers_own_claim_is_refused(
-    harness: Harness, network: Network, job: Job, verifier: Holder, make_claim: Any
+    harness: Harness, job: Job, verifier: Holder, make_claim: Any
 ) -> None:
     """The pool's word is not enough: what a verifier must open is what it signed."""
     sealed = job.make_stage(verifier, sealed_ms=harness.clock_ms)

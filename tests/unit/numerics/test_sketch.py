@@ -13,7 +13,7 @@ from pocache.protocol.errors import EngineError
 
 COLUMNS = 64
 FROZEN = [[11.0, 0.0, -3.0, 6.0]]
-"""Computed with integers from the text of DESIGN 4.2, not by the code under test."""
+"""Computed with integers from the text of docs/protocol.md 3.6, not by the code under test."""
 
 
 def build_schema(

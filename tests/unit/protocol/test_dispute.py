@@ -190,7 +190,8 @@ def test_a_stage_is_drawn_once() -> None:
 def test_who_was_refused_at_a_stage_is_not_drawn_at_a_later_one() -> None:
     dispute = Dispute().open()
     dispute.tell(HoldRefused(V[1], 1))
-    dispute.play(MISMATCH).draw()
+    dispute.hold().tell(SealExpired(1, 0))
+    dispute.draw()
     assert dispute.state.candidate == V[3]
     assert dispute.state.drawn == (V[1], V[2], V[3])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kit.pool import DOUBTFUL, GARBAGE, Pool
+from kit.pool import DOUBTFUL, GARBAGE, Pool, Rows
 from pocache.protocol.keys import SigningKey
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -21,8 +21,8 @@ def verify_refused(pool: Pool, claim: m.ClaimSealedV1, key: SigningKey, code: st
     assert body.reason
 
 
-def make_pool() -> tuple[Pool, m.ClaimSealedV1, SigningKey]:
-    pool = Pool(sections={"deadlines": {"seal_ticks": 3}}).start()
+def make_pool(rows: dict[int, Rows] | None = None) -> tuple[Pool, m.ClaimSealedV1, SigningKey]:
+    pool = Pool(sections={"deadlines": {"seal_ticks": 3}}, rows=rows or {}).start()
     pool.hold()
     task, key = pool.take_task()
     return pool, pool.make_claim(task), key
@@ -106,28 +106,28 @@ def test_a_claim_after_its_deadline() -> None:
     pool, claim, key = make_pool()
     pool.harness.pass_rounds(3)
     verify_refused(pool, claim, key, "E206")
-    pool.play({})
+    pool.play()
     assert pool.outcome.case == "confirm_generator"
 
 
 def test_a_claim_for_a_stage_that_is_over() -> None:
-    pool, claim, key = make_pool()
+    pool, claim, key = make_pool(rows={1: GARBAGE})
     pool.tell(t.CLAIM_SEALED, claim, key)
-    pool.open({1: GARBAGE})
+    pool.open()
     verify_refused(pool, claim.model_copy(update={"root": b"\x55" * 32}), key, "E206")
 
 
 def test_a_first_claim_during_the_second_look() -> None:
-    pool, claim, key = make_pool()
+    pool, claim, key = make_pool(rows={1: DOUBTFUL})
     pool.tell(t.CLAIM_SEALED, claim, key)
-    pool.open({1: DOUBTFUL})
+    pool.open()
     verify_refused(pool, claim.model_copy(update={"root": b"\x55" * 32}), key, "E206")
 
 
 def test_a_claim_after_the_outcome() -> None:
     pool, claim, key = make_pool()
     pool.tell(t.CLAIM_SEALED, claim, key)
-    pool.open({})
+    pool.open()
     verify_refused(pool, claim.model_copy(update={"root": b"\x55" * 32}), key, "E206")
 
 
@@ -135,7 +135,7 @@ def test_a_claim_whose_opening_never_matched_its_seal_ends_as_missing() -> None:
     """The commitment store refuses such openings; here it is a verifier that did not open."""
     pool, claim, key = make_pool()
     pool.tell(t.CLAIM_SEALED, claim, key)
-    pool.open({}, missing={1})
-    pool.play({})
+    pool.open(missing={1})
+    pool.play()
     outcome = pool.outcome
     assert (outcome.case, [seat.opened for seat in outcome.verifiers]) == ("confirm_generator", [False, True])

@@ -9,11 +9,12 @@ import pytest
 from kit.jobs import Job
 from kit.network import Harness
 from kit.pool import CHEAT, DOUBTFUL, GARBAGE, HONEST, NEARLY, LeasedJob, Pool, read_tokens
-from pocache.protocol.encoding import unpack_tokens
+from pocache.protocol.encoding import RowKind, unpack_tokens
 from pocache.protocol.ids import ParticipantId
 from pocache.protocol.payoff import Case, VerifierStanding, settle
 from pocache.wire import messages as m
 from pocache.wire import topics as t
+from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import Role
 from pocache_verifier.service import VerifierService
 
@@ -44,8 +45,8 @@ def opened(outcome: m.OutcomeV1) -> list[bool]:
 
 
 def test_the_first_verifier_agrees_with_an_honest_generator() -> None:
-    pool = Pool().start()
-    verifier = pool.play({0: HONEST, 1: NEARLY})
+    pool = Pool(rows={1: NEARLY}).start()
+    verifier = pool.play()
     outcome = pool.outcome
     assert (outcome.case, outcome.stage, outcome.deciding, outcome.prior) == ("agree", 1, verifier, None)
     assert outcome.verifiers == (m.VerifierStandingV1(participant=verifier, stage=1, opened=True),)
@@ -54,8 +55,8 @@ def test_the_first_verifier_agrees_with_an_honest_generator() -> None:
 
 
 def test_the_outcome_carries_the_numbers_of_the_comparison() -> None:
-    pool = Pool().start()
-    verifier = pool.play({1: NEARLY})
+    pool = Pool(rows={1: NEARLY}).start()
+    verifier = pool.play()
     (comparison,) = pool.outcome.comparisons
     profile, generator = pool.network.model.profile, pool.job.generator.participant_id
     assert (comparison.left, comparison.right, comparison.verdict) == (verifier, generator, "match")
@@ -94,17 +95,20 @@ def test_a_sealed_stage_names_the_generator_and_the_verifier() -> None:
     stage = pool.hear(t.STAGE_SEALED)
     generator, verifier = stage.parties
     assert (generator.participant, generator.stage) == (pool.job.generator.participant_id, 0)
-    assert (generator.root, generator.leaf_count, generator.corner) == (b"\x01" * 32, 10, pool.job.corner())
+    assert generator.root == pool.network.open(pool.job.result(), m.ResultV1).root
+    assert (generator.leaf_count, generator.corner, generator.claim) == (10, pool.job.corner(), None)
     assert (verifier.participant, verifier.stage, verifier.leaf_count) == (key.participant_id, 1, 7)
     assert verifier.corner == stage.corner == pool.job.corner(**SHALLOW)
+    claim = open_envelope(verifier.claim or b"", pool.network.network_id, m.ClaimSealedV1)
+    assert (claim.sender, claim.body.root) == (key.participant_id, verifier.root)
     assert stage.sample_count == pool.network.genesis.audit.sample_count
     assert stage.sealed_ms == pool.harness.clock_ms
 
 
 def test_a_garbage_verifier_is_overruled_by_the_next() -> None:
-    pool = Pool().start()
-    pool.play({1: GARBAGE})
-    second = pool.play({1: GARBAGE, 2: NEARLY})
+    pool = Pool(rows={1: GARBAGE, 2: NEARLY}).start()
+    pool.play()
+    second = pool.play()
     outcome = pool.outcome
     assert (outcome.case, outcome.stage, outcome.deciding) == ("confirm_generator", 2, second)
     assert [comparison.verdict for comparison in outcome.comparisons] == ["mismatch", "match"]
@@ -112,9 +116,9 @@ def test_a_garbage_verifier_is_overruled_by_the_next() -> None:
 
 
 def test_a_cheat_is_convicted_by_two_verifiers() -> None:
-    pool = Pool().start()
-    first = pool.play({0: CHEAT})
-    second = pool.play({0: CHEAT, 2: NEARLY})
+    pool = Pool(rows={0: CHEAT, 2: NEARLY}).start()
+    first = pool.play()
+    second = pool.play()
     outcome = pool.outcome
     assert (outcome.case, outcome.deciding, outcome.prior) == ("confirm_prior", second, first)
     assert [(c.left, c.right, c.verdict) for c in outcome.comparisons] == [
@@ -126,10 +130,10 @@ def test_a_cheat_is_convicted_by_two_verifiers() -> None:
 
 
 def test_a_garbage_verifier_between_does_not_save_a_cheat() -> None:
-    pool = Pool().start()
-    first = pool.play({0: CHEAT})
-    pool.play({0: CHEAT, 2: GARBAGE})
-    third = pool.play({0: CHEAT, 2: GARBAGE, 3: NEARLY})
+    pool = Pool(rows={0: CHEAT, 2: GARBAGE, 3: NEARLY}).start()
+    first = pool.play()
+    pool.play()
+    third = pool.play()
     outcome = pool.outcome
     assert (outcome.case, outcome.stage, outcome.deciding, outcome.prior) == (
         "confirm_prior",
@@ -143,20 +147,14 @@ def test_a_garbage_verifier_between_does_not_save_a_cheat() -> None:
 
 def test_a_cheat_that_only_shows_behind_a_shallow_corner_passes_it() -> None:
     """What lies outside the corner is not compared: a last layer that lies is seen at full depth alone."""
-    pool = Pool().start(Job(Pool().network).corner(layer_max=0))
+
+    def compute(kind: RowKind, layer: int) -> float:
+        return HONEST if kind in (RowKind.K, RowKind.V) and layer == 0 else CHEAT
+
+    pool = Pool(rows={0: compute}).start(Job(Pool().network).corner(layer_max=0))
     pool.hold()
     pool.seal()
-    stage = pool.hear(t.STAGE_SEALED)
-    generator, verifier = stage.parties
-    honest = pool.make_opening(stage, generator, (9,), HONEST)
-    cheat = pool.make_opening(stage, generator, (9,), CHEAT)
-    row = 15 + 4 + 2 + 1  # header of a leaf: domain, position, layer count, flags
-    layer = 2 * 4 * 4
-    mixed = honest.leaves[0][: row + layer] + cheat.leaves[0][row + layer :]
-    pool.tell(t.OPENING_ACCEPTED, honest.model_copy(update={"leaves": (mixed,)}))
-    pool.tell(t.OPENING_ACCEPTED, pool.make_opening(stage, verifier, (9,), HONEST))
-    everybody = (generator.participant, verifier.participant)
-    pool.tell(t.OPENINGS_CLOSED, pool.make_closing(stage, (9,), everybody, ()))
+    pool.open(positions=(9,))
     (comparison,) = pool.outcome.comparisons
     assert (comparison.verdict, comparison.row_count) == ("match", 2)
 
@@ -168,7 +166,7 @@ def test_a_verifier_that_never_seals_loses_its_stage() -> None:
     pool.harness.pass_rounds(2)
     assert pool.listen(t.VERIFIER_HOLD_REQUESTED) == []
     pool.harness.pass_rounds()
-    second = pool.play({})
+    second = pool.play()
     outcome = pool.outcome
     assert (outcome.case, outcome.stage, outcome.deciding) == ("confirm_generator", 2, second)
     assert opened(outcome) == [False, True]
@@ -181,14 +179,14 @@ def test_rounds_that_come_late_are_no_time_to_seal_in() -> None:
     pool.harness.clock_ms += 1_000 * pool.network.chain.period_s * 100
     pool.harness.pass_rounds(10)
     pool.seal()
-    pool.open({})
+    pool.open()
     assert pool.outcome.case == "agree"
 
 
 def test_a_verifier_that_never_opens_loses_its_stage() -> None:
     pool = Pool().start()
-    pool.play({}, missing={1})
-    pool.play({})
+    pool.play(missing={1})
+    pool.play()
     outcome = pool.outcome
     assert (outcome.case, opened(outcome)) == ("confirm_generator", [False, True])
     verify_settles(pool, outcome)
@@ -196,7 +194,7 @@ def test_a_verifier_that_never_opens_loses_its_stage() -> None:
 
 def test_a_generator_that_never_opens_ends_the_dispute() -> None:
     pool = Pool().start()
-    pool.play({}, missing={0})
+    pool.play(missing={0})
     outcome = pool.outcome
     assert (outcome.case, outcome.deciding, outcome.prior) == ("no_opening", None, None)
     assert (opened(outcome), outcome.comparisons) == ([True], ())
@@ -206,7 +204,7 @@ def test_a_generator_that_never_opens_ends_the_dispute() -> None:
 def test_a_refused_stake_passes_to_the_next_in_the_order() -> None:
     pool = Pool().start()
     refused = pool.refuse_hold()
-    second = pool.play({})
+    second = pool.play()
     outcome = pool.outcome
     assert (outcome.case, outcome.stage) == ("agree", 1)
     assert refused.party != second and refused.stage == 1
@@ -228,17 +226,18 @@ def test_no_member_at_all_is_void() -> None:
 
 
 def test_running_out_of_verifiers_is_void() -> None:
-    pool = Pool(verifier_count=1).start()
-    pool.play({1: GARBAGE})
+    pool = Pool(verifier_count=1, rows={1: GARBAGE}).start()
+    pool.play()
+    pool.draw()
     outcome = pool.outcome
     assert (outcome.case, outcome.stage, opened(outcome)) == ("void", 1, [True])
     verify_settles(pool, outcome)
 
 
 def test_the_last_stage_without_agreement_is_void() -> None:
-    pool = Pool(sections={"rules": {"stage_max": 2}}).start()
-    pool.play({1: GARBAGE})
-    pool.play({1: GARBAGE, 2: CHEAT})
+    pool = Pool(sections={"rules": {"stage_max": 2}}, rows={1: GARBAGE, 2: CHEAT}).start()
+    pool.play()
+    pool.play()
     outcome = pool.outcome
     assert (outcome.case, outcome.stage, opened(outcome)) == ("void", 2, [True, True])
     assert len(outcome.comparisons) == 3
@@ -246,14 +245,14 @@ def test_the_last_stage_without_agreement_is_void() -> None:
 
 
 def test_inconclusive_is_looked_at_again_and_then_counts_as_a_match() -> None:
-    pool = Pool().start(Job(Pool().network).corner(**SHALLOW))
+    pool = Pool(rows={1: DOUBTFUL}).start(Job(Pool().network).corner(**SHALLOW))
     pool.hold()
     pool.seal()
-    first = pool.open({1: DOUBTFUL})
+    first = pool.open()
     task, key = pool.take_task()
     assert (task.stage, task.retry, task.corner) == (1, 1, pool.job.corner())
     pool.tell(t.CLAIM_SEALED, pool.make_claim(task), key)
-    again = pool.open({1: DOUBTFUL})
+    again = pool.open()
     assert again.sample_count == 4 * first.sample_count
     assert again.parties[1].root != first.parties[1].root
     outcome = pool.outcome
@@ -267,21 +266,21 @@ def test_a_challenge_during_a_partial_audit_has_the_match_looked_at_in_full() ->
     pool.hold()
     pool.deepen()
     pool.seal()
-    pool.open({})
+    pool.open()
     task, key = pool.take_task()
     assert (task.retry, task.corner) == (1, pool.job.corner())
     pool.tell(t.CLAIM_SEALED, pool.make_claim(task), key)
-    pool.open({})
+    pool.open()
     assert (pool.outcome.case, pool.listen(t.OUTCOME_DECIDED)) == ("agree", [])
 
 
 def test_a_prior_with_a_smaller_corner_is_compared_on_what_both_have() -> None:
-    pool = Pool().start(Job(Pool().network).corner(**SHALLOW))
-    first = pool.play({0: CHEAT})
+    pool = Pool(rows={0: CHEAT}).start(Job(Pool().network).corner(**SHALLOW))
+    first = pool.play()
     pool.deepen()
     pool.hold()
     second = pool.seal().participant_id
-    pool.open({0: CHEAT}, positions=(2, 6, 9))
+    pool.open(positions=(2, 6, 9))
     outcome = pool.outcome
     assert (outcome.case, outcome.deciding, outcome.prior) == ("confirm_prior", second, first)
     # Positions 2 and 6, K and V of layer 0.
@@ -303,7 +302,7 @@ def test_equivocation_during_a_stage_ends_it() -> None:
     assert (b"\x0a" * 32).hex() in outcome.reason
     verify_settles(pool, outcome)
     everybody = tuple(party.participant for party in stage.parties)
-    pool.tell(t.OPENING_ACCEPTED, pool.make_opening(stage, stage.parties[0], (1,), HONEST))
+    pool.accept(stage, stage.parties[0], (1,))
     pool.tell(t.OPENINGS_CLOSED, pool.make_closing(stage, (1,), everybody, ()))
     assert pool.harness.drain() == []
 
@@ -342,7 +341,9 @@ def test_a_record_that_comes_again_changes_nothing() -> None:
     assert said == 1
     pool.tell(t.JOB_ADMITTED, pool.job.admitted())
     pool.tell(t.COMMITMENT_RECORDED, pool.job.committed().model_copy(update={"log_index": 7}))
-    pool.tell(t.AUDIT_OPENED, audit.model_copy(update={"reason": "challenge"}))
+    pool.tell(
+        t.AUDIT_OPENED, audit.model_copy(update={"reason": "challenge", "challenge": pool.make_challenge()})
+    )
     pool.tell(t.HOLD_PLACED, m.HoldPlacedV1(**{**request.model_dump(), "amount_micro": 1}))
     assert pool.harness.dump() == before
     assert (pool.harness.drain(), stage_key.participant_id) == ([], request.party)
@@ -363,7 +364,7 @@ def test_records_that_come_before_what_they_speak_of_wait_for_it() -> None:
     pool.harness.pass_rounds()
     pool.tell(t.COMMITMENT_RECORDED, pool.job.committed(), action="nak")
     pool.tell(t.JOB_ADMITTED, pool.job.admitted())
-    deepened = m.AuditDeepenedV1(job_id=pool.job.job_id, attempt=1)
+    deepened = pool.make_deepening()
     pool.tell(t.AUDIT_DEEPENED, deepened, action="nak")
     pool.tell(t.COMMITMENT_RECORDED, pool.job.committed())
     pool.tell(t.AUDIT_DEEPENED, deepened)
@@ -394,11 +395,10 @@ def test_closed_openings_wait_for_leaves_that_are_on_their_way() -> None:
     stage = pool.hear(t.STAGE_SEALED)
     generator, verifier = stage.parties
     closing = pool.make_closing(stage, (1, 9), (generator.participant, verifier.participant), ())
-    pool.tell(t.OPENING_ACCEPTED, pool.make_opening(stage, generator, (1, 9), HONEST))
-    pool.tell(t.OPENING_ACCEPTED, pool.make_opening(stage, verifier, (1,), HONEST))
+    pool.accept(stage, generator, (1, 9))
+    pool.accept(stage, verifier, (1,), part_count=2)
     pool.tell(t.OPENINGS_CLOSED, closing, action="nak")
-    part = pool.make_opening(stage, verifier, (9,), HONEST).model_copy(update={"part": 1, "part_count": 2})
-    pool.tell(t.OPENING_ACCEPTED, part)
+    pool.accept(stage, verifier, (9,), part=1, part_count=2)
     pool.tell(t.OPENINGS_CLOSED, closing)
     assert pool.outcome.case == "agree"
 
@@ -441,14 +441,14 @@ def test_a_settled_job_is_forgotten_but_for_its_name() -> None:
     pool.hold()
     task, key = pool.take_task()
     pool.tell(t.CLAIM_SEALED, pool.make_claim(task), key)
-    pool.open({})
+    pool.open()
     assert pool.outcome.case == "agree"
     pool.tell(t.PAYOUT_SETTLED, make_settlement(pool, "agree"))
     dump = pool.harness.dump()
     prompt = pool.network.open(pool.job.submission, m.SubmissionV1).prompt
     output = pool.network.open(pool.job.result(), m.ResultV1).output
     assert not any({prompt, output} & set(row) for rows in dump.values() for row in rows)
-    assert (dump["comparisons"], dump["openings"], len(dump["jobs"])) == ([], [], 1)
+    assert (dump["comparisons"], dump["openings"], dump["claims"], len(dump["jobs"])) == ([], [], [], 1)
     late = pool.make_claim(task).model_copy(update={"root": bytes(32)})
     pool.tell(t.CLAIM_SEALED, late, key, action="term")
     assert pool.harness.refusal().code == "E206"
@@ -463,30 +463,29 @@ def test_nothing_is_decided_about_a_settled_job() -> None:
 
 
 def test_a_second_look_uses_no_leaf_of_the_first() -> None:
-    pool = Pool().start()
+    pool = Pool(rows={1: DOUBTFUL}).start()
     pool.hold()
     pool.seal()
     stage = pool.hear(t.STAGE_SEALED)
     for party in stage.parties:
         for part, position in enumerate((1, 9)):
-            opening = pool.make_opening(stage, party, (position,), DOUBTFUL if party.stage else HONEST)
-            pool.tell(t.OPENING_ACCEPTED, opening.model_copy(update={"part": part, "part_count": 2}))
+            pool.accept(stage, party, (position,), part=part, part_count=2)
     everybody = tuple(party.participant for party in stage.parties)
     pool.tell(t.OPENINGS_CLOSED, pool.make_closing(stage, (1, 9), everybody, ()))
+    pool.rows[1] = HONEST
     pool.seal()
-    pool.open({})
+    pool.open()
     assert [comparison.verdict for comparison in pool.outcome.comparisons] == ["inconclusive", "match"]
 
 
 def test_leaves_of_a_stage_that_is_over_are_not_kept() -> None:
-    pool = Pool().start()
+    pool = Pool(rows={1: GARBAGE}).start()
     pool.hold()
     pool.seal()
-    first = pool.open({1: GARBAGE})
+    first = pool.open()
     pool.hold()
     pool.seal()
-    late = pool.make_opening(first, first.parties[0], (1, 9), CHEAT).model_copy(update={"part": 1})
-    pool.tell(t.OPENING_ACCEPTED, late)
+    pool.accept(first, first.parties[0], (1, 9), part=1, part_count=2)
     assert pool.harness.dump()["openings"] == []
 
 
@@ -519,7 +518,7 @@ def test_a_restarted_pool_goes_on_where_it_stopped(tmp_path: object) -> None:
     pool.seal()
     pool.harness.close()
     pool.harness.open()
-    pool.open({})
+    pool.open()
     assert pool.outcome.case == "agree"
     pool.harness.close()
 
@@ -527,6 +526,6 @@ def test_a_restarted_pool_goes_on_where_it_stopped(tmp_path: object) -> None:
 def test_the_job_of_another_attempt_is_refused() -> None:
     pool = Pool()
     pool.commit()
-    pool.tell(t.AUDIT_DEEPENED, m.AuditDeepenedV1(job_id=pool.job.job_id, attempt=2), action="term")
+    pool.tell(t.AUDIT_DEEPENED, pool.make_deepening(attempt=2), action="term")
     assert isinstance(pool.job, LeasedJob)
     assert pool.harness.refusal().code == "E102"

@@ -107,6 +107,16 @@ def test_a_lagging_clock_does_not_backdate_a_snapshot() -> None:
     assert pool.harness.clock_ms < compute_round_time_ms(pool.network.chain, number)
 
 
+def test_a_round_that_comes_late_does_not_backdate_a_snapshot_either() -> None:
+    """What counts is the latest round that is known, not the one that was delivered last."""
+    pool = Pool()
+    number = pool.harness.latest_round + 5
+    pool.tell(t.BEACON_ROUND, pool.network.make_round(number))
+    pool.enroll(pool.network.key("one"))
+    pool.tell(t.BEACON_ROUND, pool.network.make_round(number - 1))
+    assert pool.hear(t.SNAPSHOT_TAKEN).taken_ms == compute_round_time_ms(pool.network.chain, number)
+
+
 def test_an_audit_draws_from_the_snapshot_before_its_round() -> None:
     pool = Pool(verifier_count=1)
     pool.commit()
@@ -169,7 +179,7 @@ def test_sortition_can_be_drawn_again_from_the_record() -> None:
         root=result.root,  # type: ignore[arg-type]
         leaf_count=result.leaf_count,
         job_id=audit.job_id,  # type: ignore[arg-type]
-        stage=0,
+        stage=1,
     )
     parties = {pool.job.generator.participant_id, pool.job.user.participant_id}
     stakes = [
