@@ -150,7 +150,7 @@ def _draw_jobs(report: Report) -> Table:
         ("generator gets", True),
         ("slashed", False),
     ):
-        table.add_column(heading, justify="right" if is_number else "left", no_wrap=heading != "slashed")
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=heading != "slashed", overflow="fold")
     for line in report.lines:
         earned = dict(line.paid).get(line.generator)
         table.add_row(

@@ -42,7 +42,7 @@ from pocache.protocol.limits import PAYLOAD_BYTES_MAX
 from pocache.service.dispatch import read_clock_ms
 from pocache.wire import messages as m
 from pocache.wire import topics as t
-from pocache.wire.envelope import compute_preimage, parse_envelope, seal
+from pocache.wire.envelope import compute_preimage, open_envelope, parse_envelope, seal
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Role, Topic
 from pocache_cli.local_network import LocalNetwork
@@ -324,20 +324,16 @@ async def test_what_no_stream_would_store_is_refused_before_it_is_sent_on(
 async def test_a_replayed_envelope_is_refused_and_done_once(ground: Ground) -> None:
     """The job of the first is untouched; its user has one job and one deposit; a copy by another says as much."""
     job = await ground.submit_good()
-    [record] = [
-        record
-        for record in [await ground.network.operator.get_last("RECORD", t.JOB_ADMITTED.subject(job=job.job_id))]
-        if record is not None
-    ]
-    admitted = msgpack.unpackb(parse_envelope(record.data).payload)
+    admitted = await wait_record(ground.network, t.JOB_ADMITTED, job=job.job_id)
     for sender in ("ada", "mallory"):
         before = await read_wealth(ground.network, ("mallory",))
-        refusal = await ground.hands[sender].expect_refusal(t.JOB_SUBMITTED, admitted["submission"], Role.ROUTER)
+        refusal = await refuse(ground, sender, t.JOB_SUBMITTED, admitted.submission, Role.ROUTER)
         assert refusal.code == "E208"
         assert await read_wealth(ground.network, ("mallory",)) == before
-    assert "refused" not in {event.phase for event in job.events}
+    assert Phase.REFUSED.value not in {event.phase for event in job.events}
     await wait_settled(ground.clients["ada"], [job], SETTLE_S)
-    await verify_money(ground.network, [job])
+    [payout] = await read_jobs(ground.network, [job])
+    assert payout.case == "no_challenge"
 
 
 def challenge(job_id: bytes) -> m.ChallengeRequestV1:
@@ -358,7 +354,8 @@ async def test_challenges_that_nobody_may_make_are_refused(ground: Ground) -> No
     signed = ada.seal(challenge(job.job_id))
     stolen = await refuse(*both, signed, Role.COMMITMENTS, job=job.job_id)
     assert stolen.code == "E102"
-    crossed = await refuse(*both, mallory.seal(challenge(job.job_id)) + b"", Role.COMMITMENTS, job=nothing)
+    other = secrets.token_bytes(32)
+    crossed = await refuse(*both, mallory.seal(challenge(other)), Role.COMMITMENTS, job=nothing)
     assert crossed.code == "E102"
 
 
@@ -374,18 +371,11 @@ async def test_money_from_nowhere_is_refused(ground: Ground) -> None:
         await ground.network.operator.publish(topic.subject(participant=mallory.participant), data)
         async with asyncio.timeout(SETTLE_S):
             message = await anext(heard)
-    refusal = mallory_open(ground, message.data)
+    refusal = open_envelope(message.data, ground.network.directory.genesis.network_id, m.RefusalV1).body
     assert (refusal.code, refusal.subject) == ("E102", topic.subject(participant=mallory.participant))
     ground.refused.append((Role.LEDGER, refusal.message_hash))
     assert await read_wealth(ground.network, EVERYBODY[1:2]) == before
     await ground.submit_good()
-
-
-def mallory_open(ground: Ground, data: bytes) -> m.RefusalV1:
-    """Return a refusal that mallory heard."""
-    from pocache.wire.envelope import open_envelope
-
-    return open_envelope(data, ground.network.directory.genesis.network_id, m.RefusalV1).body
 
 
 def lease_request(job_id: bytes) -> m.LeaseRequestV1:

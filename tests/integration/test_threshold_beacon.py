@@ -19,6 +19,7 @@ from pocache.bus.provision import provision
 from pocache.bus.server import EmbeddedServer, ServerSettings
 from pocache.protocol.beacon import compute_public_key, compute_round_time_ms, compute_secret, sign_round, verify_round
 from pocache.protocol.errors import ConfigError, PocacheError
+from pocache.protocol.ids import ParticipantId
 from pocache.protocol.threshold import sign_partial, split_secret
 from pocache.runtime.network import BeaconMember, Bounds, ChainConfig, Genesis, NetworkDirectory
 from pocache.service.provisioning import get_stream_specs
@@ -65,7 +66,7 @@ class World:
 
     @asynccontextmanager
     async def run(self, members: Sequence[int]) -> AsyncIterator[list[ThresholdBeacon]]:
-        """Run these members, counted from 1, while the context lasts."""
+        """Run these members, counted from 1, from when each was heard; rounds must be due that need all of them."""
         stop = asyncio.Event()
         async with AsyncExitStack() as stack:
             beacons = []
@@ -80,10 +81,13 @@ class World:
                         clock_ms=lambda: compute_round_time_ms(self.genesis.beacon_chain, self.due),
                     )
                 )
-            async with asyncio.TaskGroup() as group:
+            async with self.bus.subscribe_core(BEACON_PARTIAL.filter()) as parts, asyncio.TaskGroup() as group:
                 for beacon in beacons:
                     group.create_task(beacon.run(stop))
                 try:
+                    waiting = {KEYS[index - 1].participant_id for index in members}
+                    while waiting:  # who speaks listens already
+                        waiting.discard(ParticipantId((await anext(aiter(parts))).subject.split(".")[-1]))
                     yield beacons
                 finally:
                     stop.set()

@@ -41,7 +41,7 @@ def verify_opening(
             decode_leaf(schema, position, position >= prompt_count - 1, leaf)
         except EncodingError as error:
             raise OpeningError(f"the leaf of position {position}: {error}") from error
-    if False and len(proof) % DIGEST_BYTES:
+    if len(proof) % DIGEST_BYTES:
         raise MerkleError(f"a proof of {len(proof)} bytes is not a sequence of digests")
     digests = [Digest(proof[start : start + DIGEST_BYTES]) for start in range(0, len(proof), DIGEST_BYTES)]
     hashes = {position: hash_leaf(leaf) for position, leaf in zip(positions, leaves, strict=True)}

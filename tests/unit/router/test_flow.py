@@ -339,6 +339,9 @@ def test_a_result_of_an_earlier_attempt_is_not_this_ones(router: RouterHarness) 
     router.record(job_id, W2, attempt=2, result=b"in time")
     (event,) = router.outbox_of(t.JOB_EVENT)
     assert (event.attempt, event.result) == (2, b"in time")
+    router.record(job_id, W1, attempt=1, result=b"later still")
+    router.settle(job_id, "agree", attempt=2)
+    assert router.outbox_of(t.JOB_EVENT)[-1].result == b"in time"
 
 
 def test_a_restarted_router_goes_on_where_it_was(network: Network, tmp_path: Any) -> None:
