@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help install run test lint bench up clean
+.PHONY: help install run test soak lint bench up clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "For the CPU build stop now and run: make install TORCH_INDEX=<the CPU index that pytorch.org's install page names>"; \
 	fi
 	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,postgres,dev]'
 	@touch $(STAMP)
 
 run: $(STAMP) ## play the demo: a whole network here, with cheats among the workers
@@ -38,6 +38,9 @@ up: $(STAMP) ## run a network here until Ctrl-C
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(STAMP) ## run the tests that take many minutes
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-BENCHMARKS = ("protocol",)
+BENCHMARKS = ("beacon", "protocol")
 
 
 def main() -> None:

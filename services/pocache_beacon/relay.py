@@ -2,7 +2,7 @@
 
 Owns the catching up after an outage, and how often to ask for a round that is late; which server to ask is
 `pocache_beacon.drand`'s, the order of rounds is `pocache_beacon.publishing`'s. A relay signs the envelope and
-nothing in it: it can delay a round, and cannot choose, change or foresee one (docs/protocol.md 5.5). Refuses a network
+nothing in it: it can delay a round, and cannot choose, change or foresee one (docs/protocol.md 5.7). Refuses a network
 whose genesis does not say that its chain is relayed.
 """
 

@@ -11,12 +11,12 @@ from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from pocache.protocol.payoff import UnifiedPool
+from pocache.protocol.payoff import FIXED_FEE_COMMITTEE, UnifiedPool
 from pocache_cli.economics_chance import compute_mean, draw_sample, enumerate_branches
 from pocache_cli.economics_play import Rows, Setting, Strategy, play
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pocache.protocol.committee import FixedFeeCommittee
     from pocache.protocol.incentives import DetectionTable
@@ -59,11 +59,6 @@ class Result:
     def is_gain(self) -> bool:
         """Whether the attack pays, exactly."""
         return self.exact_gain > 0
-
-    @property
-    def is_refuted(self) -> bool:
-        """Whether it is an attack that `fixed-fee-committee` promises to make unprofitable."""
-        return self.share <= SHARE_MAX
 
 
 def build_cases(
@@ -164,4 +159,13 @@ def simulate(case: Case, setting: Setting, *, jobs: int, seed: int) -> Result:
         exact_gain=compute_mean(branches),
         simulated_gain=sample.mean,
         standard_error=sample.standard_error,
+    )
+
+
+def get_failures(results: Sequence[Result]) -> tuple[Result, ...]:
+    """Return the attacks that gain although `fixed-fee-committee` promises that they do not."""
+    return tuple(
+        result
+        for result in results
+        if result.rules == FIXED_FEE_COMMITTEE and result.share <= SHARE_MAX and result.is_gain
     )

@@ -182,6 +182,7 @@ class Scenario:
         self._generator_cheats = dict(cast.generators)
         self._seen_cheats: set[str] = set()
         self._users: dict[JobId, str] = {}
+        self._failed: dict[JobId, str] = {}
 
     async def play(self) -> Report:
         """Fund everybody, submit the jobs, challenge the cheats, and report."""
@@ -226,6 +227,13 @@ class Scenario:
         return [tasks[task] for task in pending]
 
     async def _follow(self, client: PocacheClient, job: Job) -> None:
+        """Follow one job; that it was refused, or its result is none, is a problem of its own and no other job's."""
+        try:
+            await self._follow_to_end(client, job)
+        except PocacheError as error:
+            self._failed[job.job_id] = str(error)
+
+    async def _follow_to_end(self, client: PocacheClient, job: Job) -> None:
         """Wait for the commitment, challenge it when a hired cheat made it, wait for the end."""
         await client.wait(job, Phase.COMMITTED)
         if job.result is not None:
@@ -251,6 +259,7 @@ class Scenario:
         lines = await self._read_lines()
         totals = await self._network.query_totals()
         problems = [f"job {job_id.hex()[:12]} hangs" for job_id in hung]
+        problems += [f"job {job_id.hex()[:12]} failed: {reason}" for job_id, reason in self._failed.items()]
         injected = slashed_count = honest_slashed = 0
         for line in lines:
             names = set(line.slashed)
@@ -309,13 +318,16 @@ class Scenario:
         return list(lines.values())
 
     async def _read(self, topic: t.Topic[t.M]) -> list[t.M]:
+        """Return what was said of this demo's jobs. Raises PocacheError when another than the service said it."""
         network_id = self._network.directory.genesis.network_id
         found: list[t.M] = []
         async for record in self._network.operator.read(Stream.RECORD.value, subject=topic.filter()):
             opened = open_envelope(record.data, network_id, topic.model)
             if opened.sender != self._network.directory.genesis.signer(topic.signer):
                 raise PocacheError(f"{record.subject} is not signed by the {topic.signer.value}")
-            found.append(opened.body)
+            # A directory that is kept holds the jobs of earlier demos too.
+            if getattr(opened.body, "job_id", None) in self._users:
+                found.append(opened.body)
         return found
 
     def _name(self, account: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
 
@@ -29,6 +29,7 @@ from kit.hand import (
     verify,
     wait_challenge,
 )
+from kit.health import find_health_port, get_status
 from kit.local import GENERATORS, SECTIONS, VERIFIERS, start_network, verify_money, wait_settled
 from kit.wealth import RULES, Wealth, compute_changes, read_jobs, read_wealth, verify_changes, wait_record
 from pocache.client import Job, PocacheClient, RefusedError, open_client
@@ -75,6 +76,7 @@ class Ground:
     network: LocalNetwork
     hands: dict[str, Hand]
     clients: dict[str, PocacheClient]
+    ports: dict[Role, int]
     good: list[Job] = field(default_factory=list)
     refused: list[tuple[Role, bytes]] = field(default_factory=list)
 
@@ -119,7 +121,9 @@ async def ground(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Grou
             opened = open_client(hands[name].bus, network.directory.genesis, hands[name].key)
             clients[name] = await stack.enter_async_context(opened)
         started = {name: network.children[name].pid for name in SERVICES}
-        ground = Ground(network, hands, clients)
+        roles = (Role.ROUTER, Role.COMMITMENTS, Role.VERIFIER, Role.LEDGER)
+        ports = {role: find_health_port(network, role.value) for role in roles}
+        ground = Ground(network, hands, clients, ports)
         yield ground
         await wait_settled(clients["ada"], ground.good, SETTLE_S)
         await verify_money(network, ground.good)
@@ -287,9 +291,10 @@ async def test_a_bad_submission_is_refused_once_and_the_next_one_is_taken(
 async def refuse(
     ground: Ground, name: str, topic: Topic[Any], data: bytes, role: Role, **tokens: str | bytes
 ) -> m.RefusalV1:
-    """Publish as somebody, and return the only refusal."""
+    """Publish as somebody, and return the only refusal; the service that refused is as ready as before."""
     refusal = await ground.hands[name].expect_refusal(topic, data, role, **tokens)
     ground.refused.append((role, refusal.message_hash))
+    assert await get_status(ground.ports[role], "/readyz") == 200
     return refusal
 
 

@@ -79,15 +79,19 @@ class Played:
         return {self.names[one] for one in record.payout.slashed}
 
 
-async def play(network: LocalNetwork, names: Sequence[str], cheats: set[str], wanted: set[str]) -> Played:
+async def play(
+    network: LocalNetwork, names: Sequence[str], cheats: set[str], wanted: set[str], batch_size: int = BATCH
+) -> Played:
     """Submit jobs, and challenge those of ``cheats``, until everyone in ``wanted`` was slashed."""
-    by_id = {network.directory.signing_key(name).participant_id: name for name in (*names, USER)}
+    by_id: dict[str, str] = {
+        network.directory.signing_key(name).participant_id: name for name in (*names, USER)
+    }
     cheating = {one for one, name in by_id.items() if name in cheats}
     before = await read_wealth(network, (*names, USER))
     jobs: list[Job] = []
     async with network.open_user(USER) as client:
         for _ in range(BATCHES_MAX):
-            batch = await submit_jobs(client, network, BATCH)
+            batch = await submit_jobs(client, network, batch_size)
             await asyncio.gather(*(_challenge(client, job, cheating) for job in batch))
             await wait_settled(client, batch, SETTLE_S)
             jobs += batch
@@ -188,7 +192,7 @@ async def test_a_quantised_model_is_convicted_by_real_numbers(tmp_path: Path) ->
     ) as network:
         await wait_funded(network, names[-1])
         assert get_model_id(network) in network.directory.load_models()
-        played = await play(network, names, {COARSE}, {COARSE})
+        played = await play(network, names, {COARSE}, {COARSE}, batch_size=5)
     convicted, honest = played.by(COARSE), played.by("generator-1")
     assert convicted
     assert honest

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
+from kit.health import find_health_port, get_status
 from kit.local import GENERATORS, SECTIONS, VERIFIERS, start_network, submit_jobs, verify_money, wait_settled
 from kit.wealth import (
     RULES,
@@ -181,22 +181,3 @@ async def test_every_process_drains_with_jobs_in_flight_and_nothing_is_lost(netw
 async def _collect_phases(client: PocacheClient, job: Job) -> list[str]:
     phases = [event.phase async for event in client.events(job)]
     return [phase for phase in phases if phase != Phase.LOCKING.value]
-
-
-def find_health_port(network: LocalNetwork, name: str) -> int:
-    """Return the port that a process logged last."""
-    log = (network.directory.path / "logs" / f"{name}.log").read_text(encoding="utf-8")
-    ports = [json.loads(line).get("health_port") for line in log.splitlines() if line.startswith("{")]
-    return int([port for port in ports if port is not None][-1])
-
-
-async def get_status(port: int, path: str) -> int:
-    """Return the status of a GET. Raises OSError when nobody listens."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
-        await writer.drain()
-        return int((await reader.readline()).split()[1])
-    finally:
-        writer.close()
-        await writer.wait_closed()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -60,7 +61,7 @@ class Ground:
     directory: NetworkDirectory
     buses: dict[str, NatsBus]
 
-    def subject(self, topic: Topic[object], name: str) -> str:
+    def subject(self, topic: Topic[Any], name: str) -> str:
         """Return a subject of a topic in which every participant is ``name``."""
         who = self.directory.signing_key(name).participant_id
         names = ("user", "worker", "verifier", "participant", "signer")
@@ -99,12 +100,12 @@ def get_role(name: str) -> Role:
     return Role(name)
 
 
-def list_own() -> list[tuple[str, Topic[object]]]:
+def list_own() -> list[tuple[str, Topic[Any]]]:
     """Return everybody with each topic that it signs."""
     return [(name, topic) for name in EVERYBODY for topic in TOPICS if topic.signer is get_role(name)]
 
 
-def list_foreign() -> list[tuple[str, Topic[object]]]:
+def list_foreign() -> list[tuple[str, Topic[Any]]]:
     """Return everybody with each topic that it does not sign, queries apart."""
     return [
         (name, topic)
@@ -120,7 +121,7 @@ def name_case(value: object) -> str:
 
 
 @pytest.mark.parametrize(("name", "topic"), list_own(), ids=name_case)
-async def test_everybody_may_publish_its_own(ground: Ground, name: str, topic: Topic[object]) -> None:
+async def test_everybody_may_publish_its_own(ground: Ground, name: str, topic: Topic[Any]) -> None:
     """A stored message gets a sequence; an unstored one, or a question, is not denied."""
     bus, subject = ground.buses[name], ground.subject(topic, name)
     if topic.stream is not None:
@@ -133,7 +134,7 @@ async def test_everybody_may_publish_its_own(ground: Ground, name: str, topic: T
 
 @pytest.mark.parametrize(("name", "topic"), list_foreign(), ids=name_case)
 async def test_nobody_may_publish_what_another_role_says(
-    ground: Ground, name: str, topic: Topic[object]
+    ground: Ground, name: str, topic: Topic[Any]
 ) -> None:
     """Also where the subject names the publisher: who pays is the ledger, whoever is paid."""
     subject = ground.subject(topic, name)
@@ -154,7 +155,7 @@ async def test_nobody_may_publish_what_another_role_says(
     ids=name_case,
 )
 async def test_nobody_may_publish_in_the_name_of_its_own_kind(
-    ground: Ground, name: str, topic: Topic[object]
+    ground: Ground, name: str, topic: Topic[Any]
 ) -> None:
     """A worker's results, openings, claims and tokens are on subjects of its own; so are a user's challenges."""
     bus, subject = ground.buses[name], ground.subject(topic, OTHER[name])

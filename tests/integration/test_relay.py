@@ -14,7 +14,14 @@ import pytest
 from kit.drand import Answer, DrandServer, Fault, Recorded, SignedChain, serve_drand, write_answer
 from kit.network import GENESIS_S, make_network
 from pocache.bus.port import Bus, StreamRecord
-from pocache.protocol.beacon import DRAND_DEFAULT, QUICKNET, Chain, Scheme, compute_round_time_ms, verify_round
+from pocache.protocol.beacon import (
+    DRAND_DEFAULT,
+    QUICKNET,
+    Chain,
+    Scheme,
+    compute_round_time_ms,
+    verify_round,
+)
 from pocache.protocol.errors import ConfigError, PocacheError
 from pocache.runtime.network import ChainConfig, Genesis
 from pocache.wire.envelope import open_envelope
@@ -74,7 +81,9 @@ async def ask(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(("chain", "rounds"), [(QUICKNET, RECORDED_QUICKNET), (DRAND_DEFAULT, RECORDED_DEFAULT)])
+@pytest.mark.parametrize(
+    ("chain", "rounds"), [(QUICKNET, RECORDED_QUICKNET), (DRAND_DEFAULT, RECORDED_DEFAULT)]
+)
 async def test_recorded_rounds_are_fetched_and_verified(
     chain: Chain, rounds: dict[int, Recorded], version: str
 ) -> None:
@@ -86,7 +95,11 @@ async def test_recorded_rounds_are_fetched_and_verified(
 
 
 def wrong_round(_: str, document: dict[str, Any]) -> dict[str, Any]:
-    return document | {"round": 42, "signature": QUICKNET_42.signature.hex()} if "round" in document else document
+    return (
+        document | {"round": 42, "signature": QUICKNET_42.signature.hex()}
+        if "round" in document
+        else document
+    )
 
 
 def other_rounds_signature(_: str, document: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +127,7 @@ def change_info(**changes: Any) -> Callable[[str, dict[str, Any]], dict[str, Any
 
 LIES = {
     "wrong round": wrong_round,
+    "wrong number, right signature": lambda _, document: change_round(document, {"round": 42}),
     "another round's signature": other_rounds_signature,
     "flipped bit": with_signature(QUICKNET_123.signature[:-1] + b"\x93"),
     "identity": with_signature(bytes([0xC0]) + bytes(47)),
@@ -302,7 +316,15 @@ async def test_rests_grow_and_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["api.drand.sh", "ftp://api.drand.sh", "https://", "https://a:b@api.drand.sh", "https://a/?x=1", "file:///etc"]
+    "url",
+    [
+        "api.drand.sh",
+        "ftp://api.drand.sh",
+        "https://",
+        "https://a:b@api.drand.sh",
+        "https://a/?x=1",
+        "file:///etc",
+    ],
 )
 def test_what_is_no_server_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigError):

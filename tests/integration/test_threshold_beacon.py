@@ -17,7 +17,13 @@ from kit.network import GENESIS_S, make_key, make_network
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
 from pocache.bus.provision import provision
 from pocache.bus.server import EmbeddedServer, ServerSettings
-from pocache.protocol.beacon import compute_public_key, compute_round_time_ms, compute_secret, sign_round, verify_round
+from pocache.protocol.beacon import (
+    compute_public_key,
+    compute_round_time_ms,
+    compute_secret,
+    sign_round,
+    verify_round,
+)
 from pocache.protocol.errors import ConfigError, PocacheError
 from pocache.protocol.ids import ParticipantId
 from pocache.protocol.threshold import sign_partial, split_secret
@@ -71,7 +77,9 @@ class World:
         async with AsyncExitStack() as stack:
             beacons = []
             for index in members:
-                bus = await stack.enter_async_context(connect_bus(NatsSettings(url=self.url, name=f"beacon-{index}")))
+                bus = await stack.enter_async_context(
+                    connect_bus(NatsSettings(url=self.url, name=f"beacon-{index}"))
+                )
                 beacons.append(
                     ThresholdBeacon(
                         self.genesis,
@@ -81,7 +89,10 @@ class World:
                         clock_ms=lambda: compute_round_time_ms(self.genesis.beacon_chain, self.due),
                     )
                 )
-            async with self.bus.subscribe_core(BEACON_PARTIAL.filter()) as parts, asyncio.TaskGroup() as group:
+            async with (
+                self.bus.subscribe_core(BEACON_PARTIAL.filter()) as parts,
+                asyncio.TaskGroup() as group,
+            ):
                 for beacon in beacons:
                     group.create_task(beacon.run(stop))
                 try:
@@ -203,7 +214,10 @@ async def test_a_part_in_anothers_name_is_refused(world: World) -> None:
     with capture_logs() as logs:
         async with world.run([2, 3]):
             for subject, data in (
-                (BEACON_PARTIAL.subject(signer=stranger.participant_id), seal(stranger, genesis.network_id, part)),
+                (
+                    BEACON_PARTIAL.subject(signer=stranger.participant_id),
+                    seal(stranger, genesis.network_id, part),
+                ),
                 (own, seal(KEYS[1], genesis.network_id, part)),
                 (own, seal(KEYS[0], genesis.network_id, part.model_copy(update={"chain_hash": bytes(32)}))),
                 (own, b"no envelope"),
@@ -259,11 +273,17 @@ async def test_killed_members_cost_no_round(tmp_path: Path) -> None:
     async with EmbeddedServer(ServerSettings(tmp_path / "nats", sync_always=False, users=users)) as server:
 
         def connect(name: str) -> Any:
-            return connect_bus(NatsSettings(url=server.url, name=name, nkey_seed=directory.transport_seed(name)))
+            return connect_bus(
+                NatsSettings(url=server.url, name=name, nkey_seed=directory.transport_seed(name))
+            )
 
         async with connect(PROVISIONER) as provisioner:
             await provision(provisioner.client.jetstream(), BEACON_STREAM, [])
-        environ = {**pick_python_environment(), "POCACHE_NETWORK_DIR": str(directory.path), "POCACHE_NATS_URL": server.url}
+        environ = {
+            **pick_python_environment(),
+            "POCACHE_NETWORK_DIR": str(directory.path),
+            "POCACHE_NATS_URL": server.url,
+        }
         children = [
             Child(name, "pocache_beacon", {**environ, "POCACHE_NAME": name}, tmp_path / f"{name}.log")
             for name in (f"beacon-{index}" for index in range(1, COUNT + 1))
@@ -298,7 +318,7 @@ async def test_killed_members_cost_no_round(tmp_path: Path) -> None:
                 open_envelope(record.data, genesis.network_id, BeaconRoundV1).body.round_number
                 async for record in operator.read("BEACON", subject=BEACON_ROUND.subject())
             ]
-            assert stored[: last] == list(range(1, last + 1))
+            assert stored[:last] == list(range(1, last + 1))
             assert [await child.stop() for child in children if child.pid] == [0, 0, 0, 0]
     assert "denied" not in "".join((tmp_path / f"{child.name}.log").read_text() for child in children)
 
@@ -307,7 +327,9 @@ def test_a_member_reads_its_own_share_alone(tmp_path: Path) -> None:
     """Another's share, another's name, a network without members: each says what is wrong."""
     directory = make_directory(tmp_path / "network")
     folder = directory.path / "secrets"
-    assert sorted(file.name for file in folder.iterdir()) == [f"beacon-{index}-share.hex" for index in range(1, 6)]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        f"beacon-{index}-share.hex" for index in range(1, 6)
+    ]
     share = read_share(directory, "beacon-2")
     assert compute_public_key(share).hex() == directory.genesis.chain.members[1].public_share_hex
     (folder / "beacon-2-share.hex").write_text((folder / "beacon-3-share.hex").read_text())
@@ -332,7 +354,7 @@ def test_a_member_reads_its_own_share_alone(tmp_path: Path) -> None:
         {"members": make_genesis().chain.members[::-1]},
         {"members": (*make_genesis().chain.members[:4], make_genesis().chain.members[0])},
     ],
-    ids=lambda changes: "-".join(changes),
+    ids="-".join,
 )
 def test_a_genesis_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Before any process of it starts."""
@@ -341,7 +363,7 @@ def test_a_genesis_that_contradicts_itself_is_refused(tmp_path: Path, changes: d
     directory = NetworkDirectory(tmp_path)
     directory.write_genesis(genesis.model_copy(update={"chain": chain}))
     with pytest.raises(ConfigError, match="not a genesis"):
-        NetworkDirectory(tmp_path).genesis  # noqa: B018 - reading it is the test
+        NetworkDirectory(tmp_path).genesis
 
 
 def test_plans_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -133,10 +133,18 @@ def describe_info_v2(chain: Chain) -> dict[str, Any]:
     }
 
 
-def write_answer(writer: asyncio.StreamWriter, answer: Answer, *headers: str, length: int | None = None) -> None:
+def write_answer(
+    writer: asyncio.StreamWriter, answer: Answer, *headers: str, length: int | None = None
+) -> None:
     """Write one HTTP answer; ``length`` is what it claims to have."""
     status, body = answer
-    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body) if length is None else length}", *headers, "", ""]
+    lines = [
+        f"HTTP/1.1 {status} X",
+        f"Content-Length: {len(body) if length is None else length}",
+        *headers,
+        "",
+        "",
+    ]
     writer.write("\r\n".join(lines).encode() + body)
 
 

@@ -21,7 +21,11 @@ WORDS_PER_BLOCK = 4
 _KEY_DOMAIN = b"pocache/philox/v1"
 
 
-def compute_philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
+Key = tuple[int, int] | tuple[Tensor, Tensor]
+"""Two unsigned 32-bit words: of all blocks, or as int64 tensors that broadcast against the counters."""
+
+
+def compute_philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> Tensor:
     """Return the blocks [..., 4] of counters given as four int64 tensors that hold unsigned 32-bit words.
 
     A product of two such words wraps in int64 exactly as in uint64, and the mask after the shift removes the
@@ -48,11 +52,16 @@ def compute_key(seed: bytes) -> tuple[int, int]:
 
 
 def compute_gumbel(seed: bytes, positions_B: Tensor, vocab_size: int) -> Tensor:
+    """Return float32 noise [B, V] of one seed; see :func:`compute_gumbel_rows`."""
+    return compute_gumbel_rows(compute_key(seed), positions_B, vocab_size)
+
+
+def compute_gumbel_rows(key: Key, positions_B: Tensor, vocab_size: int) -> Tensor:
     """Return float32 noise [B, V]: -ln(-ln u), u = (2w + 1) / 2^33 in float64, rounded once.
 
-    Token v of position p reads word v mod 4 of the block at counter (v div 4, p mod 2^32, p div 2^32, 0). The
-    logarithms are float64, so a difference of one unit in their last place between libraries vanishes in the
-    rounding but for about one word in 2^28.
+    ``key`` is one for all rows, or two tensors [B]. Token v of position p reads word v mod 4 of the block at counter
+    (v div 4, p mod 2^32, p div 2^32, 0). The logarithms are float64, so a difference of one unit in their last place
+    between libraries vanishes in the rounding but for about one word in 2^28.
     """
     device = positions_B.device
     blocks = torch.arange(
@@ -62,7 +71,9 @@ def compute_gumbel(seed: bytes, positions_B: Tensor, vocab_size: int) -> Tensor:
     low = (position_B1 & WORD_MASK).expand(-1, len(blocks))
     high = (position_B1 >> 32).expand(-1, len(blocks))
     index = blocks[None, :].expand(len(positions_B), -1)
-    words = compute_philox((index, low, high, torch.zeros_like(index)), compute_key(seed))
+    if isinstance(key[0], Tensor) and isinstance(key[1], Tensor):
+        key = (key[0][:, None], key[1][:, None])
+    words = compute_philox((index, low, high, torch.zeros_like(index)), key)
     words_BV = words.reshape(len(positions_B), -1)[:, :vocab_size]
     uniform_BV = (2 * words_BV + 1).to(torch.float64) * 2.0**-33
     return (-torch.log(-torch.log(uniform_BV))).to(torch.float32)

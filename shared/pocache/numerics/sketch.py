@@ -37,7 +37,7 @@ class Sketcher:
         self._prefix = b"".join(_lp(part) for part in (_SIGNS_DOMAIN, network, seed, job_id))
         self._schema = schema
         self._device = torch.device(device)
-        self._dtype = torch.float16 if schema.float_format is FloatFormat.F16 else torch.float32
+        self._dtype = get_dtype(schema)
         self._signs: dict[tuple[RowKind, int, int], Tensor] = {}
 
     def sketch(self, kind: RowKind, layer: int, vectors_TD: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Sketcher:
                 raise EngineError(f"a raw {kind.name} row has {width} floats, not {vectors_TD.shape[-1]}")
             rows_TW = vectors_TD.to(self._dtype)
         else:
-            signs_D = self._get_signs(kind, layer, vectors_TD.shape[-1])
+            signs_D = self.get_signs(kind, layer, vectors_TD.shape[-1])
             projection_DW = get_projection(vectors_TD.shape[-1], width, self._device)
             rows_TW = ((vectors_TD.float() * signs_D) @ projection_DW).to(self._dtype)
         if not bool(torch.isfinite(rows_TW).all()):
@@ -65,12 +65,18 @@ class Sketcher:
         data, size = rows_TW.cpu().contiguous().numpy().tobytes(), rows_TW.shape[1] * rows_TW.element_size()
         return [data[start : start + size] for start in range(0, len(data), size)]
 
-    def _get_signs(self, kind: RowKind, layer: int, width: int) -> Tensor:
+    def get_signs(self, kind: RowKind, layer: int, width: int) -> Tensor:
+        """Return the signs [D] of one kind and layer, ±1 in float32."""
         key = (kind, layer, width)
         if key not in self._signs:
             label = self._prefix + int(kind).to_bytes(1, "big") + layer.to_bytes(2, "big")
             self._signs[key] = _expand_signs(label, width).to(self._device)
         return self._signs[key]
+
+
+def get_dtype(schema: RowSchema) -> torch.dtype:
+    """Return the torch dtype of a schema's rows."""
+    return torch.float16 if schema.float_format is FloatFormat.F16 else torch.float32
 
 
 @lru_cache(maxsize=64)

@@ -134,7 +134,7 @@ def _open(state: DisputeState, event: AuditOpened) -> Step:
 
 
 def _take_order(state: DisputeState, event: OrderDrawn) -> Step:
-    if state.phase is not Phase.DRAWING or False:
+    if state.phase is not Phase.DRAWING or event.stage != state.stage:
         return Step(state)
     return _ask_next(replace(state, order=event.order))
 

@@ -200,6 +200,20 @@ def encode_leaf(schema: RowSchema, position: int, rows: Mapping[RowKey, bytes]) 
     return b"".join(parts)
 
 
+def join_leaf(schema: RowSchema, position: int, body: bytes, scores: bytes = b"") -> bytes:
+    """Return the leaf whose rows up to the hidden state are ``body``, in canonical order and without gaps.
+
+    The same bytes as :func:`encode_leaf`, for rows that were computed side by side; ``scores`` is the score row, or
+    empty. Raises EncodingError for other lengths and for floats that are not finite.
+    """
+    leaf = _encode_header(schema, position, scored=bool(scores)) + body + scores
+    if len(leaf) != schema.leaf_bytes(scored=bool(scores)) or (scores and not schema.has_scores):
+        raise EncodingError(f"{len(body)} and {len(scores)} bytes of rows do not fill a leaf of this schema")
+    if not (is_finite(body, schema.float_format) and is_finite(scores, SCORE_FORMAT)):
+        raise EncodingError(f"the rows of position {position} have floats that are not finite")
+    return leaf
+
+
 def decode_leaf(schema: RowSchema, position: int, scored: bool, data: bytes) -> dict[RowKey, bytes]:
     """Return the rows of a leaf that was encoded for exactly this schema, position and kind of position.
 

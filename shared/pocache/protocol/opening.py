@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from pocache.protocol.encoding import RowSchema, decode_leaf
-from pocache.protocol.errors import EncodingError, MerkleError, OpeningError
+from pocache.protocol.errors import EncodingError, OpeningError
 from pocache.protocol.ids import Digest
 from pocache.protocol.merkle import DIGEST_BYTES, hash_leaf, verify_multiproof
 
@@ -41,8 +41,6 @@ def verify_opening(
             decode_leaf(schema, position, position >= prompt_count - 1, leaf)
         except EncodingError as error:
             raise OpeningError(f"the leaf of position {position}: {error}") from error
-    if len(proof) % DIGEST_BYTES:
-        raise MerkleError(f"a proof of {len(proof)} bytes is not a sequence of digests")
     digests = [Digest(proof[start : start + DIGEST_BYTES]) for start in range(0, len(proof), DIGEST_BYTES)]
     hashes = {position: hash_leaf(leaf) for position, leaf in zip(positions, leaves, strict=True)}
     verify_multiproof(hashes, leaf_count, digests, root)

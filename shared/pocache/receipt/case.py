@@ -74,6 +74,9 @@ class Case:
     epochs: tuple[m.EpochV1, ...] = ()
     log: LogProof | None = None
     comparisons: dict[tuple[object, ...], Comparison] = field(default_factory=dict)
+    """Those that were computed, by stage, look and parties: each once."""
+    parts: dict[tuple[int, int, str], list[m.OpeningV1]] = field(default_factory=dict)
+    """The parts of openings, their multiproofs verified, by stage, look and party: each once."""
 
     @property
     def chain(self) -> Chain:

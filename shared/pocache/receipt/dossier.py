@@ -16,14 +16,8 @@ from pocache.protocol.ids import EnvelopeId, NetworkId, ParticipantId
 from pocache.runtime.network import Genesis
 from pocache.wire import messages as m
 from pocache.wire import topics as t
-from pocache.wire.codec import decode, encode_value
-from pocache.wire.envelope import (
-    ENVELOPE_BYTES_MAX,
-    compute_envelope_id,
-    compute_preimage,
-    open_envelope,
-    parse_envelope,
-)
+from pocache.wire.codec import encode_value
+from pocache.wire.envelope import ENVELOPE_BYTES_MAX, open_envelope, parse_envelope
 from pocache.wire.model import WireModel
 from pocache.wire.topics import TOPICS, Role, Stream, Topic
 
@@ -202,22 +196,11 @@ class Dossier:
         return tuple(sorted({one.snapshot for one in self.all(t.VERIFIER_DRAWN)}))
 
 
-def read_submission(dossier: Dossier) -> m.SubmissionV1:
-    """Return the user's submission, its envelope not verified: for who assembles, not for who judges."""
-    return decode(m.SubmissionV1, parse_envelope(dossier.get(t.JOB_ADMITTED).submission).payload)
-
-
 def open_party(data: bytes, network: NetworkId, model: type[M]) -> Said[M]:
     """Return a participant's own envelope that a service's message carries, its signature checked."""
     opened = open_envelope(data, network, model)
     topic = next(one for one in (*TOPICS, _LEASE) if one.model is model)
     return Said(topic, opened.body, opened.sender, opened.envelope_id, data)
-
-
-def get_envelope_id(data: bytes, network: NetworkId) -> EnvelopeId:
-    """Return an envelope's id, its signature not verified."""
-    envelope = parse_envelope(data)
-    return compute_envelope_id(compute_preimage(network, envelope.kind, envelope.payload), envelope.kid)
 
 
 _LEASE: Final = Topic("leases", m.LeaseV1, None, Role.ROUTER)

@@ -135,7 +135,7 @@ class Dispatcher:
                 raise ConflictError("this envelope was handled before; nothing was done a second time")
             return
         if inbound.topic is BEACON_ROUND:
-            self._handle_round(unit, inbound.body)
+            self._handle_round(unit, inbound)
         else:
             self._handlers[inbound.topic](unit, inbound)
         unit.connection.execute(
@@ -175,7 +175,8 @@ class Dispatcher:
             return self._genesis.round_signers
         return frozenset((self._genesis.signer(role),))
 
-    def _handle_round(self, unit: Unit, body: BeaconRoundV1) -> None:
+    def _handle_round(self, unit: Unit, inbound: Inbound[BeaconRoundV1]) -> None:
+        body = inbound.body
         if body.chain_hash != self._chain.chain_hash:
             raise BeaconError("a round of another chain")
         randomness = verify_round(
@@ -190,7 +191,7 @@ class Dispatcher:
         if is_fresh:
             unit.tick += 1
             set_meta(unit.connection, "tick", str(unit.tick))
-        self._service.on_round(unit, RoundView(body.round_number, randomness, is_fresh))
+        self._service.on_round(unit, RoundView(body.round_number, randomness, is_fresh, inbound.envelope))
 
     def _decide(self, unit: Unit, delivery: Delivery, error: PocacheError) -> Decision:
         fields = {"subject": delivery.subject, "code": error.code, "reason": str(error)[:_REASON_CHARS_MAX]}

@@ -26,6 +26,12 @@ DELIVER_MAX: Final = 20
 """After this many deliveries a message goes to the dead letters, where the consumer may skip at all."""
 TASK_DELIVER_MAX: Final = 1_000
 """A task waits for a worker that can take it; its job's own expiry ends it."""
+ANSWERED: Final[Mapping[Role, tuple[Topic[Any], ...]]] = {
+    Role.LEDGER: (t.BALANCE_QUERY, t.STATEMENT_QUERY, t.TOTALS_QUERY),
+    Role.COMMITMENTS: (t.RECEIPT_QUERY,),
+}
+"""Who answers which questions."""
+
 SERVICES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.VERIFIER, Role.LEDGER)
 
 
@@ -142,13 +148,17 @@ def compute_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
         return _compute_user_user(party)
     publish = [topic.filter(signer=party.participant) for topic in TOPICS if topic.signer is party.role]
     is_beacon = party.role is Role.BEACON
-    asked = (t.BALANCE_QUERY, t.STATEMENT_QUERY, t.TOTALS_QUERY)
-    queries = [topic.filter() for topic in asked] if party.role is Role.LEDGER else []
+    queries = [topic.filter() for topic in ANSWERED.get(party.role, ())]
     if party.role is Role.OPERATOR:
         return compute_permissions(
             party.name,
             party.transport_public,
-            publish_subjects=(*publish, t.BALANCE_QUERY.filter(), t.STATEMENT_QUERY.filter()),
+            publish_subjects=(
+                *publish,
+                t.BALANCE_QUERY.filter(),
+                t.STATEMENT_QUERY.filter(),
+                t.RECEIPT_QUERY.filter(),
+            ),
             core_subscriptions=tuple(topic.filter() for topic in TOPICS),
             read_streams=tuple(stream.value for stream in Stream),
         )

@@ -50,6 +50,8 @@ class RoundView:
     randomness: bytes
     is_fresh: bool
     """Whether it came when it was due; only fresh rounds count as ticks."""
+    envelope: bytes = b""
+    """As it came: for who has to show it to others."""
 
 
 class Unit:

@@ -87,10 +87,10 @@ class Store:
         url: str,
         *metadatas: sa.MetaData,
         prepare: Prepare | None = None,
-        writer_wait_s: float = WRITER_WAIT_S,
+        writer_wait_s: float | None = None,
     ) -> None:
         with ExitStack() as stack:  # what fails lets go of its lock
-            self._engine = _create_engine(stack, url, writer_wait_s)
+            self._engine = _create_engine(stack, url, WRITER_WAIT_S if writer_wait_s is None else writer_wait_s)
             try:
                 with self.begin() as connection:
                     if prepare is not None:

@@ -138,7 +138,7 @@ async def test_a_restart_that_fails_leaves_nothing_running(make_child: MakeChild
 
 
 async def test_waiting_may_be_given_up(make_child: MakeChild, tmp_path: Path) -> None:
-    """Who waited is cancelled; the log is read on to its end."""
+    """Who waited is cancelled; the child lives on, and its log is read to the end."""
     child = make_child(DRAINING)
     await child.start()
     await child.wait_ready(READY_S)
@@ -146,6 +146,7 @@ async def test_waiting_may_be_given_up(make_child: MakeChild, tmp_path: Path) ->
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+    assert child.pid is not None
     assert await child.stop() == 0
     assert '"stopped"' in read_log(tmp_path)
 

@@ -150,7 +150,9 @@ async def test_a_signal_interrupts_the_start() -> None:
             cleaned = True
     assert interruption.is_set()
     assert cleaned
-    await asyncio.sleep(0)  # this task is not cancelled any more
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0, "this task is not cancelled any more"
 
 
 async def test_a_start_that_is_not_interrupted_goes_on() -> None:
