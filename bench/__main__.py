@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-BENCHMARKS = ("beacon", "protocol")
+BENCHMARKS = ("beacon", "protocol", "ledger")
 
 
 def main() -> None:
@@ -21,12 +21,13 @@ def main() -> None:
         print(f"## {name}\n")
         print("| what | median ms | ± | baseline | median ms | ratio |")
         print("|---|---|---|---|---|---|")
-        for row in importlib.import_module(f"bench.{name}").run():
+        rows = importlib.import_module(f"bench.{name}").run()
+        for row in rows:
             print(
                 f"| {row.name} | {row.median_ms:.3f} | {row.spread_ms:.3f} | {row.baseline} "
                 f"| {row.baseline_ms:.3f} | {row.ratio:.2f} |"
             )
-        print()
+        print("\n".join(["", *(row.note for row in rows if row.note), ""]))
 
 
 if __name__ == "__main__":

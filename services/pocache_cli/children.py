@@ -6,7 +6,6 @@ A child says that it is ready by the log line ``{"event": "ready"}`` on standard
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import signal
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from pocache.protocol.errors import ConfigError, PocacheError
+from pocache.runtime.lifecycle import make_die_with_parent
 
-_PR_SET_PDEATHSIG: Final = 1
 _LINE_BYTES_MAX: Final = 1 << 20
 STOP_S: Final = 30.0
 
@@ -58,7 +57,6 @@ class Child:
         self._ready = asyncio.Event()
         self._last_line = ""
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        libc = ctypes.CDLL(None, use_errno=True)  # loaded before the fork: the child may not wait for a lock
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -68,7 +66,7 @@ class Child:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops the children in order
-            preexec_fn=(lambda: _die_with_parent(libc)) if sys.platform == "linux" else None,
+            preexec_fn=make_die_with_parent(),
             limit=_LINE_BYTES_MAX,
         )
         self._reader = asyncio.create_task(self._read_log(self._process))
@@ -175,7 +173,3 @@ def _get_neutral_environment() -> dict[str, str]:
     """Return this process's environment without its own settings: one port or database is not for all children."""
     return {name: value for name, value in os.environ.items() if not name.startswith("POCACHE_")}
 
-
-def _die_with_parent(libc: ctypes.CDLL) -> None:
-    """Have the kernel end this child when its parent dies, whatever the parent died of."""
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pocache.protocol.committee_table import CommitteeRow
     from pocache.protocol.incentives import DetectionTable
     from pocache.protocol.payoff import TableRow
-    from pocache_cli.economics_simulation import Case, Result
+    from pocache_cli.economics_simulation import Case
     from pocache_cli.economics_view import Incentives
 
 _JOBS_MAX: Final = 10_000_000
@@ -155,6 +155,7 @@ def _committee_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.pass_context
 def economics(
     context: click.Context,
+    /,
     *,
     rules: str,
     simulate: bool,
@@ -365,9 +366,7 @@ def _simulate(
         message = "Cg > 0 is violated: gains are counted in Cg"
         raise PayoffError(message)
     cases = simulation.build_cases(unified, committee, setting, inputs.detection)
-    results: list[Result] = []
-    for case in _show_progress(cases):
-        results.append(simulation.simulate(case, setting, jobs=jobs, seed=seed))
+    results = [simulation.simulate(case, setting, jobs=jobs, seed=seed) for case in _show_progress(cases)]
     failing = simulation.get_failures(results)
     if plot is not None:
         from pocache_cli.economics_plot import draw_plot

@@ -58,14 +58,17 @@ def draw_plot(results: Sequence[Result], *, jobs: int, seed: int) -> str:
     )
     scale = _compute_scale(results)
     height = _TOP + len(ordered) * _ROW + 40
-    parts = [
+    opening = (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{_WIDTH}' height='{height}'"
-        f" viewBox='0 0 {_WIDTH} {height}' role='img' aria-labelledby='title'>",
+        f" viewBox='0 0 {_WIDTH} {height}' role='img' aria-labelledby='title'>"
+    )
+    note = f"{jobs:,} jobs, seed {seed}; whiskers are two standard errors; right of zero the attack pays"
+    parts = [
+        opening,
         "<title id='title'>Gain of each attack over honesty, per job, in Cg</title>",
         f"<rect width='{_WIDTH}' height='{height}' fill='#ffffff'/>",
         f"<text x='20' y='28' {_FONT} font-weight='bold'>Gain over honesty per job, in Cg</text>",
-        f"<text x='20' y='46' {_FONT} fill='#555555'>{jobs:,} jobs, seed {seed}; whiskers are two standard errors;"
-        " right of zero the attack pays</text>",
+        f"<text x='20' y='46' {_FONT} fill='#555555'>{note}</text>",
         *_draw_legend(),
         *_draw_axis(scale, _TOP, _TOP + len(ordered) * _ROW),
     ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pocache.protocol.committee_table import CommitteeRow
-    from pocache.protocol.incentives import AuditTerms, Deterrence, DetectionTable
+    from pocache.protocol.incentives import AuditTerms, DetectionTable, Deterrence
     from pocache.protocol.payoff import TableRow
     from pocache.protocol.truth import CapitalRow, TruthRow
     from pocache_cli.economics_simulation import Result

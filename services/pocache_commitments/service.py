@@ -1,7 +1,7 @@
 """The commitment store as a service: which message goes to which concern, and what each round brings.
 
-Recording takes results, audits the lottery and the challenges, stages and openings what must be shown. It
-stops for no message: nothing that it skips moves money by itself.
+Recording takes results, audits the lottery and the challenges, stages and openings what must be shown, receipts keep
+what was. It stops for no message: nothing that it skips moves money by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pocache.wire.topics import (
     OPENING_SUBMITTED,
     OUTCOME_DECIDED,
     PAYOUT_SETTLED,
+    RECEIPT_QUERY,
     RESULT_COMPLETED,
     STAGE_SEALED,
     Role,
@@ -25,6 +26,7 @@ from pocache.wire.topics import (
 )
 from pocache_commitments.audits import Audits
 from pocache_commitments.openings import Openings
+from pocache_commitments.receipts import Receipts
 from pocache_commitments.recording import Recording
 from pocache_commitments.stages import Stages
 from pocache_commitments.tables import METADATA
@@ -42,10 +44,11 @@ class CommitmentsService:
         self._audits = Audits(genesis, models)
         self._stages = Stages(genesis)
         self._openings = Openings(models)
+        self._receipts = Receipts(genesis, models)
 
     def handlers(self) -> Mapping[Topic[Any], Handler]:
         """Return what is done with each topic."""
-        return {
+        handlers: dict[Topic[Any], Handler] = {
             RESULT_COMPLETED: self._recording.record,
             LEASE_LAPSED: self._recording.lapse,
             CHALLENGE_REQUESTED: self._audits.challenge,
@@ -54,13 +57,15 @@ class CommitmentsService:
             OUTCOME_DECIDED: self._audits.conclude,
             PAYOUT_SETTLED: self._audits.settle,
         }
+        return self._receipts.extend(handlers)
 
     def queries(self) -> Mapping[Topic[Any], Query]:
-        """Return nothing: what there is to know is in the record."""
-        return {}
+        """Return the question that it answers: a job's receipt. All else that there is to know is in the record."""
+        return {RECEIPT_QUERY: self._receipts.answer}
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
-        """Draw what this round decides, then end what its tick ends."""
+        """Keep the round, draw what it decides, then end what its tick ends."""
+        self._receipts.keep_round(unit, view)
         self._stages.issue_due(unit)
         self._audits.open_due(unit)
         if view.is_fresh:

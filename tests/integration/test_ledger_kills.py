@@ -83,9 +83,17 @@ def read_state(url: str) -> State:
 
 
 def read_outbox(url: str) -> list[str]:
-    """Return the subjects of everything that was announced, in order."""
+    """Return the subjects of everything that was announced, in order.
+
+    A refusal that is given again has the id of the first: to the bus and to its receiver it is the same message.
+    """
     with closing(Store(url, prepare=upgrade)) as store, store.begin() as connection:
-        return list(connection.execute(sa.select(OUTBOX.c.subject).order_by(OUTBOX.c.number)).scalars())
+        rows = connection.execute(sa.select(OUTBOX.c.message_id, OUTBOX.c.subject).order_by(OUTBOX.c.number))
+        subjects: dict[str, str] = {}
+        for row in rows:
+            assert row.message_id not in subjects or row.subject.startswith("refusals."), row.subject
+            subjects.setdefault(row.message_id, row.subject)
+        return list(subjects.values())
 
 
 def kill_again_and_again(url: str, kills: int, seed: int) -> None:

@@ -26,6 +26,7 @@ import structlog
 
 from pocache.bus.permissions import NatsUser, render_authorization
 from pocache.protocol.errors import BusError, ConfigError
+from pocache.runtime.lifecycle import make_die_with_parent
 
 _LOG = structlog.get_logger(__name__)
 
@@ -110,6 +111,7 @@ class EmbeddedServer:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=make_die_with_parent(),
         )
         self._reader = loop.create_task(self._read_log(self._process))
         try:

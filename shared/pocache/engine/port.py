@@ -1,7 +1,8 @@
 """The engine port: what a worker asks of whatever runs the model, and what every engine refuses.
 
-An engine is synchronous and belongs to one thread. It generates while the rows of its KV cache are captured
-as they are written, and it verifies: one prefill over known tokens, no deeper and no further than the corner.
+An engine is synchronous and belongs to one thread. It generates, one job or many in a session, while the rows of
+its KV cache are captured as they are written; and it verifies: a prefill over known tokens, many jobs packed
+together, no deeper and no further than their corners.
 It knows nothing of money, keys, rounds or the bus. No rows, no commitment: a generation that ends without
 rows raises.
 """
@@ -87,6 +88,74 @@ class VerifyCapture:
     leaves: list[bytes]
 
 
+SLOT_COUNT_DEFAULT = 8
+"""Jobs that a session decodes at once, unless told otherwise."""
+
+
+class GenerationHandle:
+    """One submitted job: open until its session says in ``step`` that it is done; then a capture or an error."""
+
+    __slots__ = ("_capture", "_error", "request")
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self.request = request
+        self._capture: Capture | None = None
+        self._error: Exception | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result, good or bad."""
+        return self._capture is not None or self._error is not None
+
+    def result(self) -> Capture:
+        """Return the capture, or raise what ended the job."""
+        if self._error is not None:
+            raise self._error
+        assert self._capture is not None, "this job is not done"
+        return self._capture
+
+    def resolve(self, outcome: Capture | Exception) -> None:
+        """Settle the job, once; the session's business."""
+        assert not self.is_done, "a job is settled once"
+        if isinstance(outcome, Exception):
+            self._error = outcome
+        else:
+            self._capture = outcome
+
+
+class GenerationSession(Protocol):
+    """Jobs decoded together: they join and leave between steps, and none waits for another to end."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no submitted job is open."""
+        ...
+
+    def submit(
+        self,
+        request: GenerateRequest,
+        on_step: Callable[[tuple[int, ...]], None],
+        should_stop: Callable[[], bool],
+    ) -> GenerationHandle:
+        """Queue a job; it joins at a step with a free slot and memory for it, in the order of submission.
+
+        The callbacks promise what ``Engine.generate`` does. PromptError, or EngineError for a job that can never
+        fit.
+        """
+        ...
+
+    def step(self) -> list[GenerationHandle]:
+        """Advance every open job that has a slot by one token; return the jobs that are done with it.
+
+        One job's failure ends that job alone.
+        """
+        ...
+
+    def close(self) -> None:
+        """Abandon all open jobs with EngineCancelledError and free their memory."""
+        ...
+
+
 class Engine(Protocol):
     """What runs the model. Every method is called from one dedicated thread."""
 
@@ -108,8 +177,15 @@ class Engine(Protocol):
         """
         ...
 
+    def open_session(self, *, slot_count: int = SLOT_COUNT_DEFAULT) -> GenerationSession:
+        """Return a session of up to ``slot_count`` jobs at once; ``verify`` may be called between its steps."""
+        ...
+
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyCapture]:
-        """Re-run each request as one prefill up to its corner; answers in the order of the requests."""
+        """Re-run each request as one prefill up to its corner; answers in the order of the requests.
+
+        Requests may share a pass: an answer differs from that of the request alone by rounding, and no more.
+        """
         ...
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from pocache.protocol.commitment import compute_sampling_seed
 from pocache.protocol.errors import ReceiptError
@@ -53,7 +54,7 @@ def pick_epochs(dossier: Dossier, epochs: Sequence[Said[m.EpochV1]]) -> list[Sai
     if recorded is None or read_submission(dossier).seed is not None:
         return []
     seed = _read_seed(recorded)
-    for one, following in zip(epochs, epochs[1:], strict=False):
+    for one, following in pairwise(epochs):
         key = following.body.previous_key
         if key is None or hashlib.sha256(key).digest() != one.body.key_hash:
             continue

@@ -28,7 +28,12 @@ class RoundBook:
     """Beacon rounds by number, each verified once, when somebody asks for it."""
 
     def __init__(
-        self, network: NetworkId, genesis: Genesis, read: Callable[[int], bytes | None], *, is_canonical: bool = True
+        self,
+        network: NetworkId,
+        genesis: Genesis,
+        read: Callable[[int], bytes | None],
+        *,
+        is_canonical: bool = True,
     ) -> None:
         self._network, self._genesis = network, genesis
         self._read, self._is_canonical = read, is_canonical
@@ -51,7 +56,9 @@ class RoundBook:
         ).body
         chain = self._genesis.beacon_chain
         if (body.round_number, body.chain_hash) != (number, chain.chain_hash):
-            raise BeaconError(f"where round {number} was expected stands {body.round_number} of {body.chain_hash.hex()}")
+            raise BeaconError(
+                f"where round {number} was expected stands {body.round_number} of {body.chain_hash.hex()}"
+            )
         return verify_round(chain, number, body.signature, body.previous_signature or None)
 
 

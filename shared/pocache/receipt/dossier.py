@@ -65,7 +65,12 @@ class Said(Generic[M]):
 
 
 def open_message(
-    data: bytes, network: NetworkId, genesis: Genesis, topics: Sequence[Topic[M]], *, is_canonical: bool = True
+    data: bytes,
+    network: NetworkId,
+    genesis: Genesis,
+    topics: Sequence[Topic[M]],
+    *,
+    is_canonical: bool = True,
 ) -> Said[M]:
     """Return a service's message on one of these topics, signature and signer checked.
 
@@ -77,14 +82,21 @@ def open_message(
     if not candidates:
         raise EnvelopeError(f"a message of kind {envelope.kind} does not belong here")
     if is_canonical:
-        fields = {"kind": envelope.kind, "payload": envelope.payload, "kid": envelope.kid, "sig": envelope.sig}
+        fields = {
+            "kind": envelope.kind,
+            "payload": envelope.payload,
+            "kid": envelope.kid,
+            "sig": envelope.sig,
+        }
         if encode_value(fields, bytes_max=ENVELOPE_BYTES_MAX) != data:
             raise CodecError(f"the envelope of a {envelope.kind} is not in its one canonical spelling")
     opened = open_envelope(data, network, candidates[0].model)
     for topic in candidates:
         if opened.sender in get_signers(genesis, topic.signer):
             return Said(topic, opened.body, opened.sender, opened.envelope_id, data)
-    raise EnvelopeError(f"{envelope.kind} must be signed by the {candidates[0].signer.value}, not {opened.sender}")
+    raise EnvelopeError(
+        f"{envelope.kind} must be signed by the {candidates[0].signer.value}, not {opened.sender}"
+    )
 
 
 def get_signers(genesis: Genesis, role: Role) -> frozenset[ParticipantId]:
@@ -100,8 +112,11 @@ def get_order(said: Said[Any]) -> tuple[int, bytes]:
 class Dossier:
     """The messages of one job, by topic."""
 
-    def __init__(self, said: Iterable[Said[Any]]) -> None:
-        """Sort the messages. Raises ReceiptError where one job is not what all are about, or one thing is said twice."""
+    def __init__(self, said: Iterable[Said[Any]], *, is_strict: bool = True) -> None:
+        """Sort the messages. Raises ReceiptError where one job is not what all are about, or one thing is said twice.
+
+        Who only collects is not strict: what contradicts itself is shown to whoever judges.
+        """
         self._by_topic: dict[Topic[Any], list[Said[Any]]] = {}
         ids: set[EnvelopeId] = set()
         self.job_id: bytes | None = None
@@ -110,12 +125,14 @@ class Dossier:
                 self.job_id = one.body.job_id
             if one.body.job_id != self.job_id:
                 raise ReceiptError(f"a {one.body.kind} of another job, {one.body.job_id.hex()}")
-            if one.envelope_id in ids:
+            if one.envelope_id in ids and is_strict:
                 raise ReceiptError(f"the same {one.body.kind} twice")
             ids.add(one.envelope_id)
             self._by_topic.setdefault(one.topic, []).append(one)
-        for topic, fields in _KEYS.items():
-            keys = [tuple(getattr(one.body, name) for name in fields) for one in self._by_topic.get(topic, ())]
+        for topic, fields in _KEYS.items() if is_strict else ():
+            keys = [
+                tuple(getattr(one.body, name) for name in fields) for one in self._by_topic.get(topic, ())
+            ]
             if len(set(keys)) != len(keys):
                 raise ReceiptError(f"two different {topic.model.kind} where there can be one")
 
@@ -185,9 +202,7 @@ class Dossier:
         drawn = {one.stage for one in self.all(t.VERIFIER_DRAWN)}
         is_cut_short = bool(self.all(t.EQUIVOCATION))
         needed |= {
-            number
-            for stage, number in self.get_stage_rounds().items()
-            if stage in drawn or not is_cut_short
+            number for stage, number in self.get_stage_rounds().items() if stage in drawn or not is_cut_short
         }
         return tuple(sorted(needed))
 
@@ -199,9 +214,5 @@ class Dossier:
 def open_party(data: bytes, network: NetworkId, model: type[M]) -> Said[M]:
     """Return a participant's own envelope that a service's message carries, its signature checked."""
     opened = open_envelope(data, network, model)
-    topic = next(one for one in (*TOPICS, _LEASE) if one.model is model)
+    topic: Topic[M] = Topic(model.kind, model, None, Role.USER)
     return Said(topic, opened.body, opened.sender, opened.envelope_id, data)
-
-
-_LEASE: Final = Topic("leases", m.LeaseV1, None, Role.ROUTER)
-"""A lease travels inside other messages only."""

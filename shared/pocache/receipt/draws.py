@@ -87,7 +87,9 @@ def _check_opening(case: Case, found: Findings, audit: m.AuditOpenedV1) -> None:
         raise ReceiptError("a challenged audit was challenged again")
     _check_challenge(case, found, audit.challenge)
     first = bind_round(case.chain, case.recorded.recorded_ms, case.genesis.audit.bind_delay_ms)
-    found.holds("round of the challenge", audit.round_number >= first, audit.round_number, f"{first} or later")
+    found.holds(
+        "round of the challenge", audit.round_number >= first, audit.round_number, f"{first} or later"
+    )
 
 
 def _check_challenge(case: Case, found: Findings, data: bytes | None) -> None:
@@ -149,7 +151,8 @@ def check_sortition(case: Case, found: Findings) -> None:
         found.equal("snapshots shown, and snapshots needed", stated, needed)
     for stage, order in compute_orders(case).items():
         drawn = sorted(
-            (one for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage == stage), key=lambda one: one.place
+            (one for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage == stage),
+            key=lambda one: one.place,
         )
         _check_stage(case, found, stage, drawn)
         places = [one.place for one in drawn]
@@ -213,7 +216,9 @@ def find_snapshot(case: Case, stage: int) -> m.SnapshotV1 | None:
     if number not in case.snapshots:
         raise ReceiptError(f"snapshot {number}, from which stage {stage} was drawn, is not shown")
     if case.is_record_whole and latest is not None and latest.number != number:
-        raise DivergenceError(f"the snapshot of stage {stage}", str(number), f"{latest.number}, the latest before its round")
+        raise DivergenceError(
+            f"the snapshot of stage {stage}", str(number), f"{latest.number}, the latest before its round"
+        )
     return case.snapshots[number]
 
 

@@ -155,7 +155,9 @@ def _from_json(value: Mapping[str, Any]) -> Receipt:
         }
     lists = {name: [_from_base64(name, one) for one in _read_list(name, value[name])] for name in _LISTS}
     genesis = value["genesis"].encode("utf-8", "surrogatepass")
-    return _from_binary({"genesis": genesis, "model": _from_base64("model", value["model"]), **lists, "log": log})
+    return _from_binary(
+        {"genesis": genesis, "model": _from_base64("model", value["model"]), **lists, "log": log}
+    )
 
 
 def _from_binary(value: Mapping[str, Any]) -> Receipt:

@@ -7,6 +7,7 @@ should not ask it how.
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Final
 
 from pocache.protocol.beacon import bind_round, compute_round_at, compute_round_time_ms
@@ -36,7 +37,9 @@ NO_COMMITMENT: Final = "no generator committed to a result"
 def check_submission(case: Case, found: Findings) -> None:
     """R4: the job is called after the user's own signed submission, which the model and the deposit fit."""
     submission, body = case.submission, case.submission.body
-    found.equal("the job id, the id of the submission's envelope", case.admitted.job_id, submission.envelope_id)
+    found.equal(
+        "the job id, the id of the submission's envelope", case.admitted.job_id, submission.envelope_id
+    )
     found.equal("who signed the submission", case.admitted.user, submission.sender)
     found.equal("who signed the model's entry", case.model_sender, case.genesis.signer(Role.OPERATOR))
     found.equal("the model that was asked for", body.model_id, case.model.entry.model_id)
@@ -47,7 +50,10 @@ def check_submission(case: Case, found: Findings) -> None:
     entry, count = case.model.entry, len(case.prompt)
     found.holds("tokens of the prompt", count >= 1, count, "at least 1")
     found.holds(
-        "its largest token", max(case.prompt) < entry.vocab_size, max(case.prompt), f"below {entry.vocab_size}"
+        "its largest token",
+        max(case.prompt) < entry.vocab_size,
+        max(case.prompt),
+        f"below {entry.vocab_size}",
     )
     total = count + body.token_count_max
     limit = entry.context_tokens_max
@@ -67,7 +73,9 @@ def check_submission(case: Case, found: Findings) -> None:
         found.note("why the deposit was refused", f"{refused.code}: {refused.reason}")
         return
     held = case.dossier.get(t.HOLD_PLACED, purpose="escrow")
-    found.equal("the deposit that is held", (held.party, held.amount_micro), (asked.party, asked.amount_micro))
+    found.equal(
+        "the deposit that is held", (held.party, held.amount_micro), (asked.party, asked.amount_micro)
+    )
 
 
 def check_lease(case: Case, found: Findings) -> None:
@@ -110,7 +118,7 @@ def _check_seed(case: Case, found: Findings) -> None:
         return
     keys = [
         (one.number, following.previous_key)
-        for one, following in zip(case.epochs, case.epochs[1:], strict=False)
+        for one, following in pairwise(case.epochs)
         if following.previous_key is not None
         and following.number == one.number + 1
         and hashlib.sha256(following.previous_key).digest() == one.key_hash
@@ -124,7 +132,9 @@ def _check_seed(case: Case, found: Findings) -> None:
     open_epochs = set(shown) - {number for number, _ in keys}
     if not open_epochs:
         found.equal("the sampling seed", seed, compute_sampling_seed(None, keys[-1][1], case.job_id))
-    found.leave_open(f"the key of epoch {max(open_epochs)} is not published here: the seed cannot be computed yet")
+    found.leave_open(
+        f"the key of epoch {max(open_epochs)} is not published here: the seed cannot be computed yet"
+    )
 
 
 def check_commitment(case: Case, found: Findings) -> None:
@@ -135,7 +145,9 @@ def check_commitment(case: Case, found: Findings) -> None:
     recorded, lease, result = case.recorded, case.lease.body, case.result.body
     found.equal("who signed the result", case.result.sender, case.generator)
     found.equal("who held the lease", lease.generator, case.generator)
-    found.equal("job and attempt of the result", (result.job_id, result.attempt), (case.job_id, recorded.attempt))
+    found.equal(
+        "job and attempt of the result", (result.job_id, result.attempt), (case.job_id, recorded.attempt)
+    )
     found.equal("attempt of the lease", lease.attempt, recorded.attempt)
     _check_output(case, found)
     found.equal("N, the leaves", result.leaf_count, compute_leaf_count(len(case.prompt), len(case.output)))
@@ -155,7 +167,10 @@ def _check_output(case: Case, found: Findings) -> None:
     """Check the vocabulary and the end: at the first EOS where that stops it, else at full length (4.7.4)."""
     lease, entry, output = case.lease.body, case.model.entry, case.output
     found.holds(
-        "tokens of the output", 1 <= len(output) <= lease.token_count_max, len(output), f"1 … {lease.token_count_max}"
+        "tokens of the output",
+        1 <= len(output) <= lease.token_count_max,
+        len(output),
+        f"1 … {lease.token_count_max}",
     )
     found.holds("its largest token", max(output) < entry.vocab_size, max(output), f"below {entry.vocab_size}")
     stops = [index for index, token in enumerate(output) if lease.eos_stop and token in entry.eos_tokens]
@@ -227,7 +242,9 @@ def _check_binding_of_round(case: Case, found: Findings) -> None:
     current = compute_round_at(case.chain, recorded.recorded_ms)
     window_close = max(current + audit.window_rounds, recorded.audit_round + 1)
     found.equal("last round of the window", recorded.window_close_round, window_close)
-    check_bound(case, found, "the round that decides on the audit", recorded.audit_round, recorded.recorded_ms)
+    check_bound(
+        case, found, "the round that decides on the audit", recorded.audit_round, recorded.recorded_ms
+    )
     previous, close_round = recorded.audit_round, recorded.window_close_round
     for rebound in sorted(case.dossier.all(t.COMMITMENT_REBOUND), key=lambda one: one.missed_round):
         found.equal("the round that came too early", rebound.missed_round, previous)

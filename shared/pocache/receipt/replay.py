@@ -81,9 +81,7 @@ def _list_moments(
                 yield deepened_at, equivocated_at
 
 
-def _count_events(
-    case: Case, orders: dict[int, tuple[ParticipantId, ...]], deepened_at: int | None
-) -> int:
+def _count_events(case: Case, orders: dict[int, tuple[ParticipantId, ...]], deepened_at: int | None) -> int:
     try:
         return _play(case, orders, deepened_at, None).event_count
     except PocacheError:
@@ -92,7 +90,9 @@ def _count_events(
 
 def _compare_outcome(case: Case, stated: str, run: Run) -> None:
     decided = run.state.outcome
-    computed = "none: the record ends before one" if decided is None else _describe_computed(case, decided, run)
+    computed = (
+        "none: the record ends before one" if decided is None else _describe_computed(case, decided, run)
+    )
     if computed != stated:
         raise DivergenceError("the outcome", stated, computed)
     unused = _find_unused(case, run)
@@ -214,7 +214,9 @@ def _verify_stage(case: Case, command: d.SealStage) -> None:
     )
     parties = tuple((one.participant, one.stage, one.root, one.corner) for one in command.parties)
     if stated != (command.corner, command.sample_count, parties):
-        raise ReceiptError(f"stage {command.stage}, look {command.retry + 1}: not the parties, corner or samples of the rules")
+        raise ReceiptError(
+            f"stage {command.stage}, look {command.retry + 1}: not the parties, corner or samples of the rules"
+        )
 
 
 def _find_unused(case: Case, run: Run) -> list[str]:

@@ -37,12 +37,12 @@ class Step(StrEnum):
     PAYOUT = "R18"
 
     @property
-    def title(self) -> str:
+    def subject(self) -> str:
         """What the step looks at, in a few words."""
-        return _TITLES[self]
+        return _SUBJECTS[self]
 
 
-_TITLES = {
+_SUBJECTS = {
     Step.FORMAT: "size, form and canonical spelling",
     Step.TRUST: "the network, operator and beacon chain that you pinned",
     Step.ENVELOPES: "every envelope, its signer, its job",
@@ -145,7 +145,7 @@ class StepResult:
         """Return the step as JSON-safe values."""
         return {
             "step": self.step.value,
-            "title": self.step.title,
+            "title": self.step.subject,
             "status": self.status.value,
             "compared": [{"what": one.what, "value": one.value} for one in self.compared],
             "code": self.code,

@@ -38,7 +38,9 @@ def check_claims(case: Case, found: Findings) -> None:
         closed = case.dossier.find(t.OPENINGS_CLOSED, stage=sealed.stage, retry=sealed.retry)
         if closed is None:
             if not case.dossier.all(t.EQUIVOCATION) and case.dossier.is_over:
-                raise ReceiptError(f"the openings of stage {sealed.stage}, look {sealed.retry + 1}, are not shown")
+                raise ReceiptError(
+                    f"the openings of stage {sealed.stage}, look {sealed.retry + 1}, are not shown"
+                )
             continue
         what = f"the round that draws the positions of stage {sealed.stage}, look {sealed.retry + 1}"
         check_bound(case, found, what, closed.round_number, sealed.sealed_ms)
@@ -150,9 +152,13 @@ def check_comparisons(case: Case, found: Findings) -> None:
         sealed = case.dossier.get(t.STAGE_SEALED, stage=stated.stage, retry=stated.retry)
         parties = {party.participant: party for party in sealed.parties}
         if stated.left not in parties or stated.right not in parties:
-            raise ReceiptError(f"a comparison of {stated.left} and {stated.right}, who are no parties of stage {stated.stage}")
+            raise ReceiptError(
+                f"a comparison of {stated.left} and {stated.right}, who are no parties of stage {stated.stage}"
+            )
         computed = compare_parties(case, sealed, parties[stated.left], parties[stated.right])
-        what = f"stage {stated.stage}, look {stated.retry + 1}: {stated.left[:8]}… against {stated.right[:8]}…"
+        what = (
+            f"stage {stated.stage}, look {stated.retry + 1}: {stated.left[:8]}… against {stated.right[:8]}…"
+        )
         found.equal(what, str(stated), str(_to_wire(case, stated, computed)))
 
 
@@ -166,7 +172,10 @@ def compare_parties(
         corner = compute_common_corner(read_corner(ours.corner), read_corner(theirs.corner))
         positions = [one for one in unpack_tokens(closed.positions) if one <= corner.position_max]
         rows = [
-            {position: _restrict(leaf, corner) for position, leaf in _read_rows(case, sealed, party, positions)}
+            {
+                position: _restrict(leaf, corner)
+                for position, leaf in _read_rows(case, sealed, party, positions)
+            }
             for party in (ours, theirs)
         ]
         case.comparisons[key] = compare(case.model.profile, rows[0], rows[1], case.model.schema.float_format)

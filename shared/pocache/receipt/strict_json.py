@@ -69,4 +69,6 @@ def _verify_depth(value: object) -> None:
         if isinstance(item, (dict, list)):
             if depth > CODEC_DEPTH_MAX:
                 raise LimitError(f"nested deeper than {CODEC_DEPTH_MAX}")
-            pending.extend((child, depth + 1) for child in (item.values() if isinstance(item, dict) else item))
+            pending.extend(
+                (child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -83,7 +84,9 @@ def examine_receipt(data: bytes, trust: TrustRoots) -> tuple[Report, Case | None
         opened.network, opened.genesis = check_trust(opened.receipt, trust, found)
 
     def read_envelopes(found: Findings) -> None:
-        assert opened.receipt is not None and opened.network is not None and opened.genesis is not None
+        assert opened.receipt is not None
+        assert opened.network is not None
+        assert opened.genesis is not None
         opened.case = _open_case(opened.receipt, opened.network, opened.genesis, trust, found)
 
     results: list[StepResult] = []
@@ -120,21 +123,26 @@ def run_step(step: Step, check: Callable[[Findings], None]) -> StepResult:
     try:
         check(found)
     except PocacheError as error:
-        is_divergence = isinstance(error, DivergenceError)
+        both = (error.stated, error.computed) if isinstance(error, DivergenceError) else ("", "")
         return StepResult(
             step,
             Status.FAILED,
             tuple(found.compared),
-            code=error.code,
-            reason=str(error),
-            stated=error.stated if is_divergence else "",
-            computed=error.computed if is_divergence else "",
+            error.code,
+            str(error),
+            stated=both[0],
+            computed=both[1],
         )
     except Exception as error:  # noqa: BLE001
         # The boundary to hostile input: what nobody thought of is a failure that says so, never a pass, never a crash.
         reason = f"{type(error).__name__}: {error}"[:400]
         return StepResult(
-            step, Status.FAILED, tuple(found.compared), code=PocacheError.code, reason=reason, is_internal=True
+            step,
+            Status.FAILED,
+            tuple(found.compared),
+            code=PocacheError.code,
+            reason=reason,
+            is_internal=True,
         )
     if not found.is_applicable:
         return StepResult(step, Status.NOT_APPLICABLE, tuple(found.compared), reason=found.skipped)
@@ -179,7 +187,9 @@ def read_genesis(data: bytes) -> Genesis:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the genesis"
-        raise ReceiptError(f"the genesis is none that this release knows the rules of: {where}: {first['msg']}") from None
+        raise ReceiptError(
+            f"the genesis is none that this release knows the rules of: {where}: {first['msg']}"
+        ) from None
     except ValueError as error:
         raise ReceiptError(f"the genesis is none that this release knows the rules of: {error}") from None
     missing = [role.value for role in SERVICE_ROLES if role.value not in genesis.signers]
@@ -246,7 +256,7 @@ def _verify_log(receipt: Receipt, network: NetworkId, genesis: Genesis, *, is_co
 
 
 def _verify_ascending(name: str, numbers: Sequence[int]) -> None:
-    if any(after <= before for before, after in zip(numbers, numbers[1:], strict=False)):
+    if any(after <= before for before, after in pairwise(numbers)):
         raise ReceiptError(f"the {name} do not ascend, each once")
 
 

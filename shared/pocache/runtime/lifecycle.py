@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import signal
+import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 import structlog
+
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class DrainTimeoutError(Exception):
@@ -42,3 +46,18 @@ async def run_until_signalled(
             await asyncio.gather(work, return_exceptions=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def make_die_with_parent() -> Callable[[], None] | None:
+    """Return what a child runs before its program so that the kernel ends it with its parent; None off Linux.
+
+    The library is loaded here, before the fork: the child may not wait for a lock.
+    """
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def die_with_parent() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return die_with_parent

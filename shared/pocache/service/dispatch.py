@@ -92,7 +92,12 @@ class Dispatcher:
         """Apply a batch in one durable transaction and return each message's decision, in order."""
         with self._store.begin() as connection:
             unit = self._open_unit(connection)
-            return [self._apply_one(unit, delivery) for delivery in deliveries]
+            decisions: list[Decision] = []
+            for delivery in deliveries:
+                is_halted = bool(decisions) and decisions[-1].action == "halt"
+                # What follows a message that halts the service waits for it: nothing is applied past it.
+                decisions.append(decisions[-1] if is_halted else self._apply_one(unit, delivery))
+            return decisions
 
     def answer(self, subject: str, data: bytes) -> bytes:
         """Answer a query in a signed envelope: the reply, or a refusal."""
@@ -111,12 +116,15 @@ class Dispatcher:
     def _apply_one(self, unit: Unit, delivery: Delivery) -> Decision:
         # Read again for each: a batch takes time, and what is decided in it must not count as older than it is.
         unit.now_ms = self._clock_ms()
+        tick = unit.tick
         try:
             with unit.connection.begin_nested():
                 self._handle(unit, delivery)
         except PocacheError as error:
+            unit.tick = tick
             return self._decide(unit, delivery, error)
         except Exception:  # noqa: BLE001
+            unit.tick = tick
             # A task's boundary: our own bug must neither pass for success nor take the process down unseen.
             self._log.exception("handler_failed", subject=delivery.subject, sequence=delivery.sequence)
             if self._service.halts_on_poison:

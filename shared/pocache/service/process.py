@@ -131,7 +131,7 @@ class ServiceProcess:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
 
-    def _read_outbox(self) -> Sequence[sa.Row[Any]]:
+    def _read_outbox(self) -> Sequence[Any]:
         with self._store.begin() as connection:
             return connection.execute(
                 sa.select(OUTBOX.c.number, OUTBOX.c.subject, OUTBOX.c.data, OUTBOX.c.message_id)

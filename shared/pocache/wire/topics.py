@@ -141,19 +141,23 @@ GENERATE_TASK = Topic("tasks.generate.{model}", m.GenerateTaskV1, _S.TASKS, _R.R
 VERIFY_TASK = Topic("tasks.verify.{worker}", m.VerifyTaskV1, _S.TASKS, _R.VERIFIER, (_R.WORKER,))
 
 JOB_ADMITTED = Topic(
-    "jobs.admitted.{job}", m.JobAdmittedV1, _S.RECORD, _R.ROUTER, (_R.VERIFIER, _R.LEDGER)
+    "jobs.admitted.{job}", m.JobAdmittedV1, _S.RECORD, _R.ROUTER, (_R.VERIFIER, _R.LEDGER, _R.COMMITMENTS)
 )
 JOB_EVENT = Topic("jobs.events.{user}.{job}", m.JobEventV1, _S.RECORD, _R.ROUTER)
-JOB_ABANDONED = Topic("jobs.abandoned.{job}", m.JobAbandonedV1, _S.RECORD, _R.ROUTER, (_R.LEDGER,))
-EPOCH = Topic("seeds.epochs", m.EpochV1, _S.RECORD, _R.ROUTER)
+JOB_ABANDONED = Topic(
+    "jobs.abandoned.{job}", m.JobAbandonedV1, _S.RECORD, _R.ROUTER, (_R.LEDGER, _R.COMMITMENTS)
+)
+EPOCH = Topic("seeds.epochs", m.EpochV1, _S.RECORD, _R.ROUTER, (_R.COMMITMENTS,))
 LEASE_GRANTED = Topic("leases.granted.{worker}", m.LeaseGrantedV1, _S.RECORD, _R.ROUTER, (_R.WORKER,))
 LEASE_DENIED = Topic("leases.denied.{worker}", m.LeaseDeniedV1, _S.RECORD, _R.ROUTER, (_R.WORKER,))
-ATTEMPT_CHARGED = Topic("attempts.charged.{job}", m.AttemptChargedV1, _S.RECORD, _R.ROUTER, (_R.LEDGER,))
+ATTEMPT_CHARGED = Topic(
+    "attempts.charged.{job}", m.AttemptChargedV1, _S.RECORD, _R.ROUTER, (_R.LEDGER, _R.COMMITMENTS)
+)
 ROUTER_HOLD_REQUESTED = Topic(
-    "holds.requested.router.{job}", m.HoldRequestV1, _S.RECORD, _R.ROUTER, (_R.LEDGER,)
+    "holds.requested.router.{job}", m.HoldRequestV1, _S.RECORD, _R.ROUTER, (_R.LEDGER, _R.COMMITMENTS)
 )
 VERIFIER_HOLD_REQUESTED = Topic(
-    "holds.requested.verifier.{job}", m.HoldRequestV1, _S.RECORD, _R.VERIFIER, (_R.LEDGER,)
+    "holds.requested.verifier.{job}", m.HoldRequestV1, _S.RECORD, _R.VERIFIER, (_R.LEDGER, _R.COMMITMENTS)
 )
 
 COMMITMENT_RECORDED = Topic(
@@ -161,35 +165,53 @@ COMMITMENT_RECORDED = Topic(
     m.CommitmentRecordedV1,
     _S.RECORD,
     _R.COMMITMENTS,
-    (_R.ROUTER, _R.VERIFIER, _R.LEDGER),
+    (_R.ROUTER, _R.VERIFIER, _R.LEDGER, _R.COMMITMENTS),
 )
-CHECKPOINT = Topic("commitments.checkpoints", m.CheckpointV1, _S.RECORD, _R.COMMITMENTS)
-ATTEMPT_CLOSED = Topic("attempts.closed.{job}", m.AttemptClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.ROUTER,))
-COMMITMENT_REBOUND = Topic("commitments.rebound.{job}", m.CommitmentReboundV1, _S.RECORD, _R.COMMITMENTS)
-AUDIT_OPENED = Topic("audits.opened.{job}", m.AuditOpenedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER,))
-AUDIT_DEEPENED = Topic("audits.deepened.{job}", m.AuditDeepenedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER,))
-WINDOW_CLOSED = Topic("windows.closed.{job}", m.WindowClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.LEDGER,))
-EQUIVOCATION = Topic("equivocations.found.{job}", m.EquivocationV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER,))
-EVIDENCE = Topic("equivocations.evidence.{job}", m.EvidenceV1, _S.RECORD, _R.COMMITMENTS)
+CHECKPOINT = Topic("commitments.checkpoints", m.CheckpointV1, _S.RECORD, _R.COMMITMENTS, (_R.COMMITMENTS,))
+ATTEMPT_CLOSED = Topic(
+    "attempts.closed.{job}", m.AttemptClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.ROUTER, _R.COMMITMENTS)
+)
+COMMITMENT_REBOUND = Topic(
+    "commitments.rebound.{job}", m.CommitmentReboundV1, _S.RECORD, _R.COMMITMENTS, (_R.COMMITMENTS,)
+)
+AUDIT_OPENED = Topic(
+    "audits.opened.{job}", m.AuditOpenedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER, _R.COMMITMENTS)
+)
+AUDIT_DEEPENED = Topic(
+    "audits.deepened.{job}", m.AuditDeepenedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER, _R.COMMITMENTS)
+)
+WINDOW_CLOSED = Topic(
+    "windows.closed.{job}", m.WindowClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.LEDGER, _R.COMMITMENTS)
+)
+EQUIVOCATION = Topic(
+    "equivocations.found.{job}", m.EquivocationV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER, _R.COMMITMENTS)
+)
+EVIDENCE = Topic("equivocations.evidence.{job}", m.EvidenceV1, _S.RECORD, _R.COMMITMENTS, (_R.COMMITMENTS,))
 CHALLENGE_ISSUED = Topic(
     "challenges.issued.{worker}", m.ChallengeIssuedV1, _S.RECORD, _R.COMMITMENTS, (_R.WORKER,)
 )
 OPENING_ACCEPTED = Topic(
-    "openings.accepted.{job}", m.OpeningAcceptedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER,)
+    "openings.accepted.{job}", m.OpeningAcceptedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER, _R.COMMITMENTS)
 )
-OPENINGS_CLOSED = Topic("openings.closed.{job}", m.OpeningsClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER,))
+OPENINGS_CLOSED = Topic(
+    "openings.closed.{job}", m.OpeningsClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER, _R.COMMITMENTS)
+)
 
-SNAPSHOT_TAKEN = Topic("snapshots.taken", m.SnapshotV1, _S.RECORD, _R.VERIFIER)
-STAGE_BOUND = Topic("stages.bound.{job}", m.StageBoundV1, _S.RECORD, _R.VERIFIER)
-VERIFIER_DRAWN = Topic("verifiers.drawn.{job}", m.VerifierDrawnV1, _S.RECORD, _R.VERIFIER)
+SNAPSHOT_TAKEN = Topic("snapshots.taken", m.SnapshotV1, _S.RECORD, _R.VERIFIER, (_R.COMMITMENTS,))
+STAGE_BOUND = Topic("stages.bound.{job}", m.StageBoundV1, _S.RECORD, _R.VERIFIER, (_R.COMMITMENTS,))
+VERIFIER_DRAWN = Topic("verifiers.drawn.{job}", m.VerifierDrawnV1, _S.RECORD, _R.VERIFIER, (_R.COMMITMENTS,))
 STAGE_SEALED = Topic("stages.sealed.{job}", m.StageSealedV1, _S.RECORD, _R.VERIFIER, (_R.COMMITMENTS,))
 OUTCOME_DECIDED = Topic(
     "outcomes.decided.{job}", m.OutcomeV1, _S.RECORD, _R.VERIFIER, (_R.LEDGER, _R.COMMITMENTS)
 )
 
 DEPOSITED = Topic("accounts.deposited.{participant}", m.DepositV1, _S.RECORD, _R.OPERATOR, (_R.LEDGER,))
-HOLD_PLACED = Topic("holds.placed.{job}", m.HoldPlacedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER))
-HOLD_REFUSED = Topic("holds.refused.{job}", m.HoldRefusedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER))
+HOLD_PLACED = Topic(
+    "holds.placed.{job}", m.HoldPlacedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER, _R.COMMITMENTS)
+)
+HOLD_REFUSED = Topic(
+    "holds.refused.{job}", m.HoldRefusedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER, _R.COMMITMENTS)
+)
 STAKE_POSTED = Topic("stakes.posted.{participant}", m.StakePostedV1, _S.RECORD, _R.LEDGER, (_R.VERIFIER,))
 WITHDRAWAL_ACCEPTED = Topic(
     "withdrawals.accepted.{participant}", m.WithdrawalAcceptedV1, _S.RECORD, _R.LEDGER

@@ -1,0 +1,243 @@
+"""Continuous batching: which jobs wait, which decode, and how each ends. Torch-free; a runner does the arithmetic.
+
+Owns the queue, the slots, the callbacks and the rules of ending: EOS, length, cancellation, failure. Jobs join in
+the order in which they were submitted; a job that does not fit yet holds back those behind it, so that none starves.
+Refuses requests outside the engine's bounds. One job's failure, its listener's too, ends that job alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pocache.engine.port import (
+    Capabilities,
+    Capture,
+    Engine,
+    GenerateRequest,
+    GenerationHandle,
+    GenerationSession,
+    verify_generate_request,
+)
+from pocache.protocol.errors import EngineCancelledError
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One job on its way through a session."""
+
+    handle: GenerationHandle
+    on_step: Callable[[tuple[int, ...]], None]
+    should_stop: Callable[[], bool]
+    output: list[int] = field(default_factory=list)
+    state: Any = None
+    """The runner's own."""
+
+    @property
+    def request(self) -> GenerateRequest:
+        """What was asked for."""
+        return self.handle.request
+
+
+Delivery = tuple[Ticket, int | Exception]
+"""A job's next token, or what ended it."""
+
+
+class Runner(Protocol):
+    """Computes tokens and rows for the jobs of one session."""
+
+    def verify_fits(self, request: GenerateRequest) -> None:
+        """Refuse a job that would not fit even alone: EngineError."""
+        ...
+
+    def count_admissible(self, waiting: Sequence[Ticket]) -> int:
+        """Return how many of the waiting jobs, from the first on, may start now."""
+        ...
+
+    def start(self, tickets: Sequence[Ticket]) -> list[Delivery]:
+        """Prefill jobs; return what has become ready."""
+        ...
+
+    def advance(self) -> list[Delivery]:
+        """Decode one token for each started job; return what has become ready.
+
+        A token of a job that was dropped meanwhile may still come; it is ignored.
+        """
+        ...
+
+    def finish(self, ticket: Ticket, finish_reason: Literal["stop", "length"]) -> Capture:
+        """Return a job's rows; its slot is freed by ``drop``."""
+        ...
+
+    def drop(self, ticket: Ticket) -> None:
+        """Free what a job holds."""
+        ...
+
+
+class BatchSession:
+    """A GenerationSession over a runner."""
+
+    def __init__(self, capabilities: Capabilities, runner: Runner, *, slot_count: int) -> None:
+        assert slot_count >= 1, "a session without slots never ends"
+        self._capabilities = capabilities
+        self._runner = runner
+        self._slot_count = slot_count
+        self._waiting: deque[Ticket] = deque()
+        self._active: list[Ticket] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no submitted job is open."""
+        return not self._waiting and not self._active
+
+    def submit(
+        self,
+        request: GenerateRequest,
+        on_step: Callable[[tuple[int, ...]], None],
+        should_stop: Callable[[], bool],
+    ) -> GenerationHandle:
+        """Queue a job; see the port."""
+        verify_generate_request(self._capabilities, request)
+        self._runner.verify_fits(request)
+        ticket = Ticket(GenerationHandle(request), on_step, should_stop)
+        self._waiting.append(ticket)
+        return ticket.handle
+
+    def step(self) -> list[GenerationHandle]:
+        """Advance every started job by one token, and start those that fit; see the port."""
+        done = self._cancel_stopped()
+        try:
+            deliveries = self._runner.advance() if self._active else []
+            joining = self._admit()
+            if joining:
+                deliveries += self._runner.start(joining)
+        except Exception as error:  # noqa: BLE001 - whatever broke the batch ends its jobs, and each is told
+            deliveries = [(ticket, error) for ticket in self._active]
+        for ticket, outcome in deliveries:
+            if not ticket.handle.is_done:
+                self._deliver(ticket, outcome, done)
+        return done
+
+    def close(self) -> None:
+        """Abandon all open jobs."""
+        for ticket in (*self._waiting, *self._active):
+            self._settle(ticket, EngineCancelledError("the session was closed"))
+        self._waiting.clear()
+
+    def _cancel_stopped(self) -> list[GenerationHandle]:
+        done: list[GenerationHandle] = []
+        for ticket in (*self._active, *self._waiting):
+            try:
+                is_stopped = ticket.should_stop()
+            except Exception as error:  # noqa: BLE001 - the caller's own, handed back to it
+                self._settle(ticket, error)
+            else:
+                if not is_stopped:
+                    continue
+                self._settle(ticket, EngineCancelledError("the generation was abandoned on request"))
+            done.append(ticket.handle)
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.handle.is_done)
+        return done
+
+    def _admit(self) -> list[Ticket]:
+        free = self._slot_count - len(self._active)
+        candidates = [self._waiting[index] for index in range(min(free, len(self._waiting)))]
+        if not candidates:
+            return []
+        joining = candidates[: self._runner.count_admissible(candidates)]
+        for _ in joining:
+            self._waiting.popleft()
+        self._active += joining
+        return joining
+
+    def _deliver(self, ticket: Ticket, outcome: int | Exception, done: list[GenerationHandle]) -> None:
+        if isinstance(outcome, int):
+            request, output = ticket.request, ticket.output
+            output.append(outcome)
+            try:
+                ticket.on_step((outcome,))
+                is_stop = request.eos_stop and outcome in self._capabilities.eos_tokens
+                if not is_stop and len(output) < request.max_tokens:
+                    return
+                result: Capture | Exception = self._runner.finish(ticket, "stop" if is_stop else "length")
+            except Exception as error:  # noqa: BLE001 - the listener's own, or rows that cannot be committed
+                result = error
+        else:
+            result = outcome
+        self._settle(ticket, result)
+        done.append(ticket.handle)
+
+    def _settle(self, ticket: Ticket, outcome: Capture | Exception) -> None:
+        if ticket in self._active:
+            self._active.remove(ticket)
+            self._runner.drop(ticket)
+        ticket.handle.resolve(outcome)
+
+
+class ChangedSession:
+    """A session whose requests or captures are changed on the way: what dishonest engines are made of."""
+
+    def __init__(
+        self,
+        inner: GenerationSession,
+        *,
+        change_request: Callable[[GenerateRequest], GenerateRequest] = lambda request: request,
+        change_capture: Callable[[GenerateRequest, Capture], Capture] = lambda _request, capture: capture,
+    ) -> None:
+        self._inner = inner
+        self._change_request = change_request
+        self._change_capture = change_capture
+        self._outer: dict[GenerationHandle, GenerationHandle] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no submitted job is open."""
+        return not self._outer
+
+    def submit(
+        self,
+        request: GenerateRequest,
+        on_step: Callable[[tuple[int, ...]], None],
+        should_stop: Callable[[], bool],
+    ) -> GenerationHandle:
+        """Queue the changed request."""
+        handle = GenerationHandle(request)
+        self._outer[self._inner.submit(self._change_request(request), on_step, should_stop)] = handle
+        return handle
+
+    def step(self) -> list[GenerationHandle]:
+        """Advance, and change the captures of what is done."""
+        return [self._settle(inner) for inner in self._inner.step()]
+
+    def close(self) -> None:
+        """Abandon all open jobs."""
+        self._inner.close()
+        for inner in list(self._outer):
+            self._settle(inner)
+
+    def _settle(self, inner: GenerationHandle) -> GenerationHandle:
+        outer = self._outer.pop(inner)
+        try:
+            outer.resolve(self._change_capture(outer.request, inner.result()))
+        except Exception as error:  # noqa: BLE001 - this job's own end, handed to whoever asks for its result
+            outer.resolve(error)
+        return outer
+
+
+def generate_alone(
+    engine: Engine,
+    request: GenerateRequest,
+    on_step: Callable[[tuple[int, ...]], None],
+    should_stop: Callable[[], bool],
+) -> Capture:
+    """Generate one job in a session of its own: what ``Engine.generate`` is."""
+    session = engine.open_session(slot_count=1)
+    handle = session.submit(request, on_step, should_stop)
+    try:
+        while not handle.is_done:
+            session.step()
+    finally:
+        session.close()
+    return handle.result()
