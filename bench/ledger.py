@@ -31,6 +31,7 @@ from kit.ledger import LedgerHarness, make_ledger
 from kit.network import Network, make_key, make_network
 from kit.postgres import NoPostgresError, PostgresServer, run_postgres
 from pocache.service.dispatch import Delivery
+from pocache.storage import prepared
 from pocache.wire import topics as t
 
 BATCH = 100
@@ -135,11 +136,13 @@ def _record(network: Network, url: str, batches: list[list[Delivery]]) -> list[l
 
     with _open(network, url) as ledger:
         event.listen(sa.Engine, "before_cursor_execute", remember)
+        prepared.TRACE = lambda sql, parameters, is_many: recorded[-1].append((sql, parameters, is_many))
         try:
             for batch in batches:
                 recorded.append([])
                 _apply(ledger, batch)
         finally:
+            prepared.TRACE = None
             event.remove(sa.Engine, "before_cursor_execute", remember)
     return recorded
 
@@ -192,8 +195,8 @@ def _make_postgres_copy(server: PostgresServer) -> Copy:
         source = sa.make_url(url).database
         target = sa.make_url(server.create_database())
         with server.connect() as connection:
-            connection.execute(f"DROP DATABASE {target.database}")  # type: ignore[arg-type]
-            connection.execute(f"CREATE DATABASE {target.database} TEMPLATE {source}")  # type: ignore[arg-type]
+            connection.execute(f"DROP DATABASE {target.database}")
+            connection.execute(f"CREATE DATABASE {target.database} TEMPLATE {source}")
         return target.render_as_string(hide_password=False)
 
     return copy

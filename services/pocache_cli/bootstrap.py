@@ -21,6 +21,7 @@ from pocache.bus.permissions import (
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
+from pocache.receipt.trust import make_trust
 from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, write_secret
 from pocache.service.provisioning import Party, compute_user
 from pocache.wire.envelope import seal
@@ -29,6 +30,8 @@ from pocache.wire.topics import Role
 from pocache_cli.bootstrap_beacon import BeaconPlan, create_chain
 
 PARTIES_FILE: Final = "parties.json"
+TRUST_FILE: Final = "trust.json"
+"""Whom this network's users trust, for `pocache verify`: who makes a network knows that it is this one."""
 PROVISIONER: Final = "provisioner"
 DEADLETTERS: Final = "deadletters"
 """NATS users that sign nothing: the one creates streams and consumers, the other collects dead letters."""
@@ -86,6 +89,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
         json.dumps({name: role.value for name, role in parties.items()}, indent=1), encoding="ascii"
     )
     directory.write_genesis(genesis)
+    (path / TRUST_FILE).write_text(make_trust(genesis).to_json(), encoding="ascii")
     return directory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,9 @@ def demo(model: str | None, jobs: int, tokens: int, folder: Path | None, as_json
     try:
         with tempfile.TemporaryDirectory(prefix="pocache-demo-") as scratch:
             report = asyncio.run(_run(model, jobs, tokens, folder or Path(scratch), view))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        click.echo("pocache demo: stopped before its end", err=True)
+        sys.exit(1)
     except ConfigError as error:
         click.echo(f"pocache demo: {error}", err=True)
         sys.exit(2)
@@ -67,6 +71,10 @@ async def _run(model: str | None, jobs: int, tokens: int, folder: Path, view: An
     from pocache_cli.models import make_encoder, prepare_model
     from pocache_cli.scenario import Scenario, choose_cast
 
+    task = asyncio.current_task()
+    assert task is not None
+    # As Ctrl-C does: every process of the network is stopped in order before this one ends.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(view.shown())
         view.say("making keys and the genesis")

@@ -289,7 +289,7 @@ def _compute_unified_incentives(rules: UnifiedPool, inputs: _Inputs) -> Incentiv
 
     terms = incentives.build_unified_terms(
         challenge_share=inputs.challenge_share,
-        full_depth_share=inputs.full_depth_share,
+        full_depth_share=Fraction(1),  # a challenge goes through all layers
         output_count=inputs.output_count,
         collusion=inputs.collusion,
     )

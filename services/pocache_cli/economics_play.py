@@ -15,7 +15,7 @@ from pocache.protocol import dispute, dispute_committee
 from pocache.protocol.challenge import Corner
 from pocache.protocol.committee import FixedFeeCommittee
 from pocache.protocol.committee_terms import COMMITTEE_SEAT, Part
-from pocache.protocol.dispute_committee_terms import RecheckDrawn
+from pocache.protocol.dispute_committee_terms import PairCompared, RecheckDrawn
 from pocache.protocol.dispute_terms import (
     AssignTask,
     AuditOpened,
@@ -186,7 +186,10 @@ class _Game:
                 opened = frozenset(party.participant for party in parties) - silent
                 return OpeningsClosed(stage, retry, (0,), opened)
             case Compare(stage, retry, ours, theirs):
-                return Compared(stage, retry, theirs.stage, self._compare(ours, theirs))
+                verdict = self._compare(ours, theirs)
+                if isinstance(self._rules, UnifiedPool):
+                    return Compared(stage, retry, theirs.stage, verdict)
+                return PairCompared(stage, retry, ours.stage, theirs.stage, verdict)
             case _:
                 raise AssertionError(command)
 
@@ -198,7 +201,6 @@ class _Game:
             is_drawn = self._chance.happens(self._rules.recheck.value)
             if is_drawn:
                 # Whoever audited did not say mismatch: what it saw or kept quiet about does not help the next one.
-                self._is_revealed = False
                 self._look(is_full=False)
             return RecheckDrawn(is_drawn, (self._draw_one(stage),) if is_drawn else (), _FULL)
         seats = self._rules.plan.get_seats(stage)

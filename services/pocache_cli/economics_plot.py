@@ -113,7 +113,7 @@ def _draw_axis(scale: _Scale, top: int, bottom: int) -> Iterator[str]:
             f"<line x1='{x:.1f}' y1='{top}' x2='{x:.1f}' y2='{bottom}'"
             f" stroke='{'#111111' if is_zero else '#dddddd'}' stroke-width='1'/>"
         )
-        yield f"<text x='{x:.1f}' y='{bottom + 18}' {_FONT} text-anchor='middle' fill='#555555'>{tick:+g}</text>"
+        yield f"<text x='{x:.1f}' y='{bottom + 18}' {_FONT} text-anchor='middle' fill='#555555'>{f'{tick:+g}' if tick else '0'}</text>"
 
 
 def _draw_row(

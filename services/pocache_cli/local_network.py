@@ -7,9 +7,8 @@ context.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,26 +16,24 @@ from typing import Final
 
 import structlog
 
-from pocache.bus.deadletter import DeadLetterCollector
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
-from pocache.bus.provision import provision
 from pocache.bus.server import EmbeddedServer, ServerSettings
 from pocache.client import PocacheClient, open_client
+from pocache.protocol.errors import BusError, PocacheError
 from pocache.runtime.network import NetworkDirectory
-from pocache.service.provisioning import get_consumer_specs, get_stream_specs
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope, seal
 from pocache.wire.topics import Role, Stream
 from pocache_cli.bootstrap import (
-    DEADLETTERS,
     PROVISIONER,
     compute_users,
-    get_workers,
     load_parties,
     read_roles,
 )
 from pocache_cli.children import Child, pick_python_environment
+from pocache_cli.deposit import publish_deposit
+from pocache_cli.provision import plan_objects, provision_objects
 
 SERVICE_MODULES: Final[Mapping[str, str]] = {
     "beacon": "pocache_beacon",
@@ -44,6 +41,7 @@ SERVICE_MODULES: Final[Mapping[str, str]] = {
     "router": "pocache_router",
     "commitments": "pocache_commitments",
     "verifier": "pocache_verifier",
+    "deadletters": "pocache.service.deadletters",
 }
 WORKER_MODULE: Final = "pocache_worker"
 READY_S: Final = 90.0
@@ -73,14 +71,7 @@ class LocalNetwork:
 
     async def deposit(self, name: str, bucket: str, amount_micro: int, reference: str) -> None:
         """Credit a participant; the same reference twice is one deposit."""
-        participant = self.directory.signing_key(name).participant_id
-        body = m.DepositV1.model_validate(
-            {"participant": participant, "bucket": bucket, "amount_micro": amount_micro, "reference": reference}
-        )
-        data = seal(self._key, self.directory.genesis.network_id, body)
-        await self.operator.publish(
-            t.DEPOSITED.subject(participant=participant), data, message_id=hashlib.sha256(data).hexdigest()
-        )
+        await publish_deposit(self.operator, self.directory, name, bucket, amount_micro, reference)
 
     async def query_totals(self) -> m.TotalsReplyV1:
         """Ask the ledger whether the money adds up."""
@@ -96,6 +87,29 @@ class LocalNetwork:
             t.BALANCE_QUERY.subject(participant=participant), data, timeout_s=QUERY_S
         )
         return open_envelope(answer, self.directory.genesis.network_id, m.BalanceReplyV1).body
+
+    async def wait_members(self, names: Iterable[str]) -> None:
+        """Wait until the latest snapshot holds these verifiers: an audit drawn before that would find none of them.
+
+        Raises PocacheError naming who is missing after the time that a process may take to be ready.
+        """
+        wanted = {self.directory.signing_key(name).participant_id: name for name in names}
+        topic, genesis = t.SNAPSHOT_TAKEN, self.directory.genesis
+        async with self.operator.subscribe_core(topic.filter()) as heard:
+            record = await self.operator.get_last(Stream.RECORD.value, topic.filter())
+            data = None if record is None else record.data
+            missing = set(wanted)
+            try:
+                async with asyncio.timeout(READY_S):
+                    while missing:
+                        data = data or (await anext(heard)).data
+                        snapshot = open_envelope(data, genesis.network_id, topic.model)
+                        if snapshot.sender == genesis.signer(topic.signer):
+                            missing = wanted.keys() - {one.participant for one in snapshot.body.members}
+                        data = None
+            except TimeoutError:
+                who = ", ".join(sorted(wanted[one] for one in missing))
+                raise PocacheError(f"no snapshot of verifiers holds {who} after {READY_S:g} s") from None
 
     @asynccontextmanager
     async def open_user(self, name: str) -> AsyncIterator[PocacheClient]:
@@ -127,21 +141,11 @@ async def run_network(
         (directory.path / "nats.url").write_text(server.url + "\n", encoding="ascii")
         say("creating streams and consumers")
         async with _connect(directory, server.url, PROVISIONER) as provisioner:
-            await provision(
-                provisioner.client.jetstream(),
-                get_stream_specs(directory.genesis.bounds),
-                get_consumer_specs(get_workers(parties), models),
-            )
+            done = await provision_objects(provisioner, *plan_objects(directory))
+        if done.drift:
+            raise BusError("; ".join(done.drift))
         operator = await stack.enter_async_context(_connect(directory, server.url, Role.OPERATOR.value))
-        letters = await stack.enter_async_context(_connect(directory, server.url, DEADLETTERS))
         network = LocalNetwork(directory, server, operator)
-        collector = asyncio.ensure_future(
-            DeadLetterCollector(
-                letters,
-                work_queues=frozenset({Stream.SUBMISSIONS.value, Stream.INTAKE.value, Stream.TASKS.value}),
-            ).run()
-        )
-        stack.push_async_callback(_cancel, collector)
         stack.push_async_callback(_stop_children, network)
         network.children.update(_make_children(directory, server.url, workers, model, log_level))
         say(f"starting {len(network.children)} processes")
@@ -203,8 +207,3 @@ async def _stop_children(network: LocalNetwork) -> None:
     for name, result in zip(network.children, results, strict=True):
         if result not in (0, None, -9):
             structlog.get_logger().warning("child_ended", child=name, result=str(result))
-
-
-async def _cancel(task: asyncio.Future[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -187,6 +187,7 @@ class Scenario:
     async def play(self) -> Report:
         """Fund everybody, submit the jobs, challenge the cheats, and report."""
         await self._fund()
+        await self._network.wait_members((*HONEST_VERIFIERS, *CHEATING_VERIFIERS))
         async with AsyncExitStack() as stack:
             clients = {name: await stack.enter_async_context(self._network.open_user(name)) for name in USERS}
             hung: list[JobId] = []

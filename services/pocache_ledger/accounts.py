@@ -12,9 +12,10 @@ ledger published (``pocache_ledger.statements``) show that, up to the last of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ import sqlalchemy as sa
 from pocache.protocol.errors import ConflictError, FundsError, LedgerError, LimitError
 from pocache.protocol.ids import Digest
 from pocache.protocol.limits import MICRO_MAX
-from pocache.storage.store import upsert
+from pocache.storage.prepared import Prepared
 from pocache_ledger.tables import ACCOUNTS, JOURNAL_CHECKPOINTS, OPERATIONS, POSTINGS, WORLD
 
 TREASURY: Final = "treasury"
@@ -35,6 +36,35 @@ JOURNAL_START: Final = Digest(hashlib.sha256(b"pocache/journal/v1").digest())
 
 CHECKPOINT_ENTRIES: Final = 64
 """After every so many entries the journal's head is signed and published."""
+
+_GET_BALANCE: Final = Prepared(
+    sa.select(ACCOUNTS.c.balance_micro).where(ACCOUNTS.c.name == sa.bindparam("account"))
+)
+_SET_BALANCE: Final = Prepared(
+    sa.update(ACCOUNTS)
+    .where(ACCOUNTS.c.name == sa.bindparam("account"))
+    .values(balance_micro=sa.bindparam("balance"))
+)
+_ADD_ACCOUNT: Final = Prepared(
+    sa.insert(ACCOUNTS).values(
+        name=sa.bindparam("account"), balance_micro=sa.bindparam("balance"), is_closed=sa.literal(value=False)
+    )
+)
+_CLOSE_ACCOUNT: Final = Prepared(
+    sa.update(ACCOUNTS).where(ACCOUNTS.c.name == sa.bindparam("account")).values(is_closed=True)
+)
+_GET_NUMBER: Final = Prepared(
+    sa.select(OPERATIONS.c.number).where(OPERATIONS.c.operation_id == sa.bindparam("operation_id"))
+)
+_GET_HEAD: Final = Prepared(
+    sa.select(OPERATIONS.c.number, OPERATIONS.c.entry_hash).order_by(OPERATIONS.c.number.desc()).limit(1)
+)
+_ADD_OPERATION: Final = Prepared(
+    sa.insert(OPERATIONS).values({column: sa.bindparam(column.name) for column in OPERATIONS.columns})
+)
+_ADD_POSTING: Final = Prepared(
+    sa.insert(POSTINGS).values({column: sa.bindparam(column.name) for column in POSTINGS.columns})
+)
 
 _OPERATION_DOMAIN: Final = b"pocache/operation/v1"
 _ENTRY_DOMAIN: Final = b"pocache/journal-entry/v1"
@@ -89,9 +119,8 @@ def post(connection: sa.Connection, operation: Operation, *, now_ms: int) -> int
     """
     lines = tuple(line for line in operation.postings if line.amount_micro)
     assert sum(line.amount_micro for line in lines) == 0, "an operation's lines must sum to zero"
-    known = connection.execute(
-        sa.select(OPERATIONS.c.number).where(OPERATIONS.c.operation_id == operation.operation_id)
-    ).scalar_one_or_none()
+    operation_id = operation.operation_id
+    known = _GET_NUMBER.scalar(connection, operation_id=operation_id)
     if known is not None:
         if _get_lines(connection, known) != lines:
             raise ConflictError(f"{operation.kind} was done before with other amounts (entry {known})")
@@ -100,20 +129,19 @@ def post(connection: sa.Connection, operation: Operation, *, now_ms: int) -> int
     number, previous = _get_head(connection)
     number += 1
     entry_hash = compute_entry_hash(previous, number, replace(operation, postings=lines), now_ms)
-    connection.execute(
-        sa.insert(OPERATIONS).values(
-            number=number,
-            operation_id=operation.operation_id,
-            kind=operation.kind,
-            subject=operation.subject,
-            cause=operation.cause,
-            at_ms=now_ms,
-            entry_hash=entry_hash,
-        )
+    _ADD_OPERATION.run(
+        connection,
+        number=number,
+        operation_id=operation_id,
+        kind=operation.kind,
+        subject=operation.subject,
+        cause=operation.cause,
+        at_ms=now_ms,
+        entry_hash=entry_hash,
     )
     if lines:
-        connection.execute(
-            sa.insert(POSTINGS),
+        _ADD_POSTING.run_many(
+            connection,
             [
                 {"number": number, "line": index, "account": line.account, "amount_micro": line.amount_micro}
                 for index, line in enumerate(lines)
@@ -126,17 +154,15 @@ def post(connection: sa.Connection, operation: Operation, *, now_ms: int) -> int
 
 def get_balance(connection: sa.Connection, account: str) -> int | None:
     """Return an account's balance, None when it never had money."""
-    balance = connection.execute(
-        sa.select(ACCOUNTS.c.balance_micro).where(ACCOUNTS.c.name == account)
-    ).scalar_one_or_none()
-    return None if balance is None else int(balance)
+    balance: int | None = _GET_BALANCE.scalar(connection, account=account)
+    return balance
 
 
 def close(connection: sa.Connection, account: str) -> None:
     """Close an account for ever; the database refuses while it holds anything, and any money after that."""
-    if get_balance(connection, account) is None:
-        upsert(connection, ACCOUNTS, {"name": account}, {"balance_micro": 0})
-    connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == account).values(is_closed=True))
+    if not _CLOSE_ACCOUNT.run(connection, account=account):
+        _ADD_ACCOUNT.run(connection, account=account, balance=0)
+        _CLOSE_ACCOUNT.run(connection, account=account)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +230,9 @@ def verify_journal(connection: sa.Connection, checkpoints: Mapping[int, bytes] |
             if entry.entry_hash != previous:
                 raise LedgerError(f"journal entry {number} is broken: its hash is not that of its content")
             if heads.pop(number, previous) != previous:
-                raise LedgerError(f"journal entry {number} is not the one of the checkpoint: it, or one before, was rewritten")
+                raise LedgerError(
+                    f"journal entry {number} is not the one of the checkpoint: it, or one before, was rewritten"
+                )
             for line in lines:
                 balances[line.account] = balances.get(line.account, 0) + line.amount_micro
     for name, balance, _ in connection.execute(sa.select(ACCOUNTS).order_by(ACCOUNTS.c.name)):
@@ -252,16 +280,37 @@ def _move(connection: sa.Connection, lines: Iterable[Posting]) -> None:
     changes: dict[str, int] = {}
     for line in lines:
         changes[line.account] = changes.get(line.account, 0) + line.amount_micro
-    balances: dict[str, int] = {}
+    changed: list[dict[str, Any]] = []
+    added: list[dict[str, Any]] = []
+    balances = _get_balances(connection, tuple(changes))
     for account, change in changes.items():
-        balance = get_balance(connection, account)
-        balances[account] = after = (balance or 0) + change
+        balance = balances.get(account)
+        after = (balance or 0) + change
+        (added if balance is None else changed).append({"account": account, "balance": after})
         if after < 0 and account != WORLD:
             raise FundsError(_describe_shortage(account, balance, -change))
         if not -MICRO_MAX <= after <= MICRO_MAX:
             raise LimitError(f"account {account} would hold {after}, more than {MICRO_MAX} micro-units")
-    for account, after in balances.items():
-        upsert(connection, ACCOUNTS, {"name": account}, {"balance_micro": after})
+    if changed:
+        _SET_BALANCE.run_many(connection, changed)
+    if added:
+        _ADD_ACCOUNT.run_many(connection, added)
+
+
+def _get_balances(connection: sa.Connection, accounts: Sequence[str]) -> dict[str, int]:
+    """Return the balances of those accounts that there are."""
+    if not accounts:
+        return {}
+    rows = _prepare_balances(len(accounts)).all(
+        connection, **{f"account_{index}": account for index, account in enumerate(accounts)}
+    )
+    return {row.name: row.balance_micro for row in rows}
+
+
+@cache
+def _prepare_balances(count: int) -> Prepared:
+    names: list[sa.BindParameter[str]] = [sa.bindparam(f"account_{index}") for index in range(count)]
+    return Prepared(sa.select(ACCOUNTS.c.name, ACCOUNTS.c.balance_micro).where(ACCOUNTS.c.name.in_(names)))
 
 
 def _describe_shortage(account: str, balance: int | None, needed: int) -> str:
@@ -271,10 +320,8 @@ def _describe_shortage(account: str, balance: int | None, needed: int) -> str:
 
 
 def _get_head(connection: sa.Connection) -> tuple[int, Digest]:
-    head = connection.execute(
-        sa.select(OPERATIONS.c.number, OPERATIONS.c.entry_hash).order_by(OPERATIONS.c.number.desc()).limit(1)
-    ).one_or_none()
-    return (0, JOURNAL_START) if head is None else (int(head.number), Digest(head.entry_hash))
+    head = _GET_HEAD.first(connection)
+    return (0, JOURNAL_START) if head is None else (head.number, Digest(head.entry_hash))
 
 
 def _get_lines(connection: sa.Connection, number: int) -> tuple[Posting, ...]:

@@ -22,6 +22,7 @@ from pocache.protocol.errors import (
 )
 from pocache.protocol.payoff import UnifiedPool
 from pocache.service.unit import Unit
+from pocache.storage.prepared import Prepared
 from pocache.wire import topics as t
 from pocache.wire.messages import AttemptChargedV1, HoldRequestV1, StakePostedV1
 from pocache_ledger import unbonding
@@ -47,6 +48,28 @@ OPEN: Final = "open"
 COMMITTED: Final = "committed"
 SETTLED: Final = "settled"
 
+_GET_JOB: Final = Prepared(sa.select(JOBS).where(JOBS.c.job_id == sa.bindparam("job_id")))
+_GET_HOLDS: Final = Prepared(
+    sa.select(HOLDS)
+    .where(HOLDS.c.job_id == sa.bindparam("job_id"), HOLDS.c.is_held)
+    .order_by(HOLDS.c.stage, HOLDS.c.purpose)
+)
+_GET_LOCKED: Final = Prepared(
+    sa.select(HOLDS.c.purpose, HOLDS.c.amount_micro).where(
+        HOLDS.c.party == sa.bindparam("party"), HOLDS.c.is_held
+    )
+)
+_END_HOLD: Final = Prepared(
+    sa.update(HOLDS)
+    .where(
+        HOLDS.c.job_id == sa.bindparam("of_job"),
+        HOLDS.c.purpose == sa.bindparam("of_purpose"),
+        HOLDS.c.attempt == sa.bindparam("of_attempt"),
+        HOLDS.c.stage == sa.bindparam("of_stage"),
+    )
+    .values(amount_micro=0, is_held=False)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -66,27 +89,20 @@ class Hold:
 
 def get_job(connection: sa.Connection, job_id: bytes) -> sa.Row[Any] | None:
     """Return what the ledger knows of a job, None before it is admitted."""
-    return connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).one_or_none()
+    job: sa.Row[Any] | None = _GET_JOB.first(connection, job_id=job_id)
+    return job
 
 
 def get_holds(connection: sa.Connection, job_id: bytes) -> tuple[Hold, ...]:
     """Return what is held for a job: escrow first, then the generator's stake, then verifiers' by stage."""
-    rows = connection.execute(
-        sa.select(HOLDS)
-        .where(HOLDS.c.job_id == job_id, HOLDS.c.is_held)
-        .order_by(HOLDS.c.stage, HOLDS.c.purpose)
-    )
-    return tuple(_to_hold(row) for row in rows)
+    return tuple(_to_hold(row) for row in _GET_HOLDS.all(connection, job_id=job_id))
 
 
 def get_locked(connection: sa.Connection, participant: str, purposes: Iterable[str]) -> int:
     """Return how much of a participant's money is held for these purposes, over all jobs."""
-    amounts = connection.execute(
-        sa.select(HOLDS.c.amount_micro).where(
-            HOLDS.c.party == participant, HOLDS.c.is_held, HOLDS.c.purpose.in_(tuple(purposes))
-        )
-    )
-    return sum(amounts.scalars())
+    wanted = frozenset(purposes)
+    rows = _GET_LOCKED.all(connection, party=participant)
+    return sum(row.amount_micro for row in rows if row.purpose in wanted)
 
 
 def place(
@@ -150,10 +166,12 @@ def reduce(unit: Unit, job_id: bytes, hold: Hold, amount_micro: int) -> None:
 
 def end(unit: Unit, job_id: bytes, holds: Iterable[Hold]) -> None:
     """Write down that these holds are over: nothing of theirs is in the pool any more."""
-    for hold in holds:
-        unit.connection.execute(
-            sa.update(HOLDS).where(*_hold_key(job_id, hold)).values(amount_micro=0, is_held=False)
-        )
+    keys = [
+        {"of_job": job_id, "of_purpose": hold.purpose, "of_attempt": hold.attempt, "of_stage": hold.stage}
+        for hold in holds
+    ]
+    if keys:
+        _END_HOLD.run_many(unit.connection, keys)
 
 
 def charge_attempt(unit: Unit, body: AttemptChargedV1, *, fee_max_micro: int, cause: bytes) -> bool:

@@ -278,7 +278,9 @@ class LedgerService:
         totals = compute_totals(unit.connection)
         try:
             ledger = self._genesis.signer(Role.LEDGER)
-            verify_journal(unit.connection, read_checkpoints(unit.connection, self._genesis.network_id, ledger))
+            verify_journal(
+                unit.connection, read_checkpoints(unit.connection, self._genesis.network_id, ledger)
+            )
             is_intact = True
         except LedgerError as error:
             self._log.critical("journal_broken", reason=str(error))

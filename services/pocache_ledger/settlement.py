@@ -21,6 +21,7 @@ from pocache.protocol.limits import TOKEN_BYTES
 from pocache.protocol.payoff import Case, UnifiedPool, VerifierStanding
 from pocache.runtime.network import Model
 from pocache.service.unit import Unit
+from pocache.storage.prepared import Prepared
 from pocache.wire import topics as t
 from pocache.wire.messages import CornerV1, OutcomeV1, PayoutLineV1, PayoutSettledV1, ResultV1
 from pocache_ledger.accounts import (
@@ -50,6 +51,12 @@ from pocache_ledger.holds import (
 from pocache_ledger.tables import JOBS
 
 REFUNDED: Final = "refunded"
+
+_SETTLE_JOB: Final = Prepared(
+    sa.update(JOBS)
+    .where(JOBS.c.job_id == sa.bindparam("of_job"))
+    .values(phase=SETTLED, settled_as=sa.bindparam("case"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +248,7 @@ def _empty_pool(
     )
     end(unit, job.job_id, holds)
     close(unit.connection, pool)
-    unit.connection.execute(
-        sa.update(JOBS).where(JOBS.c.job_id == job.job_id).values(phase=SETTLED, settled_as=case)
-    )
+    _SETTLE_JOB.run(unit.connection, of_job=job.job_id, case=case)
     announce_stakes(unit, [hold.party for hold in holds if hold.purpose in STAKES], entry)
 
 

@@ -78,7 +78,9 @@ def announce_checkpoints(unit: Unit) -> None:
         )
 
 
-def read_checkpoints(connection: sa.Connection, network: NetworkId, ledger: ParticipantId) -> dict[int, bytes]:
+def read_checkpoints(
+    connection: sa.Connection, network: NetworkId, ledger: ParticipantId
+) -> dict[int, bytes]:
     """Return the published checkpoints, entries to head, every signature verified.
 
     Raises LedgerError for one that the ledger did not sign so.

@@ -26,7 +26,9 @@ class Unbonding:
     matures_tick: int
 
 
-def begin(connection: sa.Connection, participant: str, nonce: bytes, amount_micro: int, matures_tick: int) -> None:
+def begin(
+    connection: sa.Connection, participant: str, nonce: bytes, amount_micro: int, matures_tick: int
+) -> None:
     """Write down that this much stake unbonds until a tick."""
     connection.execute(
         sa.insert(UNBONDINGS).values(
@@ -85,5 +87,6 @@ def _read(
         .limit(count_max)
     )
     return tuple(
-        Unbonding(row.participant, row.nonce, row.requested_micro, row.amount_micro, row.matures_tick) for row in rows
+        Unbonding(row.participant, row.nonce, row.requested_micro, row.amount_micro, row.matures_tick)
+        for row in rows
     )

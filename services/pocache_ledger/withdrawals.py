@@ -14,7 +14,14 @@ from pocache.service.unit import Inbound, Unit
 from pocache.wire import topics as t
 from pocache.wire.messages import WithdrawalAcceptedV1, WithdrawalPaidV1, WithdrawalRequestV1
 from pocache_ledger import unbonding
-from pocache_ledger.accounts import Operation, Posting, compute_participant_subject, post, stake_account, unbonding_account
+from pocache_ledger.accounts import (
+    Operation,
+    Posting,
+    compute_participant_subject,
+    post,
+    stake_account,
+    unbonding_account,
+)
 from pocache_ledger.holds import ESCROW, STAKES, announce_stakes, get_locked
 from pocache_ledger.tables import WORLD
 

@@ -1,6 +1,8 @@
 """The engine of this process: which one, whether it is the network's model, and the one thread that runs it.
 
-torch loads here, in that thread, and only when the model needs it. Refused: an engine whose model id, stack or row
+All identities of one engine decode together, in one session; each step of it is one piece of work in the thread's
+queue, so a verification waits for a step and not for a generation. torch loads here, in that thread, and only when the
+model needs it. Refused: an engine whose model id, stack or row
 schema is not that of the network's entry. A job that the engine cannot do is that job's failure; two failures in a row
 that the engine itself did not foresee are taken for a broken engine and end the process.
 """
@@ -9,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -18,8 +20,16 @@ import structlog
 
 from pocache.engine.fake import FakeEngine
 from pocache.engine.manifest import compute_manifest
-from pocache.engine.port import Capture, Engine, GenerateRequest, VerifyCapture, VerifyRequest
-from pocache.protocol.errors import ConfigError, EngineError, PocacheError
+from pocache.engine.port import (
+    Capture,
+    Engine,
+    GenerateRequest,
+    GenerationHandle,
+    GenerationSession,
+    VerifyCapture,
+    VerifyRequest,
+)
+from pocache.protocol.errors import ConfigError, EngineCancelledError, EngineError, PocacheError
 from pocache.protocol.ids import ModelId
 from pocache.runtime.network import Model
 from pocache_worker.cheats import Cheat, build_engine
@@ -49,15 +59,16 @@ class EngineHost:
         self._engines: dict[str, Engine] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._aborted = threading.Event()
-        # One generation at most waits in the thread's queue, so that a verification is behind one and not behind all.
-        self._generating = asyncio.Lock()
+        self._sessions: dict[str, GenerationSession] = {}
+        self._futures: dict[GenerationHandle, Future[Capture]] = {}
+        self._is_stepping = False
         self._unexpected_count = 0
         self._log = structlog.get_logger()
         self.is_loaded = False
 
     async def load(self) -> Model:
         """Build the engines and return the network's entry of their model. Raises ConfigError, EngineError."""
-        model, self._engines = await self._in_thread(self._build_all)
+        model = await self._in_thread(self._build_all)
         self.is_loaded = True
         self._log.info("engine_loaded", model=model.model_id, stack=model.entry.stack)
         return model
@@ -73,11 +84,9 @@ class EngineHost:
 
         Raises PocacheError for a job that cannot be done, BrokenEngineError when the process must end.
         """
-        engine = self._engines[identity]
-        async with self._generating:
-            return await self._run(
-                lambda: engine.generate(request, on_step, lambda: self._aborted.is_set() or should_stop())
-            )
+        future: Future[Capture] = Future()
+        await self._in_thread(lambda: self._join(identity, request, on_step, should_stop, future))
+        return await self._classify(asyncio.wrap_future(future))
 
     async def verify(self, identity: str, requests: Sequence[VerifyRequest]) -> list[VerifyCapture]:
         """Verify with an identity's engine; errors as :meth:`generate`.
@@ -85,7 +94,8 @@ class EngineHost:
         A batch's failure does not count towards a broken engine: its caller tries each job by itself.
         """
         engine = self._engines[identity]
-        return await self._run(lambda: engine.verify(requests), is_counted=len(requests) == 1)
+        done = self._in_thread(lambda: engine.verify(requests))
+        return await self._classify(done, is_counted=len(requests) == 1)
 
     @property
     def is_aborted(self) -> bool:
@@ -93,14 +103,69 @@ class EngineHost:
         return self._aborted.is_set()
 
     def close(self) -> None:
-        """Abandon what is running at its next token, and end the thread."""
-        self._aborted.set()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Abandon what is running after its next token, and end the thread."""
+        if not self._aborted.is_set():
+            self._aborted.set()
+            self._thread.submit(self._abandon)
+        self._thread.shutdown(wait=False)
 
-    async def _run(self, work: Callable[[], T], *, is_counted: bool = True) -> T:
-        """Run one job's work, telling a failure of the job from a failure of the engine."""
+    def _join(
+        self,
+        identity: str,
+        request: GenerateRequest,
+        on_step: Callable[[tuple[int, ...]], None],
+        should_stop: Callable[[], bool],
+        future: Future[Capture],
+    ) -> None:
+        """Submit a job to its engine's session; in the engine thread, as all below."""
+        session = self._sessions[identity]
         try:
-            result = await self._in_thread(work)
+            handle = session.submit(
+                request, on_step, lambda: self._aborted.is_set() or future.cancelled() or should_stop()
+            )
+        except Exception as error:  # noqa: BLE001 - told to the caller, like the end of any job
+            _end(future, error)
+            return
+        self._futures[handle] = future
+        if not self._is_stepping:
+            self._is_stepping = True
+            self._thread.submit(self._step)
+
+    def _step(self) -> None:
+        """Advance every session by one token; go on, behind whatever else waits, as long as jobs are open."""
+        sessions = list(dict.fromkeys(self._sessions.values()))
+        try:
+            for session in sessions:
+                if not session.is_idle:
+                    self._settle(session.step())
+        except Exception as error:  # noqa: BLE001 - nothing waits for a step: those who wait for its jobs must hear
+            for future in self._futures.values():
+                _end(future, error)
+            self._futures.clear()
+            self._is_stepping = False
+            return
+        self._is_stepping = any(not session.is_idle for session in sessions)
+        if self._is_stepping and not self._aborted.is_set():
+            self._thread.submit(self._step)
+
+    def _settle(self, handles: Sequence[GenerationHandle]) -> None:
+        for handle in handles:
+            future = self._futures.pop(handle)
+            try:
+                result: Capture | Exception = handle.result()
+            except Exception as error:  # noqa: BLE001 - told to the caller, like the end of any job
+                result = error
+            _end(future, result)
+
+    def _abandon(self) -> None:
+        for session in dict.fromkeys(self._sessions.values()):
+            session.close()
+        self._settle([handle for handle in self._futures if handle.is_done])
+
+    async def _classify(self, work: Awaitable[T], *, is_counted: bool = True) -> T:
+        """Wait for one job's work, telling a failure of the job from a failure of the engine."""
+        try:
+            result = await work
         except PocacheError:
             raise
         except Exception as error:
@@ -116,16 +181,30 @@ class EngineHost:
         return result
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Run a piece of work in the engine thread. Raises EngineCancelledError when the process is going down."""
 
-    def _build_all(self) -> tuple[Model, dict[str, Engine]]:
+        def run() -> T:
+            if self._aborted.is_set():
+                raise EngineCancelledError("the engine is closed")
+            return work()
+
+        if self._aborted.is_set():
+            raise EngineCancelledError("the engine is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    def _build_all(self) -> Model:
         honest = self._build()
         model = verify_engine(honest, self._models)
         by_kind: dict[str | None, Engine] = {}
+        sessions: dict[str | None, GenerationSession] = {}
+        slot_count = max(1, len(self._cheats))
         for cheat in self._cheats.values():
             if cheat.engine not in by_kind:
-                by_kind[cheat.engine] = build_engine(cheat.engine, honest, self._build)
-        return model, {name: by_kind[cheat.engine] for name, cheat in self._cheats.items()}
+                by_kind[cheat.engine] = engine = build_engine(cheat.engine, honest, self._build)
+                sessions[cheat.engine] = engine.open_session(slot_count=slot_count)
+        self._engines = {name: by_kind[cheat.engine] for name, cheat in self._cheats.items()}
+        self._sessions = {name: sessions[cheat.engine] for name, cheat in self._cheats.items()}
+        return model
 
 
 def verify_engine(engine: Engine, models: Mapping[ModelId, Model]) -> Model:
@@ -210,6 +289,16 @@ def _choose_shape(
 def _get_shape(model: Model) -> tuple[Literal["sketch", "raw"], int | None]:
     schema = model.schema
     return schema.encoding, schema.key_width if schema.encoding == "sketch" else None
+
+
+def _end(future: Future[Capture], outcome: Capture | Exception) -> None:
+    """Settle what a caller waits for, unless the caller is gone."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

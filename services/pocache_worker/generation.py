@@ -1,8 +1,8 @@
 """One identity as a generator: take a task, get its lease, generate, make the leaves durable, commit.
 
 A task is settled on the bus once its lease is answered; from then on the lease in the table is what counts, so a
-restart goes on with it as long as its deadline allows: the sampler is deterministic, and generating again gives
-the same tokens. Nothing is pulled while a lease is in hand: a task held here would be withheld from idle workers.
+restart goes on with it as long as its deadline allows: the sampler is deterministic, so generating again gives the
+same tokens, but for ties that rounding breaks, as it depends on what decodes beside. One result at most is ever said. Nothing is pulled while a lease is in hand: a task held here would be withheld from idle workers.
 Refused: tasks that the router did not sign. An engine's failure leaves the lease to lapse, and the worker goes on.
 """
 

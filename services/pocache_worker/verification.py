@@ -113,6 +113,8 @@ class Verifier:
         try:
             captures = await self._c.host.verify(self._c.name, requests)
         except JOB_FAILURES as error:
+            if self._c.host.is_aborted:
+                raise  # the process is going down: the tasks come again, to the next one
             if len(items) == 1:
                 await self._terminate(items[0].message, error)
                 return

@@ -24,10 +24,11 @@ from pocache.bus.port import Bus, CoreMessage
 from pocache.job import STREAMS_KEPT_MAX, Job, Piece, RefusedError, TokenStream, verify_lease, verify_stream
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
-from pocache.protocol.errors import CommitmentError, ConflictError, PocacheError
+from pocache.protocol.errors import CommitmentError, ConflictError, PocacheError, ReceiptError
 from pocache.protocol.ids import JobId, ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.lifecycle import Phase
+from pocache.receipt.format import compute_receipt_hash
 from pocache.runtime.network import Genesis
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -169,6 +170,34 @@ class PocacheClient:
             refusal = self._open(answer, m.RefusalV1, Role.LEDGER)
             raise RefusedError(refusal.code, refusal.reason)
         return self._open(answer, m.BalanceReplyV1, Role.LEDGER)
+
+    async def get_receipt(self, job: Job | JobId, *, user: ParticipantId | None = None) -> bytes:
+        """Return a finished job's receipt in its binary form; the operator names the ``user`` whose job it is.
+
+        Nothing of it is judged here: that is :func:`pocache.receipt.verify.verify_receipt`'s. Raises RefusedError (E209:
+        another's job, E501: not over yet), ReceiptError when the parts do not make one receipt.
+        """
+        job_id = job.job_id if isinstance(job, Job) else job
+        subject = t.RECEIPT_QUERY.subject(user=user or self.user, job=job_id)
+        parts: list[m.ReceiptPartV1] = []
+        while not parts or len(parts) < parts[0].part_count:
+            query = m.ReceiptQueryV1(job_id=job_id, part=len(parts))
+            answer = await self._bus.request(
+                subject, seal(self._key, self._genesis.network_id, query), timeout_s=QUIET_S
+            )
+            if parse_envelope(answer).kind == m.RefusalV1.kind:
+                refusal = self._open(answer, m.RefusalV1, Role.COMMITMENTS)
+                raise RefusedError(refusal.code, refusal.reason)
+            part = self._open(answer, m.ReceiptPartV1, Role.COMMITMENTS)
+            if (part.job_id, part.part) != (job_id, len(parts)):
+                raise ReceiptError("the store answered with another part than was asked for")
+            if parts and (part.receipt_hash, part.part_count) != (parts[0].receipt_hash, parts[0].part_count):
+                raise ReceiptError("the receipt changed while it was read: ask again")
+            parts.append(part)
+        data = b"".join(part.data for part in parts)
+        if compute_receipt_hash(data) != parts[0].receipt_hash:
+            raise ReceiptError("the parts do not make the receipt that the store announced")
+        return data
 
     # --- what is heard ---------------------------------------------------------------------------------------
 

@@ -130,7 +130,10 @@ def test_postgres_is_migrated_by_its_operator(postgres_server: PostgresServer, i
     with pytest.raises(ConfigError, match=r"python -m pocache_ledger\.migrate"):
         Store(url, prepare=prepare)
     with postgres_server.connect(sa.make_url(url).database or "") as connection:
-        found = {name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
+        found = {
+            name
+            for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        }
     assert not found & set(NEW_IN_2)
     assert bool(found) == is_old
     assert migrate.main([url]) == 0

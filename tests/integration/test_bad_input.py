@@ -55,6 +55,7 @@ IDLE = (OUTSIDER, WATCHER, BYSTANDER)
 EVERYBODY = (*USERS, *GENERATORS, *VERIFIERS, *IDLE)
 SERVICES = ("router", "commitments", "beacon", "verifier", "ledger", "generators", "verifiers")
 SETTLE_S = 60.0
+POOR_MICRO = 1_000
 CONTEXT = 4_096
 VOCABULARY = 259
 
@@ -102,17 +103,13 @@ async def ground(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Grou
             start_network(
                 tmp_path_factory.mktemp("bad"),
                 model=f"fake:{SERVED}",
-                users=USERS[:3],
+                users=tuple(name for name in USERS if name != "pauper"),
                 sections=BRISK,
                 idle_workers=IDLE,
                 idle_models=(f"fake:{BY_HAND}",),
-                idle_users=USERS[3:],
+                idle_users=("pauper",),
+                money={"poor": POOR_MICRO},
             )
-        )
-        await network.deposit("poor", "available", 1_000, "test/poor")
-        await network.deposit(BYSTANDER, "stake", 1, "test/last")
-        await wait_record(
-            network, t.STAKE_POSTED, participant=network.directory.signing_key(VERIFIERS[-1]).participant_id
         )
         hands, clients = {}, {}
         for name in (*USERS, *IDLE):
@@ -239,11 +236,17 @@ SUBMISSIONS: Sequence[tuple[str, str, Callable[[Ground], bytes]]] = (
     ("no msgpack at all", "E101", lambda _ground: b"\xc1" + secrets.token_bytes(16)),
     ("nothing at all", "E101", lambda _ground: b""),
     ("cut short", "E101", lambda ground: ground.hands["mallory"].seal(submission(ground))[:-9]),
-    ("bytes after the end", "E101", lambda ground: ground.hands["mallory"].seal(submission(ground)) + b"\x00"),
+    (
+        "bytes after the end",
+        "E101",
+        lambda ground: ground.hands["mallory"].seal(submission(ground)) + b"\x00",
+    ),
     (
         "signed payload that is no msgpack",
         "E101",
-        lambda ground: seal_payload(ground.hands["mallory"], "submission.v1", secrets.token_bytes(8) + b"\xc1"),
+        lambda ground: seal_payload(
+            ground.hands["mallory"], "submission.v1", secrets.token_bytes(8) + b"\xc1"
+        ),
     ),
     ("no envelope", "E102", lambda _ground: msgpack.packb({"nonce": secrets.token_bytes(8)})),
     (
@@ -273,7 +276,9 @@ SUBMISSIONS: Sequence[tuple[str, str, Callable[[Ground], bytes]]] = (
 )
 
 
-@pytest.mark.parametrize(("code", "make"), [case[1:] for case in SUBMISSIONS], ids=[one[0] for one in SUBMISSIONS])
+@pytest.mark.parametrize(
+    ("code", "make"), [case[1:] for case in SUBMISSIONS], ids=[one[0] for one in SUBMISSIONS]
+)
 async def test_a_bad_submission_is_refused_once_and_the_next_one_is_taken(
     ground: Ground, code: str, make: Callable[[Ground], bytes]
 ) -> None:
@@ -308,13 +313,15 @@ async def test_a_deposit_that_cannot_be_held_refuses_the_job(ground: Ground, nam
     assert refused.value.refusal_code == "E204"
     assert refused.value.reason
     balance = await client.balance()
-    assert (balance.available_micro, balance.locked_micro) == (1_000 if name == "poor" else 0, 0)
+    assert (balance.available_micro, balance.locked_micro) == (POOR_MICRO if name == "poor" else 0, 0)
     assert [event.phase for event in job.events] == [Phase.ESCROWING.value, Phase.REFUSED.value]
     await ground.submit_good()
 
 
 @pytest.mark.parametrize(
-    ("size", "error"), [(PAYLOAD_BYTES_MAX + 2_000, BusError), (2 * 1_048_576, LimitError)], ids=["stream", "server"]
+    ("size", "error"),
+    [(PAYLOAD_BYTES_MAX + 2_000, BusError), (2 * 1_048_576, LimitError)],
+    ids=["stream", "server"],
 )
 async def test_what_no_stream_would_store_is_refused_before_it_is_sent_on(
     ground: Ground, size: int, error: type[Exception]
@@ -369,7 +376,10 @@ async def test_money_from_nowhere_is_refused(ground: Ground) -> None:
     before = await read_wealth(ground.network, EVERYBODY[1:2])
     mallory = ground.hands["mallory"]
     body = m.DepositV1(
-        participant=mallory.participant, bucket="available", amount_micro=10**12, reference=secrets.token_hex(8)
+        participant=mallory.participant,
+        bucket="available",
+        amount_micro=10**12,
+        reference=secrets.token_hex(8),
     )
     topic, data = t.DEPOSITED, mallory.seal(body)
     async with mallory.bus.subscribe_core(t.REFUSALS[Role.LEDGER].filter()) as heard:
@@ -401,13 +411,21 @@ async def test_a_worker_s_words_about_jobs_that_were_never_dispatched_are_refuse
     }
     for name, lease_data in results.items():
         result = forge_result(job_id, lease_data)
-        refusal = await refuse(ground, OUTSIDER, t.RESULT_COMPLETED, outsider.seal(result), Role.COMMITMENTS, job=job_id)
+        refusal = await refuse(
+            ground, OUTSIDER, t.RESULT_COMPLETED, outsider.seal(result), Role.COMMITMENTS, job=job_id
+        )
         assert refusal.code == "E207", name
     said: list[tuple[Topic[Any], bytes, Role, str, dict[str, bytes]]] = [
         (t.LEASE_REQUESTED, outsider.seal(lease_request(job_id)), Role.ROUTER, "E207", {}),
         (t.LEASE_REQUESTED, outsider.seal(lease_request(job_id), other), Role.ROUTER, "E102", {}),
         (t.LEASE_REQUESTED, outsider.seal(challenge(job_id)), Role.ROUTER, "E102", {}),
-        (t.OPENING_SUBMITTED, outsider.seal(forge_opening(job_id)), Role.COMMITMENTS, "E207", {"job": job_id}),
+        (
+            t.OPENING_SUBMITTED,
+            outsider.seal(forge_opening(job_id)),
+            Role.COMMITMENTS,
+            "E207",
+            {"job": job_id},
+        ),
         (t.CLAIM_SEALED, outsider.seal(forge_claim(job_id)), Role.VERIFIER, "E207", {"job": job_id}),
         (t.CLAIM_SEALED, outsider.seal(forge_claim(job_id), other), Role.VERIFIER, "E102", {"job": job_id}),
         (t.MEMBER_ANNOUNCED, b"\xc1" + job_id, Role.VERIFIER, "E101", {}),
@@ -443,7 +461,9 @@ def forge_lease(ground: Ground, job_id: bytes) -> m.LeaseV1:
 
 def other_lease(ground: Ground, key: SigningKey) -> bytes:
     """Return a lease of another job."""
-    return seal(key, ground.network.directory.genesis.network_id, forge_lease(ground, secrets.token_bytes(32)))
+    return seal(
+        key, ground.network.directory.genesis.network_id, forge_lease(ground, secrets.token_bytes(32))
+    )
 
 
 def forge_result(job_id: bytes, lease_data: bytes) -> m.ResultV1:
@@ -506,6 +526,7 @@ async def test_a_commitment_after_its_deadline_is_refused(ground: Ground) -> Non
         ground, OUTSIDER, t.RESULT_COMPLETED, outsider.seal(late), Role.COMMITMENTS, job=job.job_id
     )
     assert refusal.code == "E206"
+    assert "closed" in refusal.reason
     assert await read_wealth(ground.network, ("trent", OUTSIDER)) == before
     result, _ = generate(outsider, engine, granted)
     await outsider.say(t.RESULT_COMPLETED, result, job=job.job_id)
@@ -525,7 +546,9 @@ async def test_false_results_claims_and_openings_are_refused_until_the_true_ones
     trent, outsider, watcher = ground.clients["trent"], ground.hands[OUTSIDER], ground.hands[WATCHER]
     await announce_verifier(watcher, engine)
     start = await read_wealth(ground.network, names)
-    job = await trent.submit(engine.capabilities().model_id, (3, 1, 4, 1, 5), token_count_max=6, eos_stop=False)
+    job = await trent.submit(
+        engine.capabilities().model_id, (3, 1, 4, 1, 5), token_count_max=6, eos_stop=False
+    )
     await trent.wait(job, Phase.QUEUED)
     result, rows = generate(outsider, engine, await lease(outsider, job))
 
@@ -549,7 +572,11 @@ async def test_false_results_claims_and_openings_are_refused_until_the_true_ones
             ("another binding", "E304", result.model_copy(update={"binding": bytes(32)})),
             ("another stack", "E304", result.model_copy(update={"stack": "magic/2"})),
             ("another end", "E304", result.model_copy(update={"finish_reason": "stop"})),
-            ("a round to come", "E206", result.model_copy(update={"latest_round": result.latest_round + 900})),
+            (
+                "a round to come",
+                "E206",
+                result.model_copy(update={"latest_round": result.latest_round + 900}),
+            ),
         ],
     )
     bystander = ground.hands[BYSTANDER]
@@ -618,7 +645,11 @@ def make_false_openings(
         ("the leaf of another position", "E303", make(asked, leaves=(*opened[:-1], swapped))),
         ("a missing leaf", "E303", make(asked, leaves=tuple(opened[:-1]))),
         ("a leaf too many", "E303", make(asked, leaves=(*opened, opened[-1]))),
-        ("a missing position", "E303", make(asked, positions=pack_tokens(positions[:-1]), leaves=tuple(opened[:-1]))),
+        (
+            "a missing position",
+            "E303",
+            make(asked, positions=pack_tokens(positions[:-1]), leaves=tuple(opened[:-1])),
+        ),
         (
             "an extra position",
             "E303",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from kit.local import SECTIONS, USER, get_model_id, start_network, submit_jobs, verify_money, wait_settled
+from kit.local import MONEY_MICRO, SECTIONS, USER, start_network, submit_jobs, verify_money, wait_settled
 from kit.wealth import (
     RULES,
     JobRecord,
@@ -20,7 +20,6 @@ from kit.wealth import (
     read_jobs,
     read_wealth,
     verify_changes,
-    wait_funded,
 )
 from pocache.client import Job, PocacheClient
 from pocache.engine.demo_model import build_demo_model
@@ -42,8 +41,8 @@ CASES = {
     "twice": "equivocation",
 }
 LAZY = "lazy"
-LAZY_EXTRA_MICRO = 60_000_000_000
-"""Six times what each honest verifier has staked, so that it is drawn first in most audits."""
+LAZY_STAKE_FACTOR = 7
+"""So much more than an honest verifier has it staked that it is drawn first in most audits."""
 COARSE = "coarse"
 SETTLE_S = 90.0
 BATCH = 10
@@ -124,9 +123,8 @@ async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Play
     )
     names = tuple(name for worker in workers for name in worker.identities)
     folder = tmp_path_factory.mktemp("cheats")
-    async with start_network(folder, workers=workers, sections=PATIENT) as network:
-        await network.deposit(LAZY, "stake", LAZY_EXTRA_MICRO, "test/extra")
-        await wait_funded(network, LAZY)
+    money = {LAZY: LAZY_STAKE_FACTOR * MONEY_MICRO}
+    async with start_network(folder, workers=workers, sections=PATIENT, money=money) as network:
         yield await play(network, names, set(CHEATS), {*CHEATS, LAZY})
 
 
@@ -181,17 +179,13 @@ async def test_a_quantised_model_is_convicted_by_real_numbers(tmp_path: Path) ->
     """transformers on both sides: int4 weights against a threshold that honest runs measured."""
     model = build_demo_model(tmp_path / "model")
     workers = (
-        WorkerProcess(
-            "generators", ("generator-1", COARSE), roles="generate", cheats={COARSE: "int4"}
-        ),
+        WorkerProcess("generators", ("generator-1", COARSE), roles="generate", cheats={COARSE: "int4"}),
         WorkerProcess("verifiers", ("verifier-1", "verifier-2"), roles="verify"),
     )
     names = tuple(name for worker in workers for name in worker.identities)
     async with start_network(
         tmp_path / "network", model=str(model), workers=workers, sections=PATIENT
     ) as network:
-        await wait_funded(network, names[-1])
-        assert get_model_id(network) in network.directory.load_models()
         played = await play(network, names, {COARSE}, {COARSE}, batch_size=5)
     convicted, honest = played.by(COARSE), played.by("generator-1")
     assert convicted

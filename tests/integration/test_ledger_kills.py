@@ -53,7 +53,9 @@ def run_ledger(url: str, seed: int, job_count: int, start: int) -> Iterator[subp
             process.kill()
 
 
-def read_acknowledged(process: subprocess.Popen[bytes], acknowledged: int, enough: int, pause_s: float) -> int:
+def read_acknowledged(
+    process: subprocess.Popen[bytes], acknowledged: int, enough: int, pause_s: float
+) -> int:
     """Return what was acknowledged: at least ``enough``, and whatever comes for so long after that."""
     assert process.stdout is not None
     pending = b""

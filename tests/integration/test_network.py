@@ -18,7 +18,6 @@ from kit.wealth import (
     read_jobs,
     read_wealth,
     verify_changes,
-    wait_funded,
 )
 from pocache.client import Job, PocacheClient
 from pocache.protocol.errors import ExpiredError
@@ -39,7 +38,6 @@ async def network(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
     """Three generators, three verifiers, two users; every second job is drawn by the lottery."""
     folder = tmp_path_factory.mktemp("network")
     async with start_network(folder, users=USERS, sections={**SECTIONS, "rules": RULES}) as running:
-        await wait_funded(running, VERIFIERS[-1])
         yield running
 
 
@@ -66,7 +64,9 @@ async def test_what_is_streamed_is_what_is_committed_and_each_step_is_told(netwo
         assert payout.pool_micro == sum(line.amount_micro for line in payout.lines)
 
 
-async def test_unchallenged_jobs_are_paid_by_table_1_and_the_lottery_audits_some(network: LocalNetwork) -> None:
+async def test_unchallenged_jobs_are_paid_by_table_1_and_the_lottery_audits_some(
+    network: LocalNetwork,
+) -> None:
     """Until both a job without an audit and one that the lottery drew were settled: all balances exact."""
     before = await read_wealth(network, EVERYBODY)
     jobs: list[Job] = []
@@ -93,7 +93,9 @@ async def test_unchallenged_jobs_are_paid_by_table_1_and_the_lottery_audits_some
             assert record.cv <= record.cv_full
 
 
-async def test_a_challenged_job_is_audited_in_full_and_the_user_pays_the_verifier(network: LocalNetwork) -> None:
+async def test_a_challenged_job_is_audited_in_full_and_the_user_pays_the_verifier(
+    network: LocalNetwork,
+) -> None:
     """α(Cg+Cv) leaves the user: αCg to the generator, αCv to the one verifier."""
     before = await read_wealth(network, EVERYBODY)
     async with network.open_user("ada") as client:

@@ -10,14 +10,13 @@ import pytest_asyncio
 from kit.local import (
     SECTIONS,
     USER,
-    VERIFIERS,
     get_model_id,
     start_network,
     submit_jobs,
     verify_money,
     wait_settled,
 )
-from kit.wealth import RULES, read_topic, wait_funded
+from kit.wealth import RULES, read_topic
 from pocache.client import Job, PocacheClient, RefusedError
 from pocache.protocol.errors import BackpressureError
 from pocache.protocol.lifecycle import Phase
@@ -37,7 +36,6 @@ async def network(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
     """A network with room for a few jobs."""
     sections = {**SECTIONS, "bounds": BOUNDS, "rules": RULES}
     async with start_network(tmp_path_factory.mktemp("overload"), sections=sections) as running:
-        await wait_funded(running, VERIFIERS[-1])
         yield running
 
 

@@ -169,7 +169,9 @@ async def test_nobody_may_publish_in_the_name_of_its_own_kind(
 
 @pytest.mark.parametrize("subject", SERVER_SUBJECTS)
 @pytest.mark.parametrize("name", ["ada", "worker-1", "router", "ledger", "beacon"])
-async def test_nobody_may_manage_streams_or_answer_for_others(ground: Ground, name: str, subject: str) -> None:
+async def test_nobody_may_manage_streams_or_answer_for_others(
+    ground: Ground, name: str, subject: str
+) -> None:
     """Streams and consumers are the provisioner's alone; a reply goes to one's own inbox or nowhere."""
     if subject.startswith(f"_INBOX.{name}."):
         subject = "_INBOX.router.forged.1"

@@ -84,3 +84,12 @@ def compute_worst_log2(ours: VerifyCapture, theirs: Capture, prompt_count: int) 
         for position, rows in mine.items()
         for key, row in rows.items()
     )
+
+
+def run_session(engine: Engine, requests: Sequence[GenerateRequest], *, slot_count: int = 8) -> list[Capture]:
+    """Generate all requests in one session."""
+    session = engine.open_session(slot_count=slot_count)
+    handles = [session.submit(request, lambda _tokens: None, lambda: False) for request in requests]
+    while not session.is_idle:
+        session.step()
+    return [handle.result() for handle in handles]

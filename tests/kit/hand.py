@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kit.wealth import WAIT_S, read_topic, wait_record
+from kit.wealth import WAIT_S, wait_record
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
 from pocache.client import Job
 from pocache.engine.fake import FakeEngine
@@ -68,7 +68,9 @@ class Hand:
         own = {name: self.participant for name in names if f"{{{name}}}" in topic.pattern}
         await self.bus.publish(topic.subject(**{**own, **tokens}), data)
 
-    async def expect_refusal(self, topic: Topic[Any], data: bytes, role: Role, **tokens: str | bytes) -> m.RefusalV1:
+    async def expect_refusal(
+        self, topic: Topic[Any], data: bytes, role: Role, **tokens: str | bytes
+    ) -> m.RefusalV1:
         """Publish bytes and return the one refusal of them that this participant hears, signed by the service."""
         ref = hashlib.sha256(data).digest()
         async with self.bus.subscribe_core(t.REFUSALS[role].filter()) as heard:
@@ -80,7 +82,10 @@ class Hand:
                         break
         assert opened.sender == self.genesis.signer(role)
         assert message.subject == t.REFUSALS[role].subject(ref=ref)
-        assert len(await read_refusals(self.network, role, ref)) == 1
+        async with asyncio.timeout(WAIT_S):  # what is heard may not be stored yet
+            while not (stored := await read_refusals(self.network, role, ref)):
+                pass
+        assert len(stored) == 1
         return opened.body
 
 
@@ -118,7 +123,9 @@ class Committed:
 @asynccontextmanager
 async def open_hand(network: LocalNetwork, name: str) -> AsyncIterator[Hand]:
     """Connect as a participant, with exactly its permissions."""
-    settings = NatsSettings(url=network.server.url, name=name, nkey_seed=network.directory.transport_seed(name))
+    settings = NatsSettings(
+        url=network.server.url, name=name, nkey_seed=network.directory.transport_seed(name)
+    )
     async with connect_bus(settings) as bus:
         yield Hand(network, bus, name)
 
@@ -186,13 +193,8 @@ async def announce_verifier(worker: Hand, engine: FakeEngine) -> None:
         stack=engine.capabilities().stack,
         announced_ms=read_clock_ms(),
     )
-    async with worker.network.operator.subscribe_core(t.SNAPSHOT_TAKEN.filter()) as heard:
-        await worker.say(t.MEMBER_ANNOUNCED, body)
-        taken = await read_topic(worker.network, t.SNAPSHOT_TAKEN)
-        async with asyncio.timeout(WAIT_S):
-            while not taken or worker.participant not in {one.participant for one in taken[-1].members}:
-                message = await anext(heard)
-                taken.append(open_envelope(message.data, worker.genesis.network_id, m.SnapshotV1).body)
+    await worker.say(t.MEMBER_ANNOUNCED, body)
+    await worker.network.wait_members([worker.name])
 
 
 async def take_verify_task(worker: Hand) -> m.VerifyTaskV1:

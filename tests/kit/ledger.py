@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from kit.jobs import Job
 from kit.network import Harness, Network
 from pocache.protocol.keys import SigningKey
-from pocache.service.dispatch import Decision
+from pocache.service.dispatch import Decision, Delivery
+from pocache.storage import prepared
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.model import WireModel
@@ -19,6 +21,10 @@ from pocache_ledger.service import LedgerService
 
 FUNDS: Final = 10_000_000
 """What everybody has of everything in tests that do not say otherwise."""
+
+
+class _CrashError(BaseException):
+    """No handler catches it, as none catches the end of its process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,29 @@ class LedgerHarness(Harness):
             bucket=bucket, amount_micro=amount_micro, nonce=hashlib.sha256(nonce.encode()).digest()[:16]
         )
         return self.deliver(topic, body, key)
+
+    def crash(self, batch: Sequence[Delivery], step: int) -> bool:
+        """Die after the statement of this number while a batch is applied, and come back; whether it came to that."""
+        left = step
+
+        def count(_sql: str, _parameters: Any, _is_many: bool) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise _CrashError
+
+        prepared.TRACE = count
+        try:
+            decisions = self.dispatcher.apply(batch)
+        except _CrashError:
+            return True
+        else:
+            assert {decision.action for decision in decisions} == {"ack"}
+            return False
+        finally:
+            prepared.TRACE = None
+            self.close()
+            self.open()
 
     def must(self, topic: t.Topic[Any], body: WireModel) -> None:
         """Deliver what has to be handled."""

@@ -152,8 +152,13 @@ class Load:
             refund = {user: alpha(cg) + alpha(cv), f"stake:{worker.participant_id}": beta(cg)}
             self._pay(pool, job, refund, None, {first: 0, second: 0})
         else:
-            spoils = beta(cg) + beta(cv) - alpha(cv)  # of which up to βCv is the second verifier's stake again
-            gained = {user: alpha(cg) + alpha(cv), second.participant_id: max(0, spoils - beta(cv))}
+            spoils = (
+                beta(cg) + beta(cv) - alpha(cv)
+            )  # of which up to βCv is the second verifier's stake again
+            gained: dict[str, int] = {
+                user: alpha(cg) + alpha(cv),
+                second.participant_id: max(0, spoils - beta(cv)),
+            }
             gained[f"stake:{second.participant_id}"] = min(spoils, beta(cv))
             self._pay(pool, job, gained, None, {first: alpha(cv)})
         prior = first if ending == "confirm_prior" else None

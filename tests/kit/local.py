@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from kit.wealth import wait_record
 from pocache.client import Job, PocacheClient
 from pocache.engine.calibrate import draw_prompts, run_calibration
 from pocache.protocol.ids import JobId, ModelId
@@ -61,11 +63,14 @@ async def start_network(
     idle_workers: Sequence[str] = (),
     idle_models: Sequence[str] = (),
     idle_users: Sequence[str] = (),
+    money: Mapping[str, int] = MappingProxyType({}),
+    encoding: str = "sketch",
 ) -> AsyncIterator[LocalNetwork]:
-    """Create, calibrate, start and fund a network.
+    """Create, calibrate, start and fund a network; return when deposits are booked and verifiers may be drawn.
 
     ``idle_workers`` are identities with a stake that no process runs, ``idle_models`` entries that no process serves:
-    what a test plays by hand. ``idle_users`` have keys, and an account once something is deposited to it.
+    what a test plays by hand; ``idle_users`` have keys and no account. ``money`` says what a name has where that is
+    not ``MONEY_MICRO``.
     """
     processes = tuple(workers) if workers is not None else honest_processes()
     names = (*(name for process in processes for name in process.identities), *idle_workers)
@@ -81,15 +86,19 @@ async def start_network(
         ),
     )
     for source in (model, *idle_models):
-        engine = build_engine(source, encoding="sketch", device="cpu", threads=1)
+        engine = build_engine(source, encoding=encoding, device="cpu", threads=1)
         prompts = draw_prompts(engine.capabilities(), count=6)
         profile = await asyncio.to_thread(run_calibration, engine, engine, prompts, max_tokens=16)
         register_model(directory, describe(engine.capabilities(), profile, "test"))
     async with run_network(directory, processes, model=model) as network:
-        for name in users:
-            await network.deposit(name, "available", MONEY_MICRO, f"test/{name}")
-        for name in names:
-            await network.deposit(name, "stake", MONEY_MICRO, f"test/{name}")
+        deposits = [(name, "available") for name in users] + [(name, "stake") for name in names]
+        for name, bucket in deposits:
+            await network.deposit(name, bucket, money.get(name, MONEY_MICRO), f"test/{name}")
+        # The ledger books in the order of the record, and says so for stakes: after the last one all are booked.
+        last = network.directory.signing_key(names[-1]).participant_id
+        await wait_record(network, t.STAKE_POSTED, participant=last)
+        verifying = [process for process in processes if "verify" in process.roles]
+        await network.wait_members(name for process in verifying for name in process.identities)
         yield network
 
 

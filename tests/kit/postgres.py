@@ -47,7 +47,7 @@ class PostgresServer:
         self._count += 1
         name = f"test_{self._count}"
         with self.connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://{_USER}:{self.password}@127.0.0.1:{self.port}/{name}"
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
@@ -112,7 +112,10 @@ def find_programs() -> Path:
 
 def _find_newest(folder: Path, pattern: str) -> Path | None:
     """Return the directory of the program with the highest version in its path."""
-    found = {path: [int(number) for number in re.findall(r"\d+", str(path.relative_to(folder)))] for path in folder.glob(pattern)}
+    found = {
+        path: [int(number) for number in re.findall(r"\d+", str(path.relative_to(folder)))]
+        for path in folder.glob(pattern)
+    }
     return max(found, key=found.__getitem__).parent if found else None
 
 

@@ -48,14 +48,10 @@ class Wealth:
     locked: int = 0
 
     def __sub__(self, other: Wealth) -> Wealth:
-        return Wealth(
-            self.available - other.available, self.stake - other.stake, self.locked - other.locked
-        )
+        return Wealth(self.available - other.available, self.stake - other.stake, self.locked - other.locked)
 
     def __add__(self, other: Wealth) -> Wealth:
-        return Wealth(
-            self.available + other.available, self.stake + other.stake, self.locked + other.locked
-        )
+        return Wealth(self.available + other.available, self.stake + other.stake, self.locked + other.locked)
 
 
 @dataclass(frozen=True)
@@ -98,12 +94,6 @@ async def read_wealth(network: LocalNetwork, names: Iterable[str]) -> dict[str, 
     assert totals.held_micro == totals.deposited_micro
     found[TREASURY] = Wealth(totals.treasury_micro)
     return found
-
-
-async def wait_funded(network: LocalNetwork, last_worker: str) -> None:
-    """Wait until the ledger has booked every deposit: those of workers come last, and their stake is announced."""
-    participant = network.directory.signing_key(last_worker).participant_id
-    await wait_record(network, t.STAKE_POSTED, participant=participant)
 
 
 async def wait_record(network: LocalNetwork, topic: Topic[M], **tokens: str | bytes) -> M:
@@ -192,9 +182,7 @@ def _for_generator(changes: Changes, job: JobRecord) -> None:
     losers = [one.participant for one in job.outcome.verifiers if one.participant != job.outcome.deciding]
     assert job.outcome.deciding is not None
     changes.add(job.generator, available=compute_alpha(job.cg))
-    changes.add(
-        job.outcome.deciding, available=compute_alpha(job.cv) + len(losers) * compute_beta(job.cv)
-    )
+    changes.add(job.outcome.deciding, available=compute_alpha(job.cv) + len(losers) * compute_beta(job.cv))
     changes.add(job.user, available=-compute_alpha(job.cg) - compute_alpha(job.cv))
     for loser in losers:
         changes.add(loser, stake=-compute_beta(job.cv))

@@ -1,4 +1,4 @@
-"""The ledger against an independent model: any order of messages, redelivery and restarts conserve the money.
+"""The ledger against an independent model: any order of messages, redelivery and crashes conserve the money.
 
 The model keeps balances in dictionaries and pays by Table 1 as the paper prints it (docs/economics.md 2),
 written out again here with none of the ledger's or the rules' code. After every step: the balances agree, the
@@ -7,12 +7,14 @@ sum is what was deposited, nobody is below zero, every settled job's pool is emp
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,14 +23,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kit.jobs import Job
 from kit.ledger import LedgerHarness, Money, make_ledger
 from kit.network import make_key, make_network
+from pocache.protocol.keys import SigningKey
 from pocache.service.dispatch import Delivery
+from pocache.storage.store import get_meta
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.model import WireModel
 from pocache_ledger.tables import ACCOUNTS, HOLDS, WORLD
 
 FEE = 700
-NETWORK = make_network(rules={"lease_fee_micro": FEE, "stage_max": 3})
+UNBONDING_TICKS = 40
+NETWORK = make_network(
+    rules={"lease_fee_micro": FEE, "stage_max": 3, "unbonding_ticks": UNBONDING_TICKS},
+    audit={"window_rounds": 1, "bind_delay_ms": 0},
+    deadlines={"queue_ticks": 3, "lease_ticks": 1, "seal_ticks": 1, "opening_ticks": 1},
+)
 USERS = ("user-1", "user-2")
 WORKERS = ("worker-1", "worker-2", "worker-3", "worker-4")
 NAMES = USERS + WORKERS
@@ -99,6 +108,8 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         self.available = dict.fromkeys(NAMES, 0)
         self.stake = dict.fromkeys(NAMES, 0)
+        self.unbonding: list[tuple[int, str, int]] = []
+        self.tick = 0
         self.treasury = 0
         self.deposited = 0
         self.jobs: list[ModelJob] = []
@@ -115,7 +126,7 @@ class LedgerMachine(RuleBasedStateMachine):
         totals = self.ledger.totals()
         assert (totals.deposited_micro, totals.treasury_micro) == (self.deposited, self.treasury)
         for name in NAMES:
-            money = Money(self.available[name], self.stake[name], self.locked(name))
+            money = Money(self.available[name], self.stake[name], self.locked(name), self.unbonding_of(name))
             assert self.ledger.money(make_key(name)) == money
         self.ledger.close()
         self.directory.cleanup()
@@ -160,6 +171,49 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.tell(t.DEPOSITED, body) == "ack"
         (self.stake if is_stake else self.available)[name] += amount
         self.deposited += amount
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        is_stake=st.booleans(),
+        amount=st.integers(1, 3_000_000),
+        nonce=st.integers(0, 2**32),
+    )
+    def withdraw(self, name: str, is_stake: bool, amount: int, nonce: int) -> None:
+        """Somebody asks for money back: available at once, staked later, more than is free not at all."""
+        self.take_back(name, is_stake, amount, f"{nonce} {len(self.deliveries)}")
+
+    @precondition(lambda self: any(self.stake.values()))
+    @rule(data=st.data())
+    def withdraw_all(self, data: st.DataObject) -> None:
+        """Somebody leaves with all of its free stake."""
+        name = data.draw(st.sampled_from([name for name, stake in self.stake.items() if stake]))
+        self.take_back(name, True, self.stake[name], f"all {len(self.deliveries)}")
+
+    def take_back(self, name: str, is_stake: bool, amount: int, nonce: str) -> None:
+        """Ask for money back."""
+        money = self.stake if is_stake else self.available
+        is_worker = name in WORKERS
+        decision = self.ledger.withdraw(
+            make_key(name), "stake" if is_stake else "available", amount, nonce, is_worker=is_worker
+        )
+        assert decision.action == ("ack" if amount <= money[name] else "term")
+        if amount > money[name]:
+            return
+        assert self.ledger.last is not None
+        self.deliveries.append(self.ledger.last)
+        money[name] -= amount
+        if is_stake:
+            self.unbonding.append((self.tick + UNBONDING_TICKS, name, amount))
+        else:
+            self.deposited -= amount
+
+    @rule(count=st.integers(1, 3) | st.just(UNBONDING_TICKS))
+    def pass_rounds(self, count: int) -> None:
+        """Rounds come; what has unbonded leaves."""
+        self.ledger.pass_rounds(count)
+        self.tick += count
+        self.deposited -= sum(amount for matures, _, amount in self.unbonding if matures <= self.tick)
+        self.unbonding = [one for one in self.unbonding if one[0] > self.tick]
 
     @rule(user=st.sampled_from(USERS), prompt=st.integers(1, 20), limit=st.integers(1, 10), data=st.data())
     def admit(self, user: str, prompt: int, limit: int, data: st.DataObject) -> None:
@@ -394,7 +448,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """Any message that was handled comes again, however old."""
         delivery = data.draw(st.sampled_from(self.deliveries))
         is_moved = data.draw(st.booleans())
-        assert self.ledger.apply(replace(delivery, sequence=10**9) if is_moved else delivery).action == "ack"
+        is_refused = is_moved and delivery.subject.startswith("withdrawals.")  # a participant is told so
+        action = self.ledger.apply(replace(delivery, sequence=10**9) if is_moved else delivery).action
+        assert action == ("term" if is_refused else "ack")
 
     @precondition(has_job("settled"))
     @rule(data=st.data())
@@ -408,6 +464,47 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         topic, body = data.draw(st.sampled_from(ends))
         assert self.tell(topic, body) == "ack"
+
+    @rule(step=st.integers(1, 40), name=st.sampled_from(WORKERS), amount=st.integers(1, 1_000))
+    def crash(self, step: int, name: str, amount: int) -> None:
+        """The process dies at some statement of a batch; the bus delivers all of it again to the next one."""
+        key, reference = make_key(name), f"crash {len(self.deliveries)}"
+        bodies: tuple[tuple[t.Topic[Any], WireModel, SigningKey, str], ...] = (
+            (
+                t.DEPOSITED,
+                m.DepositV1(
+                    participant=key.participant_id, bucket="stake", amount_micro=amount, reference=reference
+                ),
+                NETWORK.keys[t.Role.OPERATOR],
+                "participant",
+            ),
+            (
+                t.WORKER_WITHDRAWAL_REQUESTED,
+                m.WithdrawalRequestV1(
+                    bucket="stake",
+                    amount_micro=amount,
+                    nonce=hashlib.sha256(reference.encode()).digest()[:16],
+                ),
+                key,
+                "worker",
+            ),
+        )
+        batch = [
+            Delivery(
+                topic.subject(**{token: key.participant_id}),
+                NETWORK.seal(signer, body),
+                "CRASH",
+                len(self.deliveries) + index,
+                self.ledger.clock_ms,
+            )
+            for index, (topic, body, signer, token) in enumerate(bodies)
+        ]
+        if self.ledger.crash(batch, step):
+            self.agrees_with_the_model()
+            assert [decision.action for decision in self.ledger.dispatcher.apply(batch)] == ["ack", "ack"]
+        self.deliveries += batch
+        self.deposited += amount
+        self.unbonding.append((self.tick + UNBONDING_TICKS, name, amount))
 
     @rule()
     def restart(self) -> None:
@@ -424,6 +521,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 sa.select(HOLDS.c.party, sa.func.sum(HOLDS.c.amount_micro)).group_by(HOLDS.c.party)
             )
             locked = {party: int(amount) for party, amount in held}
+            tick = int(get_meta(connection, "tick") or "0")
+        assert tick == self.tick
         assert all(row.balance_micro >= 0 for name, row in rows.items() if name != WORLD)
         assert sum(row.balance_micro for row in rows.values()) == 0
         for one in self.jobs:
@@ -433,7 +532,11 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (pool is not None and pool.is_closed) == (one.phase == "settled")
         for name in NAMES:
             participant = make_key(name).participant_id
-            expected_of = {participant: self.available[name], f"stake:{participant}": self.stake[name]}
+            expected_of = {
+                participant: self.available[name],
+                f"stake:{participant}": self.stake[name],
+                f"unbonding:{participant}": self.unbonding_of(name),
+            }
             for account, expected in expected_of.items():
                 assert (rows[account].balance_micro if account in rows else 0) == expected
             assert locked.get(participant, 0) == self.locked(name)
@@ -444,16 +547,35 @@ class LedgerMachine(RuleBasedStateMachine):
         """What somebody has in the pools of all jobs."""
         return sum(one.locked(name) for one in self.jobs if one.phase != "settled")
 
+    def unbonding_of(self, name: str) -> int:
+        """What somebody waits for."""
+        return sum(amount for _, owner, amount in self.unbonding if owner == name)
+
     def was_said(self, request: m.HoldRequestV1) -> bool:
         """Whether this very request was made before: it would be taken for a redelivery."""
         key = NETWORK.keys[t.Role.VERIFIER if request.purpose == "verifier_stake" else t.Role.ROUTER]
         return any(delivery.data == NETWORK.seal(key, request) for delivery in self.deliveries)
 
 
-LedgerMachine.TestCase.settings = settings(
-    max_examples=25,
-    stateful_step_count=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
+COMMON = {
+    "deadline": None,
+    "suppress_health_check": [
+        HealthCheck.too_slow,
+        HealthCheck.filter_too_much,
+        HealthCheck.data_too_large,
+    ],
+}
+LedgerMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, **COMMON)  # type: ignore[arg-type]
 TestLedgerConservesMoney = LedgerMachine.TestCase
+
+
+class SoakMachine(LedgerMachine):
+    """The same, for as long as the issue asks."""
+
+
+SoakMachine.TestCase.settings = settings(  # 1,000 runs of 50 operations
+    max_examples=1_000,
+    stateful_step_count=50,
+    **COMMON,  # type: ignore[arg-type]
+)
+TestLedgerConservesMoneyForLong = pytest.mark.timeout(0)(pytest.mark.soak(SoakMachine.TestCase))

@@ -23,6 +23,7 @@ from pocache.protocol.payoff import (
 
 USER, GENERATOR = ParticipantId("user"), ParticipantId("generator")
 
+CASES = sorted(set(Case) - {Case.ACQUITTAL, Case.CONVICTION})
 rationals = st.builds(Rational, st.integers(1, 10**6), st.integers(1, 10**6))
 costs = st.one_of(st.integers(0, 20), st.integers(0, 10**12))
 rule_sets = st.builds(UnifiedPool, rationals, rationals, st.integers(1, STAGE_COUNT_MAX))
@@ -49,7 +50,7 @@ def test_every_case_empties_the_pool(rules: UnifiedPool, cg: int, cv: int, data:
         rules.validate_costs(cg, cv)
     except PayoffError:
         assume(False)
-    case = data.draw(st.sampled_from(Case))
+    case = data.draw(st.sampled_from(CASES))
     low = {Case.NO_CHALLENGE: 0, Case.AGREE: 1, Case.CONFIRM_GENERATOR: 2, Case.CONFIRM_PRIOR: 2}.get(case, 0)
     high = {Case.NO_CHALLENGE: 0, Case.AGREE: 1}.get(case, rules.stage_max)
     assume(low <= high)

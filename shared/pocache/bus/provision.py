@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 _NANOSECONDS: Final = 1_000_000_000
 
 
+class DriftError(BusError):
+    """A stream or consumer exists with other settings than those that are wanted."""
+
+
 async def provision(
     js: JetStreamContext, streams: Sequence[StreamSpec], consumers: Sequence[ConsumerSpec]
 ) -> None:
-    """Create what is missing. Raises BusError naming every setting that differs from what exists."""
+    """Create what is missing. Raises DriftError naming every setting that differs from what exists."""
     try:
         for stream in streams:
             await _provision_stream(js, stream)
@@ -99,7 +103,7 @@ def _refuse_drift(name: str, wanted: Mapping[str, object], found: Mapping[str, o
         f"{key} is {found[key]!r}, wanted {value!r}" for key, value in wanted.items() if found[key] != value
     ]
     if drift:
-        raise BusError(f"{name} exists with other settings: {'; '.join(drift)}")
+        raise DriftError(f"{name} exists with other settings: {'; '.join(drift)}")
 
 
 def _get_stream_settings(config: api.StreamConfig) -> dict[str, object]:

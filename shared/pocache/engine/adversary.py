@@ -14,7 +14,17 @@ from dataclasses import replace
 from enum import StrEnum
 
 from pocache.engine.fake import FakeEngine
-from pocache.engine.port import Capabilities, Capture, Engine, GenerateRequest, VerifyCapture, VerifyRequest
+from pocache.engine.port import (
+    SLOT_COUNT_DEFAULT,
+    Capabilities,
+    Capture,
+    Engine,
+    GenerateRequest,
+    GenerationSession,
+    VerifyCapture,
+    VerifyRequest,
+)
+from pocache.engine.session import ChangedSession
 from pocache.protocol.challenge import compute_full_corner
 from pocache.protocol.encoding import (
     FloatFormat,
@@ -94,6 +104,10 @@ class SwappedPromptEngine:
         """Claim the honest capabilities."""
         return self._engine.capabilities()
 
+    def open_session(self, *, slot_count: int = SLOT_COUNT_DEFAULT) -> GenerationSession:
+        """Generate from prompts in which every token differs."""
+        return ChangedSession(self._engine.open_session(slot_count=slot_count), change_request=self._swap)
+
     def generate(
         self,
         request: GenerateRequest,
@@ -101,11 +115,14 @@ class SwappedPromptEngine:
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate from a prompt in which every token differs."""
+        return self._engine.generate(self._swap(request), on_step, should_stop)
+
+    def _swap(self, request: GenerateRequest) -> GenerateRequest:
         vocab_size = self._engine.capabilities().vocab_size
         swapped = tuple(
             (token + 1 + index % (vocab_size - 1)) % vocab_size for index, token in enumerate(request.prompt)
         )
-        return self._engine.generate(replace(request, prompt=swapped), on_step, should_stop)
+        return replace(request, prompt=swapped)
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyCapture]:
         """Verify honestly."""
@@ -121,6 +138,10 @@ class GarbageEngine:
     def capabilities(self) -> Capabilities:
         """Claim the honest capabilities."""
         return self._engine.capabilities()
+
+    def open_session(self, *, slot_count: int = SLOT_COUNT_DEFAULT) -> GenerationSession:
+        """Generate honestly."""
+        return self._engine.open_session(slot_count=slot_count)
 
     def generate(
         self,
@@ -159,14 +180,21 @@ class SpoofEngine:
         """Claim the honest capabilities."""
         return self._engine.capabilities()
 
+    def open_session(self, *, slot_count: int = SLOT_COUNT_DEFAULT) -> GenerationSession:
+        """Draft jobs together; each is dressed up when it ends."""
+        return ChangedSession(self._draft.open_session(slot_count=slot_count), change_capture=self._dress)
+
     def generate(
         self,
         request: GenerateRequest,
         on_step: Callable[[tuple[int, ...]], None],
         should_stop: Callable[[], bool],
     ) -> Capture:
-        """Draft, prefill with the right model, and set each gap to zero as if the token had been its best."""
-        drafted = self._draft.generate(request, on_step, should_stop)
+        """Draft one job and dress it up."""
+        return self._dress(request, self._draft.generate(request, on_step, should_stop))
+
+    def _dress(self, request: GenerateRequest, drafted: Capture) -> Capture:
+        """Prefill with the right model, and set each gap to zero as if the token had been its best."""
         corner = compute_full_corner(self.capabilities().layer_count, len(drafted.leaves))
         tokens = request.prompt + drafted.output
         [rows] = self._engine.verify(

@@ -124,8 +124,6 @@ class SlabRunner:
             capacity = compute_capacity([*held, *wanted], self._slots_max, self._kv_tokens_max)
             if capacity is not None and self._grow(*capacity, len(held) + count, max(wanted)):
                 return count
-        if not self._slots:  # it fits by its size, so the machine has less memory than the bound says
-            raise EngineError("out of memory: no room for the KV cache of a single job")
         return 0
 
     def start(self, tickets: Sequence[Ticket]) -> list[Delivery]:
@@ -163,6 +161,7 @@ class SlabRunner:
         leaves = slot.rows.encode(leaf_count, prompt_count - 1) if self._captures else [b""] * leaf_count
         return Capture(self._schema, prompt_count, output, finish_reason, leaves)
 
+    @torch.inference_mode()
     def drop(self, ticket: Ticket) -> None:
         """Give a job's slot to the last one."""
         slot: _Slot | None = ticket.state
@@ -176,13 +175,14 @@ class SlabRunner:
         index, last = self._slots.index(slot), len(self._slots) - 1
         if index != last:
             assert self._slab is not None
-            self._slab.move(last, index, self._slots[last].position + 1)
+            self._slab.move(last, index)
             self._sampler.move(last, index)
             self._sketcher.move(last, index)
             self._tokens_S[index] = self._tokens_S[last]
             self._slots[index] = self._slots[last]
         self._slots.pop()
 
+    @torch.inference_mode()
     def _grow(self, slot_count: int, token_count: int, needed_slots: int, needed_tokens: int) -> bool:
         """Make the slab hold so much; False when the machine has no memory for it and others must end first."""
         slab = self._slab

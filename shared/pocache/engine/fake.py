@@ -11,20 +11,23 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from pocache.engine.port import (
+    SLOT_COUNT_DEFAULT,
     Capabilities,
     Capture,
     GenerateRequest,
+    GenerationSession,
     VerifyCapture,
     VerifyRequest,
     restrict_to_corner,
-    verify_generate_request,
     verify_verify_request,
 )
+from pocache.engine.session import BatchSession, Delivery, Ticket, generate_alone
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import SCORE_WIDTH, FloatFormat, RowKind, RowSchema, encode_leaf
-from pocache.protocol.errors import EngineCancelledError
 from pocache.protocol.ids import ModelId
 
 VOCAB_SIZE = 259
@@ -76,38 +79,26 @@ class FakeEngine:
         """Run another model from now on, while claiming the same; a cheat, for tests and demos."""
         self._weights = _compute_weights(model_name)
 
+    def open_session(self, *, slot_count: int = SLOT_COUNT_DEFAULT) -> GenerationSession:
+        """Return a session that hashes one prefix further for each of its jobs at each step."""
+        return BatchSession(self._capabilities, _FakeRunner(self._start), slot_count=slot_count)
+
     def generate(
         self,
         request: GenerateRequest,
         on_step: Callable[[tuple[int, ...]], None],
         should_stop: Callable[[], bool],
     ) -> Capture:
-        """Generate by hashing prefixes; see the port for what the callbacks promise."""
-        verify_generate_request(self._capabilities, request)
-        schema = self._capabilities.schema
-        output: list[int] = []
-        leaves: list[bytes] = []
-        key = _compute_sketch_key(request)
-        states = self._fold_states(request.prompt)
-        state = b""
-        for position, state in enumerate(states):
-            if position < len(request.prompt) - 1:
-                leaves.append(_compute_leaf(schema, position, state, key, None))
-        while True:
-            if should_stop():
-                raise EngineCancelledError("the generation was abandoned on request")
-            if self._wait_step is not None:
-                self._wait_step()
-            token = _sample(state, request.sampling, request.seed)
-            scores = _compute_scores(state, token, request.sampling, request.seed)
-            leaves.append(_compute_leaf(schema, len(leaves), state, key, scores))
-            output.append(token)
-            on_step((token,))
-            is_stop = request.eos_stop and token == EOS_TOKEN
-            if is_stop or len(output) == request.max_tokens:
-                break
-            state = _fold_token(state, token)
-        return Capture(schema, len(request.prompt), tuple(output), "stop" if is_stop else "length", leaves)
+        """Generate one job in a session of its own; see the port for what the callbacks promise."""
+        return generate_alone(self, request, on_step, should_stop)
+
+    def _start(self, ticket: Ticket) -> _FakeJob:
+        """Return a job whose prompt is folded, but for the leaf that its first token scores."""
+        request = ticket.request
+        schema, key = self._capabilities.schema, _compute_sketch_key(request)
+        *states, state = self._fold_states(request.prompt)
+        leaves = [_compute_leaf(schema, position, one, key, None) for position, one in enumerate(states)]
+        return _FakeJob(schema, request, key, state, leaves, self._wait_step)
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyCapture]:
         """Recompute the rows of each corner from the tokens."""
@@ -132,6 +123,70 @@ class FakeEngine:
         for token in tokens:
             state = _fold_token(state, token)
             yield state
+
+
+@dataclass(slots=True)
+class _FakeJob:
+    """One job between two of its tokens."""
+
+    schema: RowSchema
+    request: GenerateRequest
+    key: bytes
+    state: bytes
+    leaves: list[bytes]
+    wait_step: Callable[[], None] | None
+    token: int | None = None
+
+    def step(self) -> int:
+        """Fold the last token, draw the next, and add the leaf that it scores."""
+        if self.wait_step is not None:
+            self.wait_step()
+        if self.token is not None:
+            self.state = _fold_token(self.state, self.token)
+        sampling, seed = self.request.sampling, self.request.seed
+        self.token = _sample(self.state, sampling, seed)
+        scores = _compute_scores(self.state, self.token, sampling, seed)
+        self.leaves.append(_compute_leaf(self.schema, len(self.leaves), self.state, self.key, scores))
+        return self.token
+
+
+class _FakeRunner:
+    """Steps each job in turn; there is no memory to be short of."""
+
+    def __init__(self, start: Callable[[Ticket], _FakeJob]) -> None:
+        self._start = start
+        self._jobs: dict[Ticket, _FakeJob] = {}
+
+    def verify_fits(self, request: GenerateRequest) -> None:
+        """Accept every job."""
+
+    def count_admissible(self, waiting: Sequence[Ticket]) -> int:
+        """Admit every job."""
+        return len(waiting)
+
+    def start(self, tickets: Sequence[Ticket]) -> list[Delivery]:
+        """Fold the prompts and draw the first tokens."""
+        self._jobs |= {ticket: self._start(ticket) for ticket in tickets}
+        return [self._step(ticket) for ticket in tickets]
+
+    def advance(self) -> list[Delivery]:
+        """Draw the next token of each job."""
+        return [self._step(ticket) for ticket in list(self._jobs)]
+
+    def finish(self, ticket: Ticket, finish_reason: Literal["stop", "length"]) -> Capture:
+        """Return the job's leaves."""
+        job, output = self._jobs[ticket], tuple(ticket.output)
+        return Capture(job.schema, len(ticket.request.prompt), output, finish_reason, job.leaves)
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a job."""
+        self._jobs.pop(ticket, None)
+
+    def _step(self, ticket: Ticket) -> Delivery:
+        try:
+            return ticket, self._jobs[ticket].step()
+        except Exception as error:  # noqa: BLE001 - what a test put into wait_step ends this job, as any failure
+            return ticket, error
 
 
 def _compute_weights(model_name: str) -> bytes:

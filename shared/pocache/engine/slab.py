@@ -47,7 +47,6 @@ class KvSlab:
         self.groups: list[Tensor] = []
         self._places: dict[int, tuple[int, int]] = {}
         for group, ((heads, width), rows) in enumerate(shape.groups()):
-            # Zeros, not garbage: masked positions are multiplied by zero, and zero times NaN is NaN.
             self.groups.append(
                 torch.zeros(len(rows), slot_count, heads, token_count, width, dtype=dtype, device=device)
             )
@@ -58,21 +57,25 @@ class KvSlab:
         (key_group, key), (value_group, value) = self._places[2 * layer], self._places[2 * layer + 1]
         return self.groups[key_group][key], self.groups[value_group][value]
 
-    def write(self, layer: int, slot: int, key_THD: Tensor, value_THD: Tensor) -> None:
-        """Write a prompt's T positions into a slot, from position 0."""
-        for states_SHTD, new_THD in zip(self.get(layer), (key_THD, value_THD), strict=True):
-            target_HTD = states_SHTD[slot, :, : new_THD.shape[0]]
-            target_HTD.copy_(new_THD.unflatten(1, (target_HTD.shape[0], -1)).transpose(0, 1))
+    def write(self, layer: int, slot: int, key_TD: Tensor, value_TD: Tensor) -> None:
+        """Write a prompt's T positions into a slot, from position 0, and zeros behind them.
+
+        Masked positions are multiplied by zero, and what a failed job left there may be NaN.
+        """
+        for states_SHTD, new_TD in zip(self.get(layer), (key_TD, value_TD), strict=True):
+            slot_HTD, count = states_SHTD[slot], len(new_TD)
+            slot_HTD[:, :count] = new_TD.unflatten(1, (slot_HTD.shape[0], -1)).transpose(0, 1)
+            slot_HTD[:, count:] = 0
 
     def gather(self, first: int, positions_B: Tensor) -> list[Tensor]:
         """Return what slots from ``first`` on hold at one position each: [B, rows, width] per group of rows."""
         slots_B = torch.arange(first, first + len(positions_B), device=positions_B.device)
         return [group[:, slots_B, :, positions_B].flatten(2) for group in self.groups]
 
-    def move(self, source: int, target: int, token_count: int) -> None:
-        """Let the first positions of slot ``source`` replace those of ``target``."""
+    def move(self, source: int, target: int) -> None:
+        """Let slot ``source`` replace ``target``, to its end: what was behind the target's tokens may be NaN."""
         for group in self.groups:
-            group[:, target, :, :token_count] = group[:, source, :, :token_count]
+            group[:, target] = group[:, source]
 
     def take_over(self, other: KvSlab, slot_count: int, token_count: int) -> None:
         """Copy the first slots of another slab of the same shape."""

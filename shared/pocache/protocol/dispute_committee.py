@@ -43,6 +43,7 @@ from pocache.protocol.dispute_committee_terms import (
     CommitteeState,
     CommitteeStep,
     Judging,
+    PairCompared,
     RecheckDrawn,
 )
 from pocache.protocol.dispute_terms import (
@@ -52,7 +53,6 @@ from pocache.protocol.dispute_terms import (
     AwaitDraw,
     ClaimSealed,
     Compare,
-    Compared,
     Deepened,
     Equivocated,
     HoldPlaced,
@@ -117,7 +117,7 @@ def advance(state: CommitteeState, event: CommitteeEvent) -> CommitteeStep:
             return _expire_seal(state, event)
         case OpeningsClosed():
             return _close_openings(state, event)
-        case Compared():
+        case PairCompared():
             return _judge(state, event)
         case Deepened():
             return CommitteeStep(replace(state, is_challenged=True))
@@ -140,6 +140,8 @@ def verify_claim(state: CommitteeState, claim: ClaimSealed) -> None:
     if state.phase is CommitteePhase.DECIDED:
         raise ExpiredError("the job is decided")
     stage = state.plan.get_stage(claim.stage)
+    if seat.is_silent:
+        raise ExpiredError(f"the time for the claim of seat {claim.stage} is over")
     if (stage, claim.retry) < (state.stage, state.retry):
         raise ExpiredError(f"stage {stage}.{claim.retry} is over; it is stage {state.stage}.{state.retry}")
     if claim.retry != state.retry:
@@ -358,15 +360,16 @@ def _compare_next(state: CommitteeState) -> CommitteeStep:
     ours, theirs = (get_party_of(state, number) for number in state.pairs[0])
     corner = compute_common_corner(ours.corner, theirs.corner)
     positions = tuple(position for position in state.positions if position <= corner.position_max)
-    return CommitteeStep(state, (Compare(ours.stage, state.retry, ours, theirs, corner, positions),))
+    return CommitteeStep(state, (Compare(state.stage, state.retry, ours, theirs, corner, positions),))
 
 
-def _judge(state: CommitteeState, event: Compared) -> CommitteeStep:
+def _judge(state: CommitteeState, event: PairCompared) -> CommitteeStep:
     """Note the verdict on the pair in line. Inconclusive never convicts: it is no mismatch, and among members no match."""
-    is_awaited = state.pairs[:1] == ((event.stage, event.against),) and event.retry == state.retry
+    awaited = (state.stage, state.retry, *state.pairs[:1])
+    is_awaited = (event.stage, event.retry, (event.ours, event.against)) == awaited
     if state.phase is not CommitteePhase.COMPARING or not is_awaited:
         return CommitteeStep(state)
-    is_match, number = event.verdict is Verdict.MATCH, event.stage
+    is_match, number = event.verdict is Verdict.MATCH, event.ours
     match state.judging:
         case Judging.AGAINST_GENERATOR:
             seats = tuple(

@@ -18,7 +18,6 @@ from pocache.protocol.dispute_terms import (
     AwaitDraw,
     ClaimSealed,
     Compare,
-    Compared,
     Decide,
     Deepened,
     Equivocated,
@@ -140,6 +139,18 @@ class RecheckDrawn:
     corner: Corner
 
 
+@dataclass(frozen=True, slots=True)
+class PairCompared:
+    """The verdict on the pair that the last `Compare` named; seats are compared again at every later stage."""
+
+    stage: int
+    """The stage's, not the seat's: a verdict of an earlier stage that comes again is told apart."""
+    retry: int
+    ours: int
+    against: int
+    verdict: Verdict
+
+
 CommitteeEvent: TypeAlias = (
     AuditOpened
     | RecheckDrawn
@@ -149,7 +160,7 @@ CommitteeEvent: TypeAlias = (
     | ClaimSealed
     | SealExpired
     | OpeningsClosed
-    | Compared
+    | PairCompared
     | Deepened
     | Equivocated
 )

@@ -13,10 +13,10 @@ from functools import cached_property
 from pocache.protocol.beacon import Chain, verify_round
 from pocache.protocol.challenge import Corner, DeterministicStream, Tag, compute_full_corner, compute_seed
 from pocache.protocol.encoding import RowSchema, unpack_tokens
-from pocache.protocol.errors import BeaconError, ReceiptError
+from pocache.protocol.errors import BeaconError
 from pocache.protocol.ids import Digest, JobId, NetworkId, ParticipantId
 from pocache.protocol.matching import Comparison
-from pocache.receipt.dossier import Dossier, Said, open_message, open_party
+from pocache.receipt.dossier import Dossier, NotShownError, Said, open_message, open_party
 from pocache.receipt.format import LogProof
 from pocache.receipt.trust import TrustRoots
 from pocache.runtime.network import Genesis, Model
@@ -41,7 +41,7 @@ class RoundBook:
         self.verified: list[int] = []
 
     def get(self, number: int) -> bytes:
-        """Return a round's randomness, its BLS signature verified. Raises BeaconError, ReceiptError."""
+        """Return a round's randomness, its BLS signature verified. Raises BeaconError, NotShownError."""
         if number not in self._randomness:
             self._randomness[number] = self._verify(number)
             self.verified.append(number)
@@ -50,7 +50,7 @@ class RoundBook:
     def _verify(self, number: int) -> bytes:
         data = self._read(number)
         if data is None:
-            raise ReceiptError(f"round {number} is not shown")
+            raise NotShownError(f"round {number} is not shown")
         body = open_message(
             data, self._network, self._genesis, (t.BEACON_ROUND,), is_canonical=self._is_canonical
         ).body

@@ -14,7 +14,6 @@ from typing import Any, Final, Generic, TypeVar
 from pocache.protocol.errors import CodecError, EnvelopeError, ReceiptError
 from pocache.protocol.ids import EnvelopeId, NetworkId, ParticipantId
 from pocache.runtime.network import Genesis
-from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.codec import encode_value
 from pocache.wire.envelope import ENVELOPE_BYTES_MAX, open_envelope, parse_envelope
@@ -51,6 +50,10 @@ _KEYS: Final[dict[Topic[Any], tuple[str, ...]]] = {
     t.PAYOUT_SETTLED: (),
 }
 """What may be said once, or once for each value of these fields."""
+
+
+class NotShownError(ReceiptError):
+    """Something that must have been said is not among what is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +162,11 @@ class Dossier:
         )
 
     def get(self, topic: Topic[M], **fields: object) -> M:
-        """Return the one message of a topic with these values. Raises ReceiptError when there is none."""
+        """Return the one message of a topic with these values. Raises NotShownError when there is none."""
         found = self.find(topic, **fields)
         if found is None:
             which = ", ".join(f"{name} {value}" for name, value in fields.items())
-            raise ReceiptError(f"no {topic.model.kind}{' with ' + which if which else ''} is shown")
+            raise NotShownError(f"no {topic.model.kind}{' with ' + which if which else ''} is shown")
         return found
 
     @property
@@ -185,7 +188,8 @@ class Dossier:
     def get_stage_rounds(self) -> dict[int, int]:
         """Return the round that draws the verifiers of each stage that was drawn or waits for its draw."""
         rounds = {one.stage: one.round_number for one in self.all(t.STAGE_BOUND)}
-        rounds |= {1: one.round_number for one in self.all(t.AUDIT_OPENED)}
+        for audit in self.all(t.AUDIT_OPENED):
+            rounds[1] = audit.round_number
         return rounds
 
     def get_needed_rounds(self) -> tuple[int, ...]:

@@ -140,6 +140,8 @@ class StepResult:
     computed: str = ""
     is_internal: bool = False
     """The step failed by a bug of this program, not by the receipt: never a pass, and to be reported."""
+    is_missing: bool = False
+    """What failed it is only that something was not said; of a job that is not over it may still be."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the step as JSON-safe values."""

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pocache.protocol.errors import PocacheError, ReceiptError
 from pocache.protocol.ids import NetworkId
 from pocache.receipt.case import Case, RoundBook
-from pocache.receipt.dossier import JOB_TOPICS, Dossier, get_order, open_message
+from pocache.receipt.dossier import JOB_TOPICS, Dossier, NotShownError, get_order, open_message
 from pocache.receipt.draws import check_audit, check_corner, check_positions, check_rounds, check_sortition
 from pocache.receipt.format import Receipt, decode_receipt
 from pocache.receipt.payment import check_payoff, check_payout
@@ -132,6 +132,7 @@ def run_step(step: Step, check: Callable[[Findings], None]) -> StepResult:
             str(error),
             stated=both[0],
             computed=both[1],
+            is_missing=isinstance(error, NotShownError),
         )
     except Exception as error:  # noqa: BLE001
         # The boundary to hostile input: what nobody thought of is a failure that says so, never a pass, never a crash.

@@ -23,6 +23,7 @@ from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
 from pocache.runtime.network import Genesis
 from pocache.service.unit import Inbound, RoundView, Service, Unit
+from pocache.storage.prepared import Prepared, savepoint
 from pocache.storage.store import APPLIED, ROUNDS, Store, get_meta, set_meta
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1, RefusalV1
@@ -33,6 +34,12 @@ POISON_DELAY_S: Final = 2.0
 FRESH_PERIODS_MAX: Final = 2
 ROUNDS_KEPT: Final = 20_000
 """Verified rounds a service remembers; a stage, window or recheck is over long before."""
+_GET_APPLIED: Final = Prepared(
+    sa.select(APPLIED.c.stream, APPLIED.c.sequence).where(APPLIED.c.envelope_id == sa.bindparam("envelope_id"))
+)
+_ADD_APPLIED: Final = Prepared(
+    sa.insert(APPLIED).values({column: sa.bindparam(column.name) for column in APPLIED.columns})
+)
 _PARTICIPANT_ROLES: Final = frozenset({Role.USER, Role.WORKER})
 _REASON_CHARS_MAX: Final = 500
 
@@ -118,7 +125,7 @@ class Dispatcher:
         unit.now_ms = self._clock_ms()
         tick = unit.tick
         try:
-            with unit.connection.begin_nested():
+            with savepoint(unit.connection):
                 self._handle(unit, delivery)
         except PocacheError as error:
             unit.tick = tick
@@ -134,9 +141,7 @@ class Dispatcher:
 
     def _handle(self, unit: Unit, delivery: Delivery) -> None:
         inbound = self._open(delivery, (*self._handlers, BEACON_ROUND))
-        seen = unit.connection.execute(
-            sa.select(APPLIED.c.stream, APPLIED.c.sequence).where(APPLIED.c.envelope_id == inbound.envelope_id)
-        ).one_or_none()
+        seen = _GET_APPLIED.first(unit.connection, envelope_id=inbound.envelope_id)
         if seen is not None:
             is_redelivery = (seen.stream, seen.sequence) == (delivery.stream, delivery.sequence)
             if not is_redelivery and inbound.topic.signer in _PARTICIPANT_ROLES:
@@ -146,10 +151,11 @@ class Dispatcher:
             self._handle_round(unit, inbound)
         else:
             self._handlers[inbound.topic](unit, inbound)
-        unit.connection.execute(
-            sa.insert(APPLIED).values(
-                envelope_id=inbound.envelope_id, stream=delivery.stream, sequence=delivery.sequence
-            )
+        _ADD_APPLIED.run(
+            unit.connection,
+            envelope_id=inbound.envelope_id,
+            stream=delivery.stream,
+            sequence=delivery.sequence,
         )
 
     def _open(self, delivery: Delivery, topics: Sequence[Topic[Any]]) -> Inbound[Any]:

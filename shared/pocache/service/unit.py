@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import sqlalchemy as sa
 
@@ -18,12 +18,19 @@ from pocache.protocol.errors import LimitError
 from pocache.protocol.ids import EnvelopeId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.storage.prepared import Prepared
 from pocache.storage.store import OUTBOX, ROUNDS
-from pocache.wire.envelope import compute_envelope_id, compute_preimage, parse_envelope, seal
+from pocache.wire.envelope import seal_identified
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Role, Topic
 
 M = TypeVar("M", bound=WireModel)
+
+_PUT: Final = Prepared(
+    sa.insert(OUTBOX).values(
+        {OUTBOX.c[name]: sa.bindparam(name) for name in ("subject", "data", "message_id")}
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +75,7 @@ class Unit:
 
     def sign(self, body: WireModel) -> tuple[bytes, EnvelopeId]:
         """Return ``body`` in an envelope of this service, and the envelope's id."""
-        data = seal(self._key, self._network, body)
-        envelope = parse_envelope(data)
-        preimage = compute_preimage(self._network, envelope.kind, envelope.payload)
-        return data, compute_envelope_id(preimage, envelope.kid)
+        return seal_identified(self._key, self._network, body)
 
     def emit(self, topic: Topic[M], body: M, **tokens: str | bytes) -> EnvelopeId:
         """Publish ``body`` once this transaction is durable. Raises LimitError when it is too large to travel."""
@@ -80,7 +84,7 @@ class Unit:
             raise LimitError(f"{topic.model.kind} of {len(data)} bytes exceeds {PAYLOAD_BYTES_MAX}")
         subject = topic.subject(**tokens)
         message_id = hashlib.sha256(subject.encode() + b"\x00" + envelope_id).hexdigest()
-        self.connection.execute(sa.insert(OUTBOX).values(subject=subject, data=data, message_id=message_id))
+        _PUT.run(self.connection, subject=subject, data=data, message_id=message_id)
         return envelope_id
 
     def get_randomness(self, round_number: int) -> bytes | None:

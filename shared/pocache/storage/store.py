@@ -48,7 +48,9 @@ OUTBOX: Final = sa.Table(
     "outbox",
     BASE_METADATA,
     # SQLite numbers rows of an INTEGER key only, and that one has 64 bits.
-    sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column(
+        "number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True
+    ),
     sa.Column("subject", sa.Text, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
     sa.Column("message_id", sa.String(64), nullable=False),
@@ -90,7 +92,9 @@ class Store:
         writer_wait_s: float | None = None,
     ) -> None:
         with ExitStack() as stack:  # what fails lets go of its lock
-            self._engine = _create_engine(stack, url, WRITER_WAIT_S if writer_wait_s is None else writer_wait_s)
+            self._engine = _create_engine(
+                stack, url, WRITER_WAIT_S if writer_wait_s is None else writer_wait_s
+            )
             try:
                 with self.begin() as connection:
                     if prepare is not None:
@@ -135,7 +139,9 @@ def set_meta(connection: sa.Connection, name: str, value: str) -> None:
     upsert(connection, META, {"name": name}, {"value": value})
 
 
-def upsert(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def upsert(
+    connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]
+) -> None:
     """Update the row of ``key`` with ``values``, or insert it."""
     condition = sa.and_(*(table.c[name] == value for name, value in key.items()))
     if values:
@@ -158,7 +164,9 @@ def _create_engine(stack: ExitStack, url: str, writer_wait_s: float) -> sa.Engin
     elif parsed.drivername == "postgresql+psycopg":
         engine = _create_postgres(parsed, writer_wait_s)
     else:
-        raise ConfigError(f"{parsed.drivername} is not supported: use sqlite:///FILE or postgresql+psycopg://HOST/NAME")
+        raise ConfigError(
+            f"{parsed.drivername} is not supported: use sqlite:///FILE or postgresql+psycopg://HOST/NAME"
+        )
     stack.callback(engine.dispose)
     return engine
 
@@ -166,10 +174,12 @@ def _create_engine(stack: ExitStack, url: str, writer_wait_s: float) -> sa.Engin
 def _lock_file(stack: ExitStack, database: str) -> None:
     """Hold the writer's lock of a SQLite file until ``stack`` closes; the kernel lets it go with its process."""
     try:
-        file = stack.enter_context(open(f"{database}.writer", "ab"))  # noqa: PTH123 - a URL's database is no Path
+        file = stack.enter_context(open(f"{database}.writer", "ab"))  # noqa: PTH123, SIM115 - the stack closes it
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ConfigError(f"another process writes to {database}: stop it first, a database has one writer") from None
+        raise ConfigError(
+            f"another process writes to {database}: stop it first, a database has one writer"
+        ) from None
     except OSError as error:
         raise ConfigError(f"cannot open the database {database}: {error}") from error
 
@@ -230,6 +240,8 @@ def _configure_writer(dbapi_connection: Any, shown: str, writer_wait_s: float) -
         except Exception as error:
             if getattr(error, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
                 raise
-            raise ConfigError(f"another process writes to {shown}: stop it first, a database has one writer") from error
+            raise ConfigError(
+                f"another process writes to {shown}: stop it first, a database has one writer"
+            ) from error
         cursor.execute("SET lock_timeout = 0")
     dbapi_connection.autocommit = False

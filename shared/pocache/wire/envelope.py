@@ -59,10 +59,16 @@ class OpenedEnvelope(Generic[M]):
 
 def seal(key: SigningKey, network: NetworkId, model: WireModel) -> bytes:
     """Return the signed envelope of ``model`` as bytes."""
+    return seal_identified(key, network, model)[0]
+
+
+def seal_identified(key: SigningKey, network: NetworkId, model: WireModel) -> tuple[bytes, EnvelopeId]:
+    """Return the signed envelope of ``model``, and its id."""
     payload = encode(model)
-    signature = key.sign(compute_preimage(network, model.kind, payload))
-    fields = {"kind": model.kind, "payload": payload, "kid": key.participant_id, "sig": signature}
-    return encode_value(fields, bytes_max=ENVELOPE_BYTES_MAX)
+    preimage = compute_preimage(network, model.kind, payload)
+    fields = {"kind": model.kind, "payload": payload, "kid": key.participant_id, "sig": key.sign(preimage)}
+    data = encode_value(fields, bytes_max=ENVELOPE_BYTES_MAX)
+    return data, compute_envelope_id(preimage, key.participant_id)
 
 
 def open_envelope(

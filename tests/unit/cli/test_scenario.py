@@ -99,7 +99,12 @@ class Stage:
 
 
 def write_job(
-    record: Record, job_id: JobId, generator: str, case: str, slashed: Sequence[str], signer: str | None = None
+    record: Record,
+    job_id: JobId,
+    generator: str,
+    case: str,
+    slashed: Sequence[str],
+    signer: str | None = None,
 ) -> None:
     """Write a commitment, an audit and a payout."""
     who = record.participant(generator)
@@ -233,7 +238,9 @@ class Refusing:
         ({"closed_pools_micro": 4}, "pools"),
     ],
 )
-async def test_money_that_does_not_add_up_is_a_problem(stage: Stage, changes: dict[str, Any], name: str) -> None:
+async def test_money_that_does_not_add_up_is_a_problem(
+    stage: Stage, changes: dict[str, Any], name: str
+) -> None:
     stage.record.totals = SOUND.model_copy(update=changes)
     report = await stage.report()
     [problem] = report.problems

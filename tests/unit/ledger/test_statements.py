@@ -153,9 +153,13 @@ def test_a_journal_cut_before_a_checkpoint_is_found(ledger: LedgerHarness) -> No
     """A copy of the checkpoint is enough, as the record has it."""
     entries = grow(ledger)
     with ledger.store.begin() as connection:
-        head = connection.execute(sa.select(OPERATIONS.c.entry_hash).where(OPERATIONS.c.number == entries)).scalar_one()
+        head = connection.execute(
+            sa.select(OPERATIONS.c.entry_hash).where(OPERATIONS.c.number == entries)
+        ).scalar_one()
         assert verify_journal(connection, {entries: head}) == entries == get_entry_count(connection)
-        with pytest.raises(LedgerError, match=f"ends at entry {entries}, a checkpoint was made at entry {entries + 1}"):
+        with pytest.raises(
+            LedgerError, match=f"ends at entry {entries}, a checkpoint was made at entry {entries + 1}"
+        ):
             verify_journal(connection, {entries + 1: head})
 
 
@@ -166,8 +170,14 @@ def test_a_checkpoint_of_another_does_not_count(ledger: LedgerHarness) -> None:
     body = m.JournalCheckpointV1(entries=CHECKPOINT_ENTRIES, head=bytes(32), at_ms=0)
     forged = ledger.network.seal(USER, body)
     with ledger.store.begin() as connection:
-        rows = connection.execute(sa.select(JOURNAL_CHECKPOINTS).order_by(JOURNAL_CHECKPOINTS.c.entries)).all()
-    for envelope, reason in ((forged, "another's"), (rows[1].envelope, "another's"), (b"", "does not verify")):
+        rows = connection.execute(
+            sa.select(JOURNAL_CHECKPOINTS).order_by(JOURNAL_CHECKPOINTS.c.entries)
+        ).all()
+    for envelope, reason in (
+        (forged, "another's"),
+        (rows[1].envelope, "another's"),
+        (b"", "does not verify"),
+    ):
         with ledger.store.begin() as connection:
             connection.execute(
                 sa.update(JOURNAL_CHECKPOINTS)

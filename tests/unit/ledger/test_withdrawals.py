@@ -46,12 +46,19 @@ def ledger(short: Network) -> Iterator[LedgerHarness]:
     harness.close()
 
 
-def deliver_fields(ledger: LedgerHarness, topic: t.Topic[Any], fields: dict[str, object], **tokens: str) -> Decision:
+def deliver_fields(
+    ledger: LedgerHarness, topic: t.Topic[Any], fields: dict[str, object], **tokens: str
+) -> Decision:
     """Deliver a well signed body that no model of ours would make."""
     key = WORKER if topic.signer is t.Role.WORKER else ledger.network.keys[topic.signer]
     payload = encode_value(fields, bytes_max=10_000)
     preimage = compute_preimage(ledger.network.network_id, topic.model.kind, payload)
-    envelope = {"kind": topic.model.kind, "payload": payload, "kid": key.participant_id, "sig": key.sign(preimage)}
+    envelope = {
+        "kind": topic.model.kind,
+        "payload": payload,
+        "kid": key.participant_id,
+        "sig": key.sign(preimage),
+    }
     return ledger.deliver_data(topic, encode_value(envelope, bytes_max=ENVELOPE_BYTES_MAX), **tokens)
 
 
@@ -253,7 +260,9 @@ def test_amounts_that_are_none_are_refused(ledger: LedgerHarness, amount: object
 
 def test_a_float_does_not_even_decode(ledger: LedgerHarness) -> None:
     """A map {bucket, amount_micro: 0.5, nonce} in msgpack: the codec has no floats."""
-    payload = b"\x83\xa6bucket\xa5stake\xacamount_micro\xcb\x3f\xe0" + bytes(6) + b"\xa5nonce\xc4\x10" + bytes(16)
+    payload = (
+        b"\x83\xa6bucket\xa5stake\xacamount_micro\xcb\x3f\xe0" + bytes(6) + b"\xa5nonce\xc4\x10" + bytes(16)
+    )
     topic = t.WORKER_WITHDRAWAL_REQUESTED
     preimage = compute_preimage(ledger.network.network_id, topic.model.kind, payload)
     envelope = {

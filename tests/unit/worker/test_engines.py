@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from kit.engines import build_request, build_verification
 from kit.network import make_key
 from kit.worker import CONTEXT_TOKENS_MAX, MODEL_NAME, build_fake_engine, make_worker_network
 from pocache.engine.fake import FakeEngine
-from pocache.engine.port import Engine, VerifyCapture, VerifyRequest
+from pocache.engine.port import Capture, Engine, VerifyCapture, VerifyRequest
 from pocache.protocol.challenge import compute_full_corner
 from pocache.protocol.errors import ConfigError, EngineCancelledError, EngineError, PromptError
 from pocache.wire import messages as m
@@ -146,6 +147,81 @@ async def test_closing_ends_a_generation_at_its_next_token(open_host: Open) -> N
         await host.generate("w", build_request(), close, lambda: False)
     assert len(host_closed) == 1
     assert host.is_aborted
+
+
+async def test_identities_decode_together_and_a_verification_waits_for_a_step_alone() -> None:
+    """What comes while the first job's first token is computed joins behind that token, not behind the job."""
+    gate, held, loop, order = threading.Event(), asyncio.Event(), asyncio.get_running_loop(), list[str]()
+
+    class Noting(FakeEngine):
+        def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyCapture]:
+            order.append("verified")
+            return super().verify(requests)
+
+    def wait_step() -> None:
+        loop.call_soon_threadsafe(held.set)
+        assert gate.wait(30)
+
+    def start(name: str) -> asyncio.Task[Capture]:
+        request = build_request(job=name, max_tokens=3)
+        return asyncio.create_task(host.generate(name, request, lambda _: order.append(name), lambda: False))
+
+    engine = Noting(MODEL_NAME, context_tokens_max=CONTEXT_TOKENS_MAX, wait_step=wait_step)
+    host = EngineHost(lambda: engine, NETWORK.models, {"a": HONEST, "b": HONEST})
+    try:
+        await host.load()
+        first = start("a")
+        await held.wait()
+        second = start("b")
+        verifying = asyncio.create_task(host.verify("a", [make_verification()]))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(first, second, verifying)
+    finally:
+        gate.set()
+        host.close()
+    assert order == ["a", "verified", "a", "b", "a", "b", "b"]
+
+
+async def test_a_job_whose_waiter_is_gone_stops(open_host: Open) -> None:
+    counted, loop, started, gate = list[int](), asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def on_step(tokens: tuple[int, ...]) -> None:
+        counted.extend(tokens)
+        loop.call_soon_threadsafe(started.set)
+        assert gate.wait(30)
+
+    host = open_host(build_fake_engine())
+    await host.load()
+    waiter = asyncio.create_task(host.generate("w", build_request(max_tokens=50), on_step, lambda: False))
+    await started.wait()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    gate.set()
+    await host.generate("w", build_request(max_tokens=50), lambda _tokens: None, lambda: False)
+    assert len(counted) == 1
+
+
+async def test_what_is_queued_when_the_host_closes_ends_with_it(open_host: Open) -> None:
+    gate, loop, held = threading.Event(), asyncio.get_running_loop(), asyncio.Event()
+
+    def wait_step() -> None:
+        loop.call_soon_threadsafe(held.set)
+        gate.wait(30)
+
+    host = open_host(FakeEngine(MODEL_NAME, context_tokens_max=CONTEXT_TOKENS_MAX, wait_step=wait_step))
+    await host.load()
+    jobs = [asyncio.create_task(host.generate("w", build_request(), lambda _tokens: None, lambda: False))]
+    await held.wait()
+    jobs.append(asyncio.create_task(host.generate("w", build_request(), lambda _tokens: None, lambda: False)))
+    verification = asyncio.create_task(host.verify("w", [make_verification()]))
+    await asyncio.sleep(0)
+    host.close()
+    gate.set()
+    for waiting in (*jobs, verification):
+        with pytest.raises(EngineCancelledError):
+            await waiting
 
 
 async def test_cheats_get_engines_of_their_own_and_the_honest_weights_stay_honest() -> None:

@@ -26,7 +26,12 @@ def _create_service_tables() -> None:
     )
     op.create_table(
         "outbox",
-        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+        sa.Column(
+            "number",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            primary_key=True,
+            autoincrement=True,
+        ),
         sa.Column("subject", sa.Text, nullable=False),
         sa.Column("data", sa.LargeBinary, nullable=False),
         sa.Column("message_id", sa.String(64), nullable=False),
@@ -99,7 +104,9 @@ def _create_jobs() -> None:
         sa.Column("verification_micro", sa.BigInteger),
         sa.Column("settled_as", sa.String(32)),
         sa.CheckConstraint("phase IN ('open', 'committed', 'settled')", name="jobs_phase"),
-        sa.CheckConstraint("phase <> 'committed' OR generator IS NOT NULL", name="jobs_committed_by_somebody"),
+        sa.CheckConstraint(
+            "phase <> 'committed' OR generator IS NOT NULL", name="jobs_committed_by_somebody"
+        ),
         sa.CheckConstraint("(phase = 'settled') = (settled_as IS NOT NULL)", name="jobs_settled_by_a_case"),
         comment="What the ledger must know of a job to hold and settle its money.",
     )
@@ -112,7 +119,9 @@ def _create_jobs() -> None:
         sa.Column("party", sa.String(56), nullable=False, index=True),
         sa.Column("amount_micro", sa.BigInteger, nullable=False),
         sa.Column("is_held", sa.Boolean, nullable=False),
-        sa.CheckConstraint("purpose IN ('escrow', 'generator_stake', 'verifier_stake')", name="holds_purpose"),
+        sa.CheckConstraint(
+            "purpose IN ('escrow', 'generator_stake', 'verifier_stake')", name="holds_purpose"
+        ),
         sa.CheckConstraint("amount_micro >= 0", name="holds_never_negative"),
         sa.CheckConstraint("is_held OR amount_micro = 0", name="holds_ended_empty"),
         comment="Whose money lies in a job's pool; the held amounts of a job are its pool's balance.",

@@ -1,0 +1,163 @@
+"""A network's directory, divided for a deployment: what everybody may read, and for each process its own keys.
+
+Owns the names that a deployment's manifests refer to: the Secrets, their keys, and where a process finds both in its own
+network directory. The operator's and the users' keys are never part of it: they stay with whom they belong to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pocache.bus.permissions import NatsUser, render_authorization
+from pocache.protocol.errors import ConfigError
+from pocache.protocol.ids import ParticipantId
+from pocache.runtime.network import NetworkDirectory, read_secret, write_secret
+from pocache.service.provisioning import Party
+from pocache.wire.topics import Role
+from pocache_cli.bootstrap import DEADLETTERS, PROVISIONER, load_parties, read_roles
+
+PARTICIPANTS_FILE: Final = "participants.json"
+"""Who takes part, in public: the provisioner makes consumers for workers whose keys it never sees."""
+GENESIS_FILE: Final = "genesis.json"
+NAME_START: Final = "pocache-"
+NETWORK_FOLDER, MODELS_FOLDER, SECRETS_FOLDER, KEYS_FOLDER = "network", "models", "secrets", "keys"
+AUTH_FILE: Final = "auth.conf"
+
+_SUFFIXES: Final[Mapping[str, str]] = {
+    "signing.seed": "keys/{name}.seed",
+    "transport.seed": "transport/{name}.seed",
+    "bls.hex": "secrets/beacon-bls.hex",
+    "share.hex": "secrets/{name}-share.hex",
+}
+"""How a key is called in a Secret, behind the name of its owner, and where it lies in the network directory."""
+_NUMBERED: Final = re.compile(r"-[1-9][0-9]*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written where."""
+
+    folder: Path
+    secrets: Mapping[str, tuple[str, ...]]
+
+
+def load_participants(directory: NetworkDirectory) -> tuple[Party, ...]:
+    """Return everybody of a network, from its public list where there is one, else from the keys. Raises ConfigError."""
+    file = directory.path / PARTICIPANTS_FILE
+    if not file.exists():
+        return load_parties(directory)
+    try:
+        return tuple(
+            Party(name, Role(one["role"]), ParticipantId(one["participant"]), str(one["transport"]))
+            for name, one in json.loads(file.read_bytes()).items()
+        )
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is not a list of participants: {error}") from error
+
+
+def plan_secrets(directory: NetworkDirectory) -> dict[str, dict[str, Path]]:
+    """Return the Secrets of a deployment: for each its keys, and the file that each is read from.
+
+    One for each process; workers that are numbered share the one of their name, because one set of Pods runs them.
+    """
+    plan: dict[str, dict[str, Path]] = {}
+    for name, role in read_roles(directory).items():
+        if role in (Role.OPERATOR, Role.USER):
+            continue
+        group = _NUMBERED.sub("", name) if role is Role.WORKER else name
+        plan.setdefault(NAME_START + group, {}).update(_list_keys(directory, name, role))
+    for name in (PROVISIONER, DEADLETTERS):
+        plan[NAME_START + name] = _list_keys(directory, name, None)
+    return plan
+
+
+def export_network(directory: NetworkDirectory, out: Path) -> Exported:
+    """Write a deployment's files into an empty folder: ``network``, ``models``, and ``secrets`` with one folder each.
+
+    Raises ConfigError when the folder has something in it.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty: keys are not written over others")
+    models = directory.load_models()
+    parties = load_parties(directory)
+    for name in (NETWORK_FOLDER, MODELS_FOLDER):
+        (out / name).mkdir(parents=True)
+    (out / NETWORK_FOLDER / GENESIS_FILE).write_bytes(directory.genesis.canonical_json())
+    listed = {
+        party.name: {
+            "role": party.role.value,
+            "participant": party.participant,
+            "transport": party.transport_public,
+        }
+        for party in parties
+    }
+    (out / NETWORK_FOLDER / PARTICIPANTS_FILE).write_text(
+        json.dumps(listed, indent=1) + "\n", encoding="ascii"
+    )
+    for model_id, model in models.items():
+        (out / MODELS_FOLDER / f"{model_id.hex()}.entry").write_bytes(model.envelope)
+    secrets = plan_secrets(directory)
+    for secret, keys in secrets.items():
+        for key, file in keys.items():
+            write_secret(out / SECRETS_FOLDER / secret / key, read_secret(file))
+    return Exported(out, {secret: tuple(keys) for secret, keys in secrets.items()})
+
+
+def install_network(given: Path, directory: NetworkDirectory, name: str) -> tuple[str, ...]:
+    """Make one process's network directory of what was mounted for it, and return the files of its own keys.
+
+    ``given`` holds ``network``, ``models`` and ``keys``. Mounted Secrets are readable by a group, and a key that others
+    can read is refused: so each is copied to a file of the process's own. Raises ConfigError naming what is missing.
+    """
+    for source, target in ((NETWORK_FOLDER, ""), (MODELS_FOLDER, "models")):
+        folder = directory.path / target
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (given / source).is_dir():
+            raise ConfigError(f"{given / source} is not there: mount the network's {source} files")
+        for file in sorted(one for one in (given / source).iterdir() if one.is_file()):
+            shutil.copyfile(file, folder / file.name)
+    installed = []
+    for suffix, target in _SUFFIXES.items():
+        file = given / KEYS_FOLDER / f"{name}.{suffix}"
+        if file.is_file():
+            installed.append(_install_key(file, directory.path / target.format(name=name)))
+    if not (given / KEYS_FOLDER / f"{name}.transport.seed").is_file():
+        raise ConfigError(
+            f"no {name}.transport.seed in {given / KEYS_FOLDER}: the Secret lacks it, or POCACHE_NAME is wrong"
+        )
+    return tuple(installed)
+
+
+def render_helm_values(users: tuple[NatsUser, ...]) -> dict[str, object]:
+    """Return values for the NATS chart that let in these users: an included file beside ``nats.conf``."""
+    return {
+        "config": {"merge": {"pocache$include": f"./{AUTH_FILE}"}},
+        "configMap": {"merge": {"data": {AUTH_FILE: render_authorization(users)}}},
+    }
+
+
+def _list_keys(directory: NetworkDirectory, name: str, role: Role | None) -> dict[str, Path]:
+    found = {}
+    for suffix, target in _SUFFIXES.items():
+        file = directory.path / target.format(name=name)
+        is_wanted = suffix == "transport.seed" or (suffix == "signing.seed" and role is not None)
+        is_beacon_key = role is Role.BEACON and suffix in ("bls.hex", "share.hex") and file.exists()
+        if is_wanted or is_beacon_key:
+            found[f"{name}.{suffix}"] = file
+    return found
+
+
+def _install_key(source: Path, target: Path) -> str:
+    try:
+        text = source.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the key {source}: {error}") from error
+    target.unlink(missing_ok=True)  # of the start before
+    write_secret(target, text)
+    return str(target)

@@ -1,0 +1,182 @@
+"""``pocache keys``: making a network's keys, and handing each process of a deployment its own.
+
+What is secret is written to files that only their owner can read, and never printed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pocache_cli.failure import exit_on_error
+
+_NETWORK_DIR = click.option(
+    "--network-dir",
+    envvar="POCACHE_NETWORK_DIR",
+    default=".pocache/network",
+    show_default=True,
+    help="The network directory.",
+)
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group()
+def keys() -> None:
+    """Make a network's keys, and divide them for a deployment."""
+
+
+@keys.command()
+@_NETWORK_DIR
+@click.option("--name", required=True, help="What the network is called.")
+@click.option("--user", "users", multiple=True, required=True, help="A user's name; repeat for more.")
+@click.option("--worker", "workers", multiple=True, required=True, help="A worker's name; repeat for more.")
+@click.option(
+    "--period-s", type=click.IntRange(1, 86_400), default=3, show_default=True, help="Seconds between rounds."
+)
+@click.option(
+    "--sections",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds.",
+)
+@_AS_JSON
+def create(
+    *,
+    network_dir: str,
+    name: str,
+    users: tuple[str, ...],
+    workers: tuple[str, ...],
+    period_s: int,
+    sections: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a new network: its genesis and everybody's keys, in an empty directory."""
+    with exit_on_error("keys create", as_json=as_json):
+        from pocache.protocol.errors import ConfigError
+        from pocache_cli.bootstrap import NetworkPlan, create_network, read_roles
+
+        path = Path(network_dir).absolute()
+        if (path / "genesis.json").exists():
+            raise ConfigError(f"{path} has a network already: choose another directory")
+        try:
+            directory = create_network(
+                path, NetworkPlan(name, users, workers, sections=_read_sections(sections), period_s=period_s)
+            )
+        except ValueError as error:
+            raise ConfigError(f"not a genesis: {error}") from error
+        roles = {one: role.value for one, role in read_roles(directory).items()}
+        network_id = directory.genesis.network_id.hex()
+    if as_json:
+        click.echo(json.dumps({"network_dir": str(path), "network_id": network_id, "participants": roles}))
+    else:
+        click.echo(f"network  {network_id}\nkeys     {path}\nmembers  {', '.join(roles)}")
+
+
+@keys.command("register-model")
+@click.argument("description", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@_NETWORK_DIR
+@_AS_JSON
+def register(*, description: Path, network_dir: str, as_json: bool) -> None:
+    """Sign a model's entry with the operator's key, from what `pocache calibrate --out` has written."""
+    with exit_on_error("keys register-model", as_json=as_json):
+        from pocache.protocol.errors import ConfigError
+        from pocache.runtime.network import NetworkDirectory
+        from pocache_cli.bootstrap import register_model
+
+        try:
+            entry = register_model(
+                NetworkDirectory(Path(network_dir).absolute()), json.loads(description.read_bytes())
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{description} does not describe a model: {error!r}") from error
+    consumer = f"generate-{entry.model_id.hex()}"
+    if as_json:
+        click.echo(json.dumps({"model_id": entry.model_id.hex(), "name": entry.name, "consumer": consumer}))
+    else:
+        click.echo(f"model     {entry.name}  {entry.model_id.hex()}\nconsumer  {consumer}")
+
+
+@keys.command()
+@_NETWORK_DIR
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="An empty folder."
+)
+@_AS_JSON
+def export(*, network_dir: str, out: Path, as_json: bool) -> None:
+    """Divide a network for a deployment: public files, and one folder of keys for each Secret.
+
+    The operator's and the users' keys stay here.
+    """
+    with exit_on_error("keys export", as_json=as_json):
+        from pocache.runtime.network import NetworkDirectory
+        from pocache_cli.deployment import export_network
+
+        done = export_network(NetworkDirectory(Path(network_dir).absolute()), out)
+    if as_json:
+        click.echo(json.dumps({"folder": str(done.folder), "secrets": done.secrets}))
+        return
+    click.echo(f"written to {done.folder}")
+    for secret, names in done.secrets.items():
+        click.echo(f"  secrets/{secret}: {', '.join(names)}")
+
+
+@keys.command()
+@click.argument("given", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@_NETWORK_DIR
+@click.option("--name", envvar="POCACHE_NAME", required=True, help="Whose keys (also POCACHE_NAME).")
+@_AS_JSON
+def install(*, given: Path, network_dir: str, name: str, as_json: bool) -> None:
+    """Make a process's network directory of the files mounted under GIVEN: network, models and keys."""
+    with exit_on_error("keys install", as_json=as_json):
+        from pocache.runtime.network import NetworkDirectory
+        from pocache_cli.deployment import install_network
+
+        files = install_network(given, NetworkDirectory(Path(network_dir).absolute()), name)
+    click.echo(json.dumps({"keys": files}) if as_json else "\n".join(files))
+
+
+@keys.command("nats-config")
+@_NETWORK_DIR
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["conf", "helm"]),
+    default="conf",
+    show_default=True,
+    help="The server's own authorization block, or values for the NATS chart (JSON, which is YAML).",
+)
+@_AS_JSON
+def nats_config(*, network_dir: str, form: str, as_json: bool) -> None:
+    """Print what the NATS server must know: everybody's public key and what each may say and hear."""
+    with exit_on_error("keys nats-config", as_json=as_json):
+        from pocache.bus.permissions import render_authorization
+        from pocache.runtime.network import NetworkDirectory
+        from pocache_cli.bootstrap import compute_users, load_parties
+        from pocache_cli.deployment import render_helm_values
+
+        directory = NetworkDirectory(Path(network_dir).absolute())
+        users = compute_users(directory, load_parties(directory), directory.load_models())
+        authorization = render_authorization(users)
+        values = render_helm_values(users)
+    if as_json:
+        names = [user.name for user in users]
+        click.echo(json.dumps({"users": names, "authorization": authorization, "helm_values": values}))
+    else:
+        click.echo(authorization if form == "conf" else json.dumps(values, indent=1), nl=form == "helm")
+
+
+def _read_sections(file: Path | None) -> dict[str, Any]:
+    from pocache.protocol.errors import ConfigError
+
+    if file is None:
+        return {}
+    try:
+        sections = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from error
+    allowed = ("rules", "audit", "deadlines", "bounds")
+    if not isinstance(sections, dict) or not set(sections) <= set(allowed):
+        raise ConfigError(f"{file} may have the sections {', '.join(allowed)}, and nothing else")
+    return sections

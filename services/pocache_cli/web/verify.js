@@ -1,0 +1,2113 @@
+/**
+ * Proof of Cache: a second verifier of receipts, for browsers and Node 20, written against docs/protocol.md.
+ *
+ * Owns its own reading of every byte: JSON, msgpack, base32, Merkle proofs, leaves, draws, the exact comparison, the
+ * dispute, the payoffs. SHA-256, HMAC and Ed25519 are Web Crypto's. The BLS pairing is a step of its own, R8.pairing: it
+ * runs where `@noble/curves` can be had (options.bls12_381, or an import), and is `not-checked` where it cannot.
+ * Refuses what the Python verifier refuses, at the same step. Not covered, and said in docs/protocol.md 14.4: whether
+ * the tokens are the model's where nobody audited.
+ *
+ *   verifyReceipt(bytesOrText, trustRoots, options) -> Promise<{valid, complete, failed, jobId, networkId, case, steps}>
+ *   node verify.js RECEIPT --trust FILE [--json] [--curves MODULE]      exit 0 valid, 1 not, 2 the question is not one
+ *
+ * `valid`: no step failed. `complete`: besides, everything that applies could be checked. Amounts, times and rounds are
+ * BigInt throughout; a Number never holds what may pass 2^53.
+ */
+
+// --- limits (docs/protocol.md 12.1) ------------------------------------------------------------------------------
+
+const LIMITS = Object.freeze({
+  PAYLOAD_BYTES_MAX: 1_000_000,
+  ENVELOPE_BYTES_MAX: 1_000_512,
+  CARRIED_BYTES_MAX: 998_000,
+  CODEC_DEPTH_MAX: 8,
+  CODEC_ITEMS_MAX: 65_536,
+  TEXT_CHARS_MAX: 4_096,
+  PROMPT_TOKENS_MAX: 65_536,
+  OUTPUT_TOKENS_MAX: 32_768,
+  LEAF_COUNT_MAX: 98_304,
+  LAYER_COUNT_MAX: 512,
+  ROW_WIDTH_MAX: 65_536,
+  LEAF_BYTES_MAX: 800_000,
+  SAMPLE_COUNT_MAX: 256,
+  STAGE_COUNT_MAX: 16,
+  ATTEMPT_COUNT_MAX: 16,
+  OPENING_PARTS_MAX: 256,
+  MULTIPROOF_DIGESTS_MAX: 8_192,
+  MEMBERS_MAX: 4_096,
+  MODELS_PER_MEMBER_MAX: 64,
+  BEACON_MEMBERS_MAX: 64,
+  RECEIPT_BYTES_MAX: 64_000_000,
+  RECEIPT_TEXT_BYTES_MAX: 90_000_000,
+  RECEIPT_ENVELOPES_MAX: 16_384,
+  PROOF_DIGESTS_MAX: 128,
+  GENESIS_BYTES_MAX: 65_536,
+  TRUST_BYTES_MAX: 262_144,
+  MICRO_MAX: 2n ** 63n - 1n,
+  TIME_MS_MAX: 2n ** 53n,
+  ROUND_MAX: 2n ** 63n - 1n,
+});
+
+const INT64_MIN = -(2n ** 63n);
+const INT64_MAX = 2n ** 63n - 1n;
+const UINT64_MAX = 2n ** 64n - 1n;
+
+/** What was read or computed does not hold. Anything else that is thrown is a bug of this file, never a pass. */
+export class Refusal extends Error {}
+
+/** The user's own trust file is not one. */
+export class TrustError extends Error {}
+
+function refuse(message) {
+  throw new Refusal(message);
+}
+
+function invariant(condition, message) {
+  if (!condition) throw new Error(`cannot be: ${message}`);
+}
+
+function verifyRange(name, value, low, high) {
+  invariant(typeof value === typeof low && typeof value === typeof high, `${name}: numbers of two kinds`);
+  if (value < low || value > high) refuse(`${name} must be in ${low} … ${high}, not ${value}`);
+}
+
+// --- bytes -------------------------------------------------------------------------------------------------------
+
+const UTF8 = new TextEncoder();
+const EMPTY = new Uint8Array(0);
+
+function decodeUtf8(data) {
+  try {
+    // ignoreBOM keeps the mark: it is part of the text that was signed.
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(data);
+  } catch {
+    return refuse("not UTF-8");
+  }
+}
+
+function concat(...parts) {
+  const result = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    result.set(part, at);
+    at += part.length;
+  }
+  return result;
+}
+
+function compareBytes(one, other) {
+  const shared = Math.min(one.length, other.length);
+  for (let at = 0; at < shared; at += 1) if (one[at] !== other[at]) return one[at] - other[at];
+  return one.length - other.length;
+}
+
+const sameBytes = (one, other) => one.length === other.length && compareBytes(one, other) === 0;
+
+const HEX_BYTE = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
+
+export function toHex(data) {
+  let text = "";
+  for (const byte of data) text += HEX_BYTE[byte];
+  return text;
+}
+
+export function fromHex(text) {
+  if (typeof text !== "string" || !/^(?:[0-9a-f]{2})*$/.test(text)) refuse("hexadecimal digits are expected");
+  return Uint8Array.from({ length: text.length / 2 }, (_, at) => parseInt(text.slice(2 * at, 2 * at + 2), 16));
+}
+
+/** An unsigned integer, big-endian, of that many bytes. */
+function toUint(value, size) {
+  const result = new Uint8Array(size);
+  let left = BigInt(value);
+  invariant(left >= 0n && left < 1n << BigInt(8 * size), `${value} does not fit ${size} bytes`);
+  for (let at = size - 1; at >= 0; at -= 1) {
+    result[at] = Number(left & 0xffn);
+    left >>= 8n;
+  }
+  return result;
+}
+
+const toInt64 = (value) => toUint(BigInt.asUintN(64, BigInt(value)), 8);
+
+const bigFromLittle = (data) => BigInt(`0x0${toHex(data.slice().reverse())}`);
+
+/** Each part behind its length as u32 big-endian (1.1.1). */
+function lp(...parts) {
+  return concat(...parts.flatMap((part) => [toUint(part.length, 4), part]));
+}
+
+const ascii = (text) => UTF8.encode(text);
+
+/** Text order by code points, which is that of the UTF-8 bytes; JavaScript's own is by UTF-16 units. */
+const compareText = (one, other) => compareBytes(UTF8.encode(one), UTF8.encode(other));
+
+function countCodePoints(text) {
+  let count = 0;
+  for (const _ of text) count += 1;
+  return count;
+}
+
+/** Floor division: towards minus infinity, as the protocol's ⌊ ⌋. */
+function floorDiv(numerator, denominator) {
+  const quotient = numerator / denominator;
+  return numerator % denominator !== 0n && numerator < 0n !== denominator < 0n ? quotient - 1n : quotient;
+}
+
+const bigMax = (one, other) => (one > other ? one : other);
+const sum = (values) => values.reduce((total, value) => total + value, 0n);
+
+async function sha256(...parts) {
+  return new Uint8Array(await globalThis.crypto.subtle.digest("SHA-256", parts.length === 1 ? parts[0] : concat(...parts)));
+}
+
+async function hmacSha256(key, data) {
+  const algorithm = { name: "HMAC", hash: "SHA-256" };
+  const imported = await globalThis.crypto.subtle.importKey("raw", key, algorithm, false, ["sign"]);
+  return new Uint8Array(await globalThis.crypto.subtle.sign("HMAC", imported, data));
+}
+
+// --- SHAKE256 (FIPS 202) -----------------------------------------------------------------------------------------
+
+const SHAKE256_RATE = 136;
+
+/** Round constants and rotations by FIPS 202's own rules (3.2.2, 3.2.5), rather than by copied tables. */
+const KECCAK = (() => {
+  const rounds = [];
+  let register = 1;
+  for (let round = 0; round < 24; round += 1) {
+    let constant = 0n;
+    for (let j = 0; j < 7; j += 1) {
+      if (register & 1) constant |= 1n << BigInt((1 << j) - 1);
+      register = register << 1 ^ (register & 0x80 ? 0x171 : 0);
+    }
+    rounds.push([Number(constant & 0xffffffffn) | 0, Number(constant >> 32n) | 0]);
+  }
+  const steps = [];
+  let [x, y] = [1, 0];
+  for (let t = 0; t < 24; t += 1) {
+    const [nextX, nextY] = [y, (2 * x + 3 * y) % 5];
+    steps.push([x + 5 * y, (((t + 1) * (t + 2)) / 2) % 64]);
+    [x, y] = [nextX, nextY];
+  }
+  // pi moves lane (x, y) to (y, 2x + 3y): the walk above visits them in that order.
+  return { rounds, steps };
+})();
+
+function keccakPermute(state) {
+  const column = new Int32Array(10);
+  for (const [constantLow, constantHigh] of KECCAK.rounds) {
+    for (let x = 0; x < 10; x += 1) {
+      column[x] = state[x] ^ state[x + 10] ^ state[x + 20] ^ state[x + 30] ^ state[x + 40];
+    }
+    for (let x = 0; x < 5; x += 1) {
+      const left = 2 * ((x + 4) % 5);
+      const right = 2 * ((x + 1) % 5);
+      const low = column[left] ^ (column[right] << 1 | column[right + 1] >>> 31);
+      const high = column[left + 1] ^ (column[right + 1] << 1 | column[right] >>> 31);
+      for (let y = 0; y < 50; y += 10) {
+        state[2 * x + y] ^= low;
+        state[2 * x + y + 1] ^= high;
+      }
+    }
+    const first = KECCAK.steps[0][0];
+    let [low, high] = [state[2 * first], state[2 * first + 1]];
+    for (let t = 0; t < 24; t += 1) {
+      const target = 2 * KECCAK.steps[(t + 1) % 24][0];
+      const rotation = KECCAK.steps[t][1];
+      const [nextLow, nextHigh] = [state[target], state[target + 1]];
+      if (rotation >= 32) [low, high] = [high, low];
+      const shift = rotation % 32;
+      state[target] = shift ? low << shift | high >>> (32 - shift) : low;
+      state[target + 1] = shift ? high << shift | low >>> (32 - shift) : high;
+      [low, high] = [nextLow, nextHigh];
+    }
+    for (let y = 0; y < 50; y += 10) {
+      const row = state.slice(y, y + 10);
+      for (let x = 0; x < 10; x += 1) state[y + x] = row[x] ^ (~row[(x + 2) % 10] & row[(x + 4) % 10]);
+    }
+    state[0] ^= constantLow;
+    state[1] ^= constantHigh;
+  }
+}
+
+/** SHAKE256 of a message shorter than one block, squeezed block by block. */
+class Shake256 {
+  constructor(message) {
+    invariant(message.length < SHAKE256_RATE, "only seeds are absorbed");
+    const block = new Uint8Array(SHAKE256_RATE);
+    block.set(message);
+    block[message.length] ^= 0x1f;
+    block[SHAKE256_RATE - 1] ^= 0x80;
+    this.state = new Int32Array(50);
+    const words = new DataView(block.buffer);
+    for (let at = 0; at < SHAKE256_RATE / 4; at += 1) this.state[at] = words.getInt32(4 * at, true);
+  }
+
+  nextBlock() {
+    keccakPermute(this.state);
+    const block = new Uint8Array(SHAKE256_RATE);
+    const words = new DataView(block.buffer);
+    for (let at = 0; at < SHAKE256_RATE / 4; at += 1) words.setInt32(4 * at, this.state[at], true);
+    return words;
+  }
+}
+
+// --- Ed25519 keys and signatures (1.3) ---------------------------------------------------------------------------
+
+const FIELD = 2n ** 255n - 19n;
+const GROUP = 2n ** 252n + 27742317777372353535851937790883648493n;
+const EDWARDS_D = 37095705934669439343138083508754565189542113879843219016388785533085940283555n;
+const ROOT_OF_MINUS_1 = 19681161376707505956807079304988542015446066515923890162744021073123829784752n;
+
+const mod = (value) => ((value % FIELD) + FIELD) % FIELD;
+
+function power(base, exponent) {
+  let [result, square, left] = [1n, mod(base), exponent];
+  while (left) {
+    if (left & 1n) result = (result * square) % FIELD;
+    square = (square * square) % FIELD;
+    left >>= 1n;
+  }
+  return result;
+}
+
+/** Addition on the twisted Edwards curve in extended coordinates; complete, so that it doubles too. */
+function addPoints([x1, y1, z1, t1], [x2, y2, z2, t2]) {
+  const a = mod((y1 - x1) * (y2 - x2));
+  const b = mod((y1 + x1) * (y2 + x2));
+  const c = mod(2n * EDWARDS_D * t1 * t2);
+  const d = mod(2n * z1 * z2);
+  const [e, f, g, h] = [b - a, d - c, d + c, b + a];
+  return [mod(e * f), mod(g * h), mod(f * g), mod(e * h)];
+}
+
+function multiplyPoint(point, scalar) {
+  let [result, double, left] = [[0n, 1n, 1n, 0n], point, scalar];
+  while (left) {
+    if (left & 1n) result = addPoints(result, double);
+    double = addPoints(double, double);
+    left >>= 1n;
+  }
+  return result;
+}
+
+const isIdentity = ([x, y, z]) => x === 0n && y === z;
+
+/** Whether 32 bytes are the canonical spelling of a point of prime order, not the identity. */
+function isPrimeOrderPoint(data) {
+  const encoded = bigFromLittle(data);
+  const y = encoded & (2n ** 255n - 1n);
+  if (y >= FIELD) return false;
+  const [u, v] = [mod(y * y - 1n), mod(EDWARDS_D * y * y + 1n)];
+  let x = mod(u * power(v, 3n) * power(u * power(v, 7n), (FIELD - 5n) / 8n));
+  const check = mod(v * x * x);
+  if (check !== u) {
+    if (check !== mod(-u)) return false;
+    x = mod(x * ROOT_OF_MINUS_1);
+  }
+  const sign = encoded >> 255n;
+  if (x === 0n && sign) return false;
+  if ((x & 1n) !== sign) x = mod(-x);
+  const point = [x, y, 1n, mod(x * y)];
+  return !isIdentity(point) && isIdentity(multiplyPoint(point, GROUP));
+}
+
+/** y of the points whose order divides 8, and their second spellings; libsodium refuses them as R (1.3.4). */
+const SMALL_ORDER_Y = new Set([
+  0n,
+  1n,
+  FIELD - 1n,
+  FIELD,
+  FIELD + 1n,
+  bigFromLittle(fromHex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")),
+  bigFromLittle(fromHex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")),
+]);
+
+function crc16(data) {
+  let crc = 0;
+  for (const byte of data) {
+    crc ^= byte << 8;
+    for (let bit = 0; bit < 8; bit += 1) crc = crc & 0x8000 ? (crc << 1 ^ 0x1021) & 0xffff : crc << 1;
+  }
+  return crc;
+}
+
+const BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+const PREFIX_USER = 20 << 3;
+const KEYS_KEPT_MAX = 4_096;
+const decodedKeys = new Map();
+
+/** The 32 bytes of a participant id (1.3.1), or a refusal; one key has one spelling. */
+export function decodeParticipant(text) {
+  if (typeof text !== "string" || text.length !== 56) refuse("a participant id has 56 characters");
+  const known = decodedKeys.get(text);
+  if (known) return known;
+  const data = new Uint8Array(35);
+  let [bits, count, at] = [0, 0, 0];
+  for (const character of text) {
+    const value = BASE32.indexOf(character);
+    if (value < 0) refuse("a participant id is base32 in capitals");
+    bits = (bits << 5 | value) & 0xfff;
+    count += 5;
+    if (count >= 8) {
+      count -= 8;
+      data[at] = bits >> count & 0xff;
+      at += 1;
+    }
+  }
+  const crc = crc16(data.subarray(0, 33));
+  if (data[33] !== (crc & 0xff) || data[34] !== crc >> 8) refuse("the participant id's checksum is wrong");
+  if (data[0] !== PREFIX_USER) refuse("not a user key: a participant id starts with U");
+  const key = data.slice(1, 33);
+  if (!isPrimeOrderPoint(key)) refuse("not a public key: not a canonical point of prime order");
+  if (decodedKeys.size >= KEYS_KEPT_MAX) decodedKeys.clear();
+  decodedKeys.set(text, key);
+  return key;
+}
+
+export async function verifySignature(participant, message, signature) {
+  const key = decodeParticipant(participant);
+  if (signature.length !== 64) refuse(`a signature has 64 bytes, not ${signature.length}`);
+  const commitment = bigFromLittle(signature.subarray(0, 32)) & (2n ** 255n - 1n);
+  const isCanonical = bigFromLittle(signature.subarray(32)) < GROUP && !SMALL_ORDER_Y.has(commitment);
+  if (!isCanonical || !(await verifyByWebCrypto(key, signature, message))) {
+    refuse(`the signature is not ${participant}'s over this message`);
+  }
+}
+
+async function verifyByWebCrypto(key, signature, message) {
+  const imported = await globalThis.crypto.subtle.importKey("raw", key, { name: "Ed25519" }, false, ["verify"]);
+  return globalThis.crypto.subtle.verify({ name: "Ed25519" }, imported, signature, message);
+}
+
+// --- JSON, read one way only -------------------------------------------------------------------------------------
+
+const ESCAPES = { '"': '"', "\\": "\\", "/": "/", b: "\b", f: "\f", n: "\n", r: "\r", t: "\t" };
+
+/** Stands where a number is not an integer; no field accepts it. */
+class NotInteger {}
+
+/**
+ * Objects as Map, integers as BigInt. Refused: depth, a key given twice, floats, integers outside 64 bits, all that is
+ * no JSON. `isLenient` is for the model entry's own two documents, which Python reads by its plain reader: the last of
+ * two equal keys counts, and a float is refused by the field that it stands in.
+ */
+class JsonReader {
+  constructor(text, { isLenient = false } = {}) {
+    this.text = text;
+    this.at = 0;
+    this.isLenient = isLenient;
+  }
+
+  read() {
+    const value = this.value(1);
+    this.skipSpace();
+    if (this.at !== this.text.length) this.fail("something follows the value");
+    return value;
+  }
+
+  fail(what) {
+    refuse(`not JSON: ${what} at character ${this.at}`);
+  }
+
+  skipSpace() {
+    while (this.at < this.text.length && " \t\n\r".includes(this.text[this.at])) this.at += 1;
+  }
+
+  value(depth) {
+    this.skipSpace();
+    const first = this.text[this.at];
+    if (first === "{" || first === "[") {
+      if (depth > LIMITS.CODEC_DEPTH_MAX) refuse(`nested deeper than ${LIMITS.CODEC_DEPTH_MAX}`);
+      this.at += 1;
+      return first === "{" ? this.object(depth) : this.array(depth);
+    }
+    if (first === '"') return this.string();
+    for (const [word, value] of [["true", true], ["false", false], ["null", null]]) {
+      if (this.text.startsWith(word, this.at)) {
+        this.at += word.length;
+        return value;
+      }
+    }
+    return this.number();
+  }
+
+  object(depth) {
+    const result = new Map();
+    this.skipSpace();
+    if (this.take("}")) return result;
+    do {
+      this.skipSpace();
+      if (this.text[this.at] !== '"') this.fail("a key is expected");
+      const key = this.string();
+      this.skipSpace();
+      if (!this.take(":")) this.fail("a colon is expected");
+      const value = this.value(depth + 1);
+      if (result.has(key) && !this.isLenient) refuse("a key is given twice");
+      result.set(key, value);
+      this.skipSpace();
+    } while (this.take(","));
+    if (!this.take("}")) this.fail("the end of an object is expected");
+    return result;
+  }
+
+  array(depth) {
+    const result = [];
+    this.skipSpace();
+    if (this.take("]")) return result;
+    do {
+      result.push(this.value(depth + 1));
+      this.skipSpace();
+    } while (this.take(","));
+    if (!this.take("]")) this.fail("the end of a list is expected");
+    return result;
+  }
+
+  take(character) {
+    if (this.text[this.at] !== character) return false;
+    this.at += 1;
+    return true;
+  }
+
+  string() {
+    const plain = /[^"\\\u0000-\u001f]*/y;
+    let result = "";
+    this.at += 1;
+    for (;;) {
+      plain.lastIndex = this.at;
+      result += plain.exec(this.text)[0];
+      this.at = plain.lastIndex;
+      if (this.take('"')) return result;
+      if (!this.take("\\")) this.fail("a text that does not end, or a control character in it,");
+      const escape = this.text[this.at];
+      if (escape === "u") {
+        const digits = this.text.slice(this.at + 1, this.at + 5);
+        if (!/^[0-9a-fA-F]{4}$/.test(digits)) this.fail("four hexadecimal digits are expected");
+        result += String.fromCharCode(parseInt(digits, 16));
+        this.at += 5;
+      } else {
+        if (!Object.hasOwn(ESCAPES, escape ?? "")) this.fail("an unknown escape");
+        result += ESCAPES[escape];
+        this.at += 1;
+      }
+    }
+  }
+
+  number() {
+    const pattern = /-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?/y;
+    pattern.lastIndex = this.at;
+    const found = pattern.exec(this.text);
+    if (!found) return this.constant();
+    this.at = pattern.lastIndex;
+    if (found[1] !== undefined || found[2] !== undefined) return this.notInteger();
+    // Before it is converted: a million digits take seconds.
+    const number = found[0].length <= 20 ? BigInt(found[0]) : UINT64_MAX + 1n;
+    if (number < INT64_MIN || number > UINT64_MAX) {
+      return this.isLenient ? new NotInteger() : refuse("an integer outside 64 bits");
+    }
+    return number;
+  }
+
+  constant() {
+    for (const word of ["NaN", "Infinity", "-Infinity"]) {
+      if (this.text.startsWith(word, this.at)) {
+        this.at += word.length;
+        return this.notInteger();
+      }
+    }
+    return this.fail("a value is expected");
+  }
+
+  notInteger() {
+    return this.isLenient ? new NotInteger() : refuse("a number that is not an integer");
+  }
+}
+
+export function readJson(data, bytesMax) {
+  if (data.length > bytesMax) refuse(`${data.length} bytes of JSON exceed ${bytesMax}`);
+  return new JsonReader(decodeUtf8(data)).read();
+}
+
+function readModelJson(data) {
+  const isMarked = data.length >= 3 && data[0] === 0xef && data[1] === 0xbb && data[2] === 0xbf;
+  return new JsonReader(decodeUtf8(isMarked ? data.subarray(3) : data), { isLenient: true }).read();
+}
+
+// --- msgpack (2.4) -----------------------------------------------------------------------------------------------
+
+class MsgpackReader {
+  constructor(data) {
+    this.data = data;
+    this.view = new DataView(data.buffer, data.byteOffset, data.byteLength);
+    this.at = 0;
+    this.mapEntries = 0;
+  }
+
+  read() {
+    const value = this.value(1);
+    if (this.at !== this.data.length) refuse("malformed msgpack: bytes after the end");
+    return value;
+  }
+
+  take(size) {
+    if (this.at + size > this.data.length) refuse("malformed msgpack: it ends too early");
+    this.at += size;
+    return this.at - size;
+  }
+
+  uint(size) {
+    const at = this.take(size);
+    if (size === 1) return this.view.getUint8(at);
+    return size === 2 ? this.view.getUint16(at) : this.view.getUint32(at);
+  }
+
+  value(depth) {
+    const head = this.uint(1);
+    if (head <= 0x7f) return BigInt(head);
+    if (head <= 0x8f) return this.map(head & 0x0f, depth);
+    if (head <= 0x9f) return this.array(head & 0x0f, depth);
+    if (head <= 0xbf) return this.text(head & 0x1f);
+    if (head >= 0xe0) return BigInt(head - 256);
+    switch (head) {
+      case 0xc0:
+        return null;
+      case 0xc2:
+        return false;
+      case 0xc3:
+        return true;
+      case 0xc4:
+      case 0xc5:
+      case 0xc6:
+        return this.bytes(this.uint(1 << (head - 0xc4)));
+      case 0xcc:
+      case 0xcd:
+      case 0xce:
+        return BigInt(this.uint(1 << (head - 0xcc)));
+      case 0xcf:
+        return this.view.getBigUint64(this.take(8));
+      case 0xd0:
+        return BigInt(this.view.getInt8(this.take(1)));
+      case 0xd1:
+        return BigInt(this.view.getInt16(this.take(2)));
+      case 0xd2:
+        return BigInt(this.view.getInt32(this.take(4)));
+      case 0xd3:
+        return this.view.getBigInt64(this.take(8));
+      case 0xd9:
+      case 0xda:
+      case 0xdb:
+        return this.text(this.uint(1 << (head - 0xd9)));
+      case 0xdc:
+      case 0xdd:
+        return this.array(this.uint(head === 0xdc ? 2 : 4), depth);
+      case 0xde:
+      case 0xdf:
+        return this.map(this.uint(head === 0xde ? 2 : 4), depth);
+      default:
+        return refuse("malformed msgpack: a float, an extension, or no type at all");
+    }
+  }
+
+  bytes(size) {
+    const at = this.take(size);
+    return this.data.slice(at, at + size);
+  }
+
+  text(size) {
+    const at = this.take(size);
+    return decodeUtf8(this.data.subarray(at, at + size));
+  }
+
+  enter(count, depth) {
+    if (depth > LIMITS.CODEC_DEPTH_MAX) refuse(`nested deeper than ${LIMITS.CODEC_DEPTH_MAX}`);
+    if (count > LIMITS.CODEC_ITEMS_MAX) refuse(`${count} items exceed ${LIMITS.CODEC_ITEMS_MAX}`);
+  }
+
+  array(count, depth) {
+    this.enter(count, depth);
+    const result = [];
+    for (let index = 0; index < count; index += 1) result.push(this.value(depth + 1));
+    return result;
+  }
+
+  map(count, depth) {
+    this.enter(count, depth);
+    this.mapEntries += 1 + count;
+    if (this.mapEntries > LIMITS.CODEC_ITEMS_MAX) refuse(`more than ${LIMITS.CODEC_ITEMS_MAX} map entries`);
+    const result = new Map();
+    for (let index = 0; index < count; index += 1) {
+      const key = this.value(depth + 1);
+      if (typeof key !== "string") refuse("map key is not text");
+      if (result.has(key)) refuse("map key given twice");
+      result.set(key, this.value(depth + 1));
+    }
+    return result;
+  }
+}
+
+export function decodeMsgpack(data, bytesMax) {
+  if (data.length > bytesMax) refuse(`message of ${data.length} bytes exceeds ${bytesMax}`);
+  return new MsgpackReader(data).read();
+}
+
+function packHead(count, [fixBase, fixMax], [code8, code16, code32]) {
+  if (count <= fixMax) return Uint8Array.of(fixBase | count);
+  if (code8 !== null && count <= 0xff) return Uint8Array.of(code8, count);
+  if (count <= 0xffff) return concat(Uint8Array.of(code16), toUint(count, 2));
+  return concat(Uint8Array.of(code32), toUint(count, 4));
+}
+
+/** The one canonical msgpack of maps, lists, texts, bytes and nil: what a receipt and an envelope are made of. */
+function encodeMsgpack(value) {
+  const parts = [];
+  const put = (item) => {
+    if (item === null) parts.push(Uint8Array.of(0xc0));
+    else if (item instanceof Uint8Array) parts.push(packHead(item.length, [0, -1], [0xc4, 0xc5, 0xc6]), item);
+    else if (typeof item === "string") {
+      const text = UTF8.encode(item);
+      parts.push(packHead(text.length, [0xa0, 31], [0xd9, 0xda, 0xdb]), text);
+    } else if (Array.isArray(item)) {
+      parts.push(packHead(item.length, [0x90, 15], [null, 0xdc, 0xdd]));
+      item.forEach(put);
+    } else {
+      const entries = Object.entries(item);
+      parts.push(packHead(entries.length, [0x80, 15], [null, 0xde, 0xdf]));
+      for (const [key, one] of entries) {
+        put(key);
+        put(one);
+      }
+    }
+  };
+  put(value);
+  return concat(...parts);
+}
+
+// --- messages (11.6): closed, strict, no conversion ---------------------------------------------------------------
+
+const expect = (condition, what) => condition || refuse(`${what} is expected`);
+
+const field = {
+  bytes: (low, high) => (value) => {
+    expect(value instanceof Uint8Array && value.length >= low && value.length <= high, `${low} … ${high} bytes`);
+    return value;
+  },
+  text: (low, high) => (value) => {
+    expect(typeof value === "string", "a text");
+    const count = countCodePoints(value);
+    expect(count >= low && count <= high, `a text of ${low} … ${high} characters`);
+    return value;
+  },
+  pattern: (pattern) => (value) => {
+    expect(typeof value === "string" && pattern.test(value), `a text like ${pattern.source}`);
+    return value;
+  },
+  /** An integer that a Number holds exactly. */
+  small: (low, high) => (value) => {
+    invariant(high <= Number.MAX_SAFE_INTEGER, "too large for a Number");
+    expect(typeof value === "bigint" && value >= BigInt(low) && value <= BigInt(high), `an integer ${low} … ${high}`);
+    return Number(value);
+  },
+  /** An integer that stays a BigInt. */
+  big: (low, high) => (value) => {
+    expect(typeof value === "bigint" && value >= BigInt(low) && value <= BigInt(high), `an integer ${low} … ${high}`);
+    return value;
+  },
+  bool: (value) => {
+    expect(typeof value === "boolean", "true or false");
+    return value;
+  },
+  oneOf: (...values) => (value) => {
+    expect(values.includes(value), `one of ${values.join(", ")}`);
+    return value;
+  },
+  list: (item, low, high) => (value) => {
+    expect(Array.isArray(value) && value.length >= low && value.length <= high, `a list of ${low} … ${high}`);
+    return value.map((one) => item(one));
+  },
+  optional: (item) => (value) => (value === null ? null : item(value)),
+  /** A map of exactly these fields; one given as [reader, default] may be missing. */
+  map: (shape) => (value) => {
+    expect(value instanceof Map, "a map of fields");
+    for (const key of value.keys()) expect(Object.hasOwn(shape, key), "no field but the known ones");
+    const result = {};
+    for (const [name, spec] of Object.entries(shape)) {
+      const [read, ...standard] = Array.isArray(spec) ? spec : [spec];
+      expect(value.has(name) || standard.length > 0, `a field ${name}`);
+      try {
+        result[name] = value.has(name) ? read(value.get(name)) : standard[0];
+      } catch (error) {
+        if (error instanceof Refusal) refuse(`${name}: ${error.message}`);
+        throw error;
+      }
+    }
+    return result;
+  },
+};
+
+const L = LIMITS;
+const digest32 = field.bytes(32, 32);
+const salt16 = field.bytes(16, 16);
+const participant = field.pattern(/^U[A-Z2-7]{55}$/);
+const micro = field.big(0n, L.MICRO_MAX);
+const timeMs = field.big(0n, L.TIME_MS_MAX);
+const roundNumber = field.big(1n, L.ROUND_MAX);
+const count53 = field.big(0n, L.TIME_MS_MAX);
+const q16 = field.big(INT64_MIN, UINT64_MAX);
+const attempt = field.small(1, L.ATTEMPT_COUNT_MAX);
+const stage = field.small(1, L.STAGE_COUNT_MAX);
+const stageOrNone = field.small(0, L.STAGE_COUNT_MAX);
+const retry = field.small(0, 1);
+const leafCount = field.small(1, L.LEAF_COUNT_MAX);
+const publication = [field.small(1, 2 ** 31), 1];
+const shortText = field.text(0, L.TEXT_CHARS_MAX);
+const codeText = field.text(0, 64);
+const carried = field.bytes(0, L.CARRIED_BYTES_MAX);
+const packedPositions = field.bytes(4, 4 * L.SAMPLE_COUNT_MAX);
+const purpose = field.oneOf("escrow", "generator_stake", "verifier_stake");
+
+const sampling = field.map({
+  temperature_micro: [field.small(0, 100_000_000), 0],
+  top_k: [field.small(0, 1_000_000), 0],
+  top_p_micro: [field.small(1, 1_000_000), 1_000_000],
+});
+
+const corner = field.map({
+  layer_max: field.small(0, L.LAYER_COUNT_MAX - 1),
+  position_max: field.small(0, L.LEAF_COUNT_MAX - 1),
+  full_depth: field.bool,
+});
+
+const ENDINGS = ["agree", "confirm_generator", "confirm_prior", "void", "no_opening", "equivocation"];
+const jobAttempt = { job_id: digest32, attempt };
+
+const MESSAGES = {
+  "submission.v1": {
+    model_id: digest32,
+    prompt: field.bytes(0, 4 * L.PROMPT_TOKENS_MAX),
+    token_count_max: field.small(1, L.OUTPUT_TOKENS_MAX),
+    sampling,
+    seed: [field.optional(digest32), null],
+    eos_stop: [field.bool, true],
+    salt: salt16,
+    created_ms: timeMs,
+    expires_ms: timeMs,
+  },
+  "challenge-request.v1": { ...jobAttempt },
+  "job-admitted.v1": {
+    job_id: digest32,
+    user: participant,
+    submission: carried,
+    generation_max_micro: micro,
+    verification_max_micro: micro,
+  },
+  "lease.v1": {
+    ...jobAttempt,
+    generator: participant,
+    user: participant,
+    model_id: digest32,
+    prompt_hash: digest32,
+    prompt_count: field.small(1, L.PROMPT_TOKENS_MAX),
+    token_count_max: field.small(1, L.OUTPUT_TOKENS_MAX),
+    sampling,
+    eos_stop: field.bool,
+    seed: digest32,
+    salt: salt16,
+    schema_digest: digest32,
+    profile_set: digest32,
+    granted_ms: timeMs,
+    deadline_ms: timeMs,
+  },
+  "attempt-charged.v1": { ...jobAttempt, generator: participant },
+  "job-abandoned.v1": { job_id: digest32, reason: shortText },
+  "epoch.v1": { number: roundNumber, key_hash: digest32, previous_key: field.optional(digest32) },
+  "result.v1": {
+    ...jobAttempt,
+    lease: carried,
+    output: field.bytes(4, 4 * L.OUTPUT_TOKENS_MAX),
+    finish_reason: field.oneOf("stop", "length"),
+    leaf_count: leafCount,
+    root: digest32,
+    binding: digest32,
+    stack: shortText,
+    latest_round: field.big(0n, L.ROUND_MAX),
+  },
+  "opening.v1": {
+    ...jobAttempt,
+    stage,
+    retry,
+    part: field.small(0, L.OPENING_PARTS_MAX - 1),
+    part_count: field.small(1, L.OPENING_PARTS_MAX),
+    positions: packedPositions,
+    leaves: field.list(field.bytes(0, L.PAYLOAD_BYTES_MAX), 1, L.SAMPLE_COUNT_MAX),
+    proof: field.bytes(0, 32 * L.MULTIPROOF_DIGESTS_MAX),
+  },
+  "commitment-recorded.v1": {
+    ...jobAttempt,
+    generator: participant,
+    result: carried,
+    log_index: count53,
+    received_ms: timeMs,
+    recorded_ms: timeMs,
+    audit_round: roundNumber,
+    window_close_round: roundNumber,
+  },
+  "checkpoint.v1": { size: count53, root: digest32, at_ms: timeMs },
+  "attempt-closed.v1": { ...jobAttempt },
+  "audit-opened.v1": {
+    ...jobAttempt,
+    reason: field.oneOf("lottery", "challenge"),
+    round_number: roundNumber,
+    randomness: digest32,
+    corner,
+    challenge: [field.optional(carried), null],
+  },
+  "commitment-rebound.v1": {
+    ...jobAttempt,
+    missed_round: roundNumber,
+    rebound_ms: timeMs,
+    audit_round: roundNumber,
+    window_close_round: roundNumber,
+  },
+  "audit-deepened.v1": { ...jobAttempt, challenge: carried },
+  "window-closed.v1": { ...jobAttempt },
+  "equivocation.v1": {
+    ...jobAttempt,
+    generator: participant,
+    first_envelope_id: digest32,
+    second_envelope_id: digest32,
+  },
+  "evidence.v1": { ...jobAttempt, result: carried },
+  "opening-accepted.v1": { ...jobAttempt, stage, retry, participant, opening: carried },
+  "openings-closed.v1": {
+    ...jobAttempt,
+    stage,
+    retry,
+    round_number: roundNumber,
+    positions: packedPositions,
+    opened: field.list(participant, 0, L.STAGE_COUNT_MAX + 1),
+    missing: field.list(participant, 0, L.STAGE_COUNT_MAX + 1),
+  },
+  "snapshot.v1": {
+    number: count53,
+    members: field.list(
+      field.map({
+        participant,
+        stake_micro: field.big(1n, L.MICRO_MAX),
+        model_ids: field.list(digest32, 0, L.MODELS_PER_MEMBER_MAX),
+      }),
+      0,
+      L.MEMBERS_MAX,
+    ),
+    taken_ms: timeMs,
+  },
+  "stage-bound.v1": { ...jobAttempt, stage, ended_ms: timeMs, round_number: roundNumber },
+  "verifier-drawn.v1": {
+    ...jobAttempt,
+    stage,
+    round_number: roundNumber,
+    snapshot: count53,
+    place: field.small(0, L.MEMBERS_MAX - 1),
+    participant,
+  },
+  "claim-sealed.v1": {
+    ...jobAttempt,
+    stage,
+    retry,
+    corner,
+    leaf_count: leafCount,
+    root: digest32,
+    stack: shortText,
+  },
+  "stage-sealed.v1": {
+    ...jobAttempt,
+    stage,
+    retry,
+    corner,
+    parties: field.list(
+      field.map({
+        participant,
+        stage: stageOrNone,
+        root: digest32,
+        leaf_count: leafCount,
+        corner,
+        claim: [field.optional(carried), null],
+      }),
+      2,
+      L.STAGE_COUNT_MAX + 1,
+    ),
+    sample_count: field.small(1, L.SAMPLE_COUNT_MAX),
+    sealed_ms: timeMs,
+  },
+  "outcome.v1": {
+    ...jobAttempt,
+    case: field.oneOf(...ENDINGS),
+    stage: stageOrNone,
+    corner,
+    verifiers: field.list(field.map({ participant, stage, opened: field.bool }), 0, L.STAGE_COUNT_MAX),
+    deciding: field.optional(participant),
+    prior: field.optional(participant),
+    comparisons: field.list(
+      field.map({
+        stage,
+        retry,
+        left: participant,
+        right: participant,
+        verdict: field.oneOf("match", "mismatch", "inconclusive"),
+        mean_q16: q16,
+        peak_q16: q16,
+        mean_match_max_q16: q16,
+        peak_match_max_q16: q16,
+        mean_mismatch_min_q16: q16,
+        peak_mismatch_min_q16: q16,
+        distance_peak_q16: q16,
+        row_count: count53,
+      }),
+      0,
+      L.STAGE_COUNT_MAX ** 2,
+    ),
+    reason: shortText,
+  },
+  "hold-request.v1": {
+    purpose,
+    ...jobAttempt,
+    stage: [stageOrNone, 0],
+    party: participant,
+    amount_micro: micro,
+    publication,
+  },
+  "hold-placed.v1": {
+    purpose,
+    ...jobAttempt,
+    stage: stageOrNone,
+    party: participant,
+    amount_micro: micro,
+    publication,
+  },
+  "hold-refused.v1": {
+    purpose,
+    ...jobAttempt,
+    stage: stageOrNone,
+    party: participant,
+    code: codeText,
+    reason: shortText,
+    publication,
+  },
+  "payout-settled.v1": {
+    job_id: digest32,
+    attempt: field.small(0, L.ATTEMPT_COUNT_MAX),
+    case: field.oneOf("no_challenge", ...ENDINGS, "refunded"),
+    stage: stageOrNone,
+    pool_micro: micro,
+    generation_micro: micro,
+    verification_micro: micro,
+    lines: field.list(
+      field.map({ account: codeText, amount_micro: micro, held_micro: micro }),
+      0,
+      4 + 2 * L.STAGE_COUNT_MAX,
+    ),
+    slashed: field.list(participant, 0, 1 + L.STAGE_COUNT_MAX),
+  },
+  "beacon-round.v1": {
+    chain_hash: digest32,
+    round_number: roundNumber,
+    signature: field.bytes(48, 96),
+    previous_signature: [field.bytes(0, 96), EMPTY],
+  },
+  "model-entry.v1": {
+    model_id: digest32,
+    name: field.text(1, 128),
+    vocab_size: field.small(2, 2 ** 31),
+    context_tokens_max: field.small(2, L.LEAF_COUNT_MAX),
+    eos_tokens: field.list(field.big(INT64_MIN, UINT64_MAX), 0, 64),
+    layer_count: field.small(1, L.LAYER_COUNT_MAX),
+    stack: shortText,
+    row_schema: field.bytes(0, 4_096),
+    profile: field.bytes(0, 400_000),
+    prompt_token_micro: micro,
+    output_token_micro: micro,
+    verify_token_micro: micro,
+  },
+};
+
+const READERS = Object.fromEntries(Object.entries(MESSAGES).map(([kind, shape]) => [kind, field.map(shape)]));
+
+// --- envelopes (2) -----------------------------------------------------------------------------------------------
+
+const ENVELOPE_DOMAIN = concat(Uint8Array.of(0xff), ascii("pocache/v1"));
+
+function parseEnvelope(data) {
+  const value = decodeMsgpack(data, L.ENVELOPE_BYTES_MAX);
+  const names = value instanceof Map ? [...value.keys()].sort().join() : "";
+  if (names !== "kid,kind,payload,sig") refuse("an envelope has exactly the fields kind, payload, kid and sig");
+  const [kind, payload, kid, sig] = ["kind", "payload", "kid", "sig"].map((name) => value.get(name));
+  expect(typeof kind === "string" && /^[\x21-\x7e]{1,64}$/.test(kind), "a kind that is a name of at most 64 characters");
+  expect(payload instanceof Uint8Array && payload.length <= L.PAYLOAD_BYTES_MAX, "a payload of bytes");
+  expect(typeof kid === "string" && /^[\x00-\x7f]{56}$/.test(kid), "a kid that is a participant's key");
+  expect(sig instanceof Uint8Array && sig.length === 64, "a sig of 64 bytes");
+  return { kind, payload, kid, sig };
+}
+
+/** The body of an envelope of exactly this kind, its signature verified first; its sender and id. */
+export async function openEnvelope(data, network, kind) {
+  const envelope = parseEnvelope(data);
+  if (envelope.kind !== kind) refuse(`expected an envelope of kind ${kind}, not ${envelope.kind}`);
+  const preimage = concat(ENVELOPE_DOMAIN, lp(network, ascii(kind), envelope.payload));
+  await verifySignature(envelope.kid, preimage, envelope.sig);
+  const body = READERS[kind](decodeMsgpack(envelope.payload, L.PAYLOAD_BYTES_MAX));
+  const id = await sha256(preimage, lp(ascii(envelope.kid)));
+  return { kind, body, sender: envelope.kid, id, data };
+}
+
+/** A service's message on one of these topics: in its one spelling, signed by who may sign there. */
+async function openMessage(data, network, genesis, topics) {
+  const envelope = parseEnvelope(data);
+  const candidates = topics.filter((topic) => topic.kind === envelope.kind);
+  if (candidates.length === 0) refuse(`a message of kind ${envelope.kind} does not belong here`);
+  if (!sameBytes(encodeMsgpack(envelope), data)) refuse(`the envelope of a ${envelope.kind} is not canonical`);
+  const opened = await openEnvelope(data, network, envelope.kind);
+  const topic = candidates.find((one) => getSigners(genesis, one.role).includes(opened.sender));
+  if (!topic) refuse(`${envelope.kind} must be signed by the ${candidates[0].role}, not ${opened.sender}`);
+  return { ...opened, topic };
+}
+
+function getSigners(genesis, role) {
+  return role === "beacon" ? genesis.roundSigners : [genesis.signers[role]];
+}
+
+/** Topics of the record in a receipt's order, and what may be said once, or once for each value of these fields. */
+const JOB_TOPICS = [
+  ["job-admitted.v1", "router", []],
+  ["job-abandoned.v1", "router", []],
+  ["attempt-charged.v1", "router", ["attempt"]],
+  ["hold-request.v1", "router", null],
+  ["hold-request.v1", "verifier", null],
+  ["commitment-recorded.v1", "commitments", []],
+  ["attempt-closed.v1", "commitments", ["attempt"]],
+  ["commitment-rebound.v1", "commitments", ["missed_round"]],
+  ["audit-opened.v1", "commitments", []],
+  ["audit-deepened.v1", "commitments", []],
+  ["window-closed.v1", "commitments", []],
+  ["equivocation.v1", "commitments", []],
+  ["evidence.v1", "commitments", []],
+  ["opening-accepted.v1", "commitments", null],
+  ["openings-closed.v1", "commitments", ["stage", "retry"]],
+  ["stage-bound.v1", "verifier", ["stage"]],
+  ["verifier-drawn.v1", "verifier", ["stage", "place"]],
+  ["stage-sealed.v1", "verifier", ["stage", "retry"]],
+  ["outcome.v1", "verifier", []],
+  ["hold-placed.v1", "ledger", null],
+  ["hold-refused.v1", "ledger", null],
+  ["payout-settled.v1", "ledger", []],
+].map(([kind, role, once], order) => ({ kind, role, once, order }));
+
+const MODEL_TOPIC = { kind: "model-entry.v1", role: "operator" };
+const ROUND_TOPIC = { kind: "beacon-round.v1", role: "beacon" };
+const SNAPSHOT_TOPIC = { kind: "snapshot.v1", role: "verifier" };
+const EPOCH_TOPIC = { kind: "epoch.v1", role: "router" };
+const CHECKPOINT_TOPIC = { kind: "checkpoint.v1", role: "commitments" };
+const ROUTER_HOLDS = JOB_TOPICS[3];
+
+/** The messages of one job, by topic. */
+class Dossier {
+  constructor(record) {
+    this.byTopic = JOB_TOPICS.map(() => []);
+    this.count = record.length;
+    this.jobId = record.length ? record[0].body.job_id : null;
+    const ids = new Set();
+    for (const one of record) {
+      if (!sameBytes(one.body.job_id, this.jobId)) refuse(`a ${one.kind} of another job, ${toHex(one.body.job_id)}`);
+      if (ids.has(toHex(one.id))) refuse(`the same ${one.kind} twice`);
+      ids.add(toHex(one.id));
+      this.byTopic[one.topic.order].push(one.body);
+    }
+    for (const topic of JOB_TOPICS) {
+      if (topic.once === null) continue;
+      const keys = this.byTopic[topic.order].map((body) => topic.once.map((name) => body[name]).join());
+      if (new Set(keys).size !== keys.length) refuse(`two different ${topic.kind} where there can be one`);
+    }
+  }
+
+  all(kind) {
+    return kind === ROUTER_HOLDS ? this.byTopic[ROUTER_HOLDS.order] : this.byTopic[topicOf(kind)];
+  }
+
+  find(kind, fields = {}) {
+    const wanted = Object.entries(fields);
+    return this.all(kind).find((body) => wanted.every(([name, value]) => isSame(body[name], value))) ?? null;
+  }
+
+  get(kind, fields = {}) {
+    const found = this.find(kind, fields);
+    if (found === null) {
+      const which = Object.entries(fields).map(([name, value]) => `${name} ${describe(value)}`);
+      refuse(`no ${kind.kind ?? kind}${which.length ? ` with ${which.join(", ")}` : ""} is shown`);
+    }
+    return found;
+  }
+
+  get isRefused() {
+    return this.find("hold-refused.v1", { purpose: "escrow" }) !== null && this.all("payout-settled.v1").length === 0;
+  }
+
+  get isOver() {
+    return this.all("payout-settled.v1").length > 0 || this.isRefused;
+  }
+
+  getAuditRound() {
+    const rounds = [...this.all("commitment-recorded.v1"), ...this.all("commitment-rebound.v1")];
+    return rounds.map((body) => body.audit_round).reduce((one, other) => (one === null ? other : bigMax(one, other)), null);
+  }
+
+  /** The round that draws the verifiers of each stage that was drawn or waits for its draw. */
+  getStageRounds() {
+    const rounds = new Map(this.all("stage-bound.v1").map((body) => [body.stage, body.round_number]));
+    for (const body of this.all("audit-opened.v1")) rounds.set(1, body.round_number);
+    return new Map([...rounds].sort(([one], [other]) => one - other));
+  }
+
+  get drawnStages() {
+    return new Set(this.all("verifier-drawn.v1").map((body) => body.stage));
+  }
+
+  /** Rounds that something was drawn from; a stage that an equivocation cut short needs none. */
+  getNeededRounds() {
+    const needed = new Set(this.all("openings-closed.v1").map((body) => body.round_number));
+    for (const body of this.all("audit-opened.v1")) needed.add(body.round_number);
+    const auditRound = this.getAuditRound();
+    if (this.all("window-closed.v1").length && auditRound !== null) needed.add(auditRound);
+    const drawn = this.drawnStages;
+    const isCutShort = this.all("equivocation.v1").length > 0;
+    for (const [number, round] of this.getStageRounds()) if (drawn.has(number) || !isCutShort) needed.add(round);
+    return [...needed].sort(compareNumbers);
+  }
+
+  getNeededSnapshots() {
+    return [...new Set(this.all("verifier-drawn.v1").map((body) => body.snapshot))].sort(compareNumbers);
+  }
+}
+
+const compareNumbers = (one, other) => (one < other ? -1 : one > other ? 1 : 0);
+const TOPIC_BY_KIND = new Map(JOB_TOPICS.filter((topic) => topic !== ROUTER_HOLDS).map((topic) => [topic.kind, topic.order]));
+
+function topicOf(kind) {
+  const order = TOPIC_BY_KIND.get(kind);
+  invariant(order !== undefined, `${kind} is no topic of the record`);
+  return order;
+}
+
+// --- findings ----------------------------------------------------------------------------------------------------
+
+/** Equality of plain values, bytes by content. Number and BigInt never meet: that would be a bug, not a difference. */
+function isSame(one, other) {
+  if (one instanceof Uint8Array && other instanceof Uint8Array) return sameBytes(one, other);
+  if (Array.isArray(one) && Array.isArray(other)) {
+    return one.length === other.length && one.every((value, at) => isSame(value, other[at]));
+  }
+  if (one !== null && other !== null && typeof one === "object" && typeof other === "object") {
+    const names = Object.keys(one);
+    return (
+      names.length === Object.keys(other).length &&
+      names.every((name) => Object.hasOwn(other, name) && isSame(one[name], other[name]))
+    );
+  }
+  const kinds = [typeof one, typeof other].sort().join();
+  invariant(kinds !== "bigint,number", "a Number was compared with a BigInt");
+  return one === other;
+}
+
+const SHOWN_CHARS_MAX = 400;
+
+function describe(value) {
+  const text = plain(value);
+  return text.length <= SHOWN_CHARS_MAX ? text : `${text.slice(0, SHOWN_CHARS_MAX)}… (${text.length} characters)`;
+}
+
+function plain(value) {
+  if (value instanceof Uint8Array) return toHex(value);
+  if (Array.isArray(value)) return `(${value.map(plain).join(", ")})`;
+  if (value !== null && typeof value === "object") {
+    return Object.entries(value)
+      .map(([name, one]) => `${name} ${plain(one)}`)
+      .join(" ");
+  }
+  return String(value);
+}
+
+class Findings {
+  constructor() {
+    this.compared = [];
+    this.status = "ok";
+    this.reason = "";
+  }
+
+  equal(what, stated, computed) {
+    if (!isSame(stated, computed)) refuse(`${what}: it says ${describe(stated)}; it must be ${describe(computed)}`);
+    this.note(what, stated);
+  }
+
+  holds(what, condition, value, wanted) {
+    if (!condition) refuse(`${what}: it says ${describe(value)}; it must be ${wanted}`);
+    this.note(what, value);
+  }
+
+  note(what, value) {
+    this.compared.push({ what, value: describe(value) });
+  }
+
+  /** This job has nothing for the step to look at. */
+  skip(reason) {
+    [this.status, this.reason] = ["not-applicable", reason];
+  }
+
+  /** It applies, and cannot be checked from what is here. */
+  leaveOpen(reason) {
+    [this.status, this.reason] = ["not-checked", reason];
+  }
+}
+
+// --- genesis and trust roots (1.5, 14.2) --------------------------------------------------------------------------
+
+const hexDigest = field.pattern(/^[0-9a-f]{64}$/);
+const hexBytes = field.pattern(/^(?:[0-9a-f]{2})+$/);
+const ticks = field.small(1, 10_000_000);
+const SERVICE_ROLES = ["router", "commitments", "beacon", "verifier", "ledger", "operator"];
+
+const SCHEMES = new Map([
+  ["pedersen-bls-chained", { isChained: true, onG1: false, domain: "G2" }],
+  ["pedersen-bls-unchained", { isChained: false, onG1: false, domain: "G2" }],
+  ["bls-unchained-on-g1", { isChained: false, onG1: true, domain: "G2" }],
+  ["bls-unchained-g1-rfc9380", { isChained: false, onG1: true, domain: "G1" }],
+]);
+
+const GENESIS_SEED_BYTES = 32;
+
+function share(value) {
+  const found = typeof value === "string" ? /^([0-9]{1,9})\/([1-9][0-9]{0,8})$/.exec(value) : null;
+  expect(found !== null && Number(found[1]) <= Number(found[2]), "a share of at most the whole, such as 1/20");
+  return [BigInt(found[1]), BigInt(found[2])];
+}
+
+function rational(value) {
+  const found = typeof value === "string" ? /^([0-9]{1,13})(?:\/([0-9]{1,13}))?$/.exec(value) : null;
+  expect(found !== null, 'a fraction such as "6/5" or "5"');
+  const [numerator, denominator] = [BigInt(found[1]), BigInt(found[2] ?? "1")];
+  const termMax = 10n ** 12n;
+  expect(numerator >= 1n && numerator <= termMax && denominator >= 1n && denominator <= termMax, "a fraction above zero");
+  return { numerator, denominator };
+}
+
+const floorOf = (factor, amount) => (amount * factor.numerator) / factor.denominator;
+
+/** A reader of a map whose every field has a default, and that map of defaults itself. */
+const withDefaults = (shape) => [
+  field.map(shape),
+  Object.fromEntries(Object.entries(shape).map(([name, [, standard]]) => [name, standard])),
+];
+
+const GENESIS = {
+  version: [field.oneOf(1n), 1n],
+  name: field.text(1, 64),
+  created_ms: field.big(0n, UINT64_MAX),
+  signers: (value) => {
+    expect(value instanceof Map, "a map of signers");
+    return Object.fromEntries([...value].map(([role, name]) => [role, participant(name)]));
+  },
+  chain: field.map({
+    scheme: field.text(0, Infinity),
+    public_key_hex: hexBytes,
+    genesis_s: field.big(0n, UINT64_MAX),
+    period_s: field.small(1, 86_400),
+    genesis_seed_hex: hexBytes,
+    beacon_id: [field.text(0, 64), "default"],
+    source: [field.oneOf("local", "threshold", "relay"), "local"],
+    threshold: [field.small(0, L.BEACON_MEMBERS_MAX), 0],
+    members: [
+      field.list(field.map({ participant, public_share_hex: hexBytes }), 0, L.BEACON_MEMBERS_MAX),
+      [],
+    ],
+  }),
+  rules: withDefaults({
+    name: [field.oneOf("unified-pool"), "unified-pool"],
+    alpha: [rational, rational("6/5")],
+    beta: [rational, rational("5")],
+    stage_max: [field.small(2, L.STAGE_COUNT_MAX), 5],
+    lease_fee_micro: [micro, 1_000n],
+    unbonding_ticks: [ticks, 10_000],
+  }),
+  audit: withDefaults({
+    lottery_share: [share, share("1/20")],
+    full_depth_share: [share, share("1/4")],
+    sample_count: [field.small(2, L.SAMPLE_COUNT_MAX / 4), 16],
+    bind_delay_ms: [field.small(0, 3_600_000), 3_000],
+    window_rounds: [ticks, 40],
+    commitment_lag_rounds_max: [ticks, 2],
+  }),
+  deadlines: withDefaults({
+    queue_ticks: [ticks, 200],
+    lease_ticks: [ticks, 60],
+    seal_ticks: [ticks, 40],
+    opening_ticks: [ticks, 20],
+  }),
+  bounds: withDefaults({
+    open_jobs_max: [field.small(1, 10_000_000), 10_000],
+    submissions_max: [field.small(1, 10_000_000), 10_000],
+    attempt_max: [field.small(1, L.ATTEMPT_COUNT_MAX), 3],
+    submission_age_ms_max: [field.small(1_000, 86_400_000), 600_000],
+  }),
+  demo: [field.bool, false],
+};
+
+const readGenesisFields = field.map(GENESIS);
+
+async function readGenesis(data, curves) {
+  const genesis = readGenesisFields(readJson(data, data.length));
+  verifyMembers(genesis.chain);
+  const { deadlines, rules, audit, chain } = genesis;
+  const bindRounds = Math.floor(audit.bind_delay_ms / (chain.period_s * 1_000)) + 2;
+  const lookTicks = deadlines.seal_ticks + deadlines.opening_ticks + 2 * bindRounds;
+  const disputeTicks = deadlines.lease_ticks + audit.window_rounds + 2 * rules.stage_max * lookTicks;
+  if (rules.unbonding_ticks <= disputeTicks) refuse(`rules.unbonding_ticks must exceed ${disputeTicks}`);
+  const missing = SERVICE_ROLES.filter((role) => !Object.hasOwn(genesis.signers, role));
+  if (missing.length) refuse(`the genesis names no signer for ${missing.join(", ")}`);
+  genesis.beaconChain = await buildChain(chain, curves);
+  const members = chain.members.map((member) => member.participant);
+  genesis.roundSigners = members.length ? members : [genesis.signers.beacon];
+  return genesis;
+}
+
+function verifyMembers(chain) {
+  const isShared = chain.source === "threshold";
+  if (isShared !== chain.members.length > 0 || isShared !== chain.threshold > 0) {
+    refuse("members and a threshold belong to a chain whose source is threshold, and to no other");
+  }
+  if (isShared && chain.scheme !== "bls-unchained-g1-rfc9380") refuse("a threshold beacon signs one scheme only");
+  if (new Set(chain.members.map((member) => member.participant)).size !== chain.members.length) {
+    refuse("a participant is a member of the beacon once");
+  }
+}
+
+async function buildChain(config, curves) {
+  const scheme = SCHEMES.get(config.scheme);
+  if (!scheme) refuse("the chain's scheme is none of drand's");
+  const publicKey = fromHex(config.public_key_hex);
+  const seed = fromHex(config.genesis_seed_hex);
+  if (config.genesis_s > L.TIME_MS_MAX / 1_000n) refuse("the chain's genesis time is out of range");
+  if (seed.length !== GENESIS_SEED_BYTES) refuse(`a genesis seed has ${GENESIS_SEED_BYTES} bytes`);
+  verifyPointForm(publicKey, !scheme.onG1, "public key");
+  if (curves) decodePoint(curves, publicKey, !scheme.onG1, "public key");
+  const id = config.beacon_id === "default" ? EMPTY : UTF8.encode(config.beacon_id);
+  const hash = await sha256(toUint(config.period_s, 4), toUint(config.genesis_s, 8), publicKey, seed, id);
+  return { scheme, schemeName: config.scheme, publicKey, seed, genesisS: config.genesis_s, periodS: BigInt(config.period_s), hash };
+}
+
+const readTrustFields = field.map({
+  version: [field.oneOf(1n), 1n],
+  network_id: hexDigest,
+  operator: participant,
+  chain_hash: hexDigest,
+  chain_scheme: field.text(0, 64),
+  chain_public_key: field.pattern(/^[0-9a-f]{96}(?:[0-9a-f]{96})?$/),
+  profiles: [field.list(hexDigest, 0, 1_024), []],
+});
+
+/** Trust roots from a file's text or bytes, or from an object with the same fields. Throws TrustError. */
+export function readTrust(source) {
+  try {
+    if (typeof source === "string") return readTrustFields(readJson(UTF8.encode(source), L.TRUST_BYTES_MAX));
+    if (source instanceof Uint8Array) return readTrustFields(readJson(source, L.TRUST_BYTES_MAX));
+    expect(source !== null && typeof source === "object", "an object of trust roots");
+    const asRead = (value) => (Number.isSafeInteger(value) ? BigInt(value) : value);
+    return readTrustFields(new Map(Object.entries(source).map(([name, value]) => [name, asRead(value)])));
+  } catch (error) {
+    if (error instanceof Refusal) throw new TrustError(`these are no trust roots: ${error.message}`);
+    throw error;
+  }
+}
+
+// --- beacon (5) --------------------------------------------------------------------------------------------------
+
+const SIGNATURE_DOMAINS = {
+  G1: "BLS_SIG_BLS12381G1_XMD:SHA-256_SSWU_RO_NUL_",
+  G2: "BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_NUL_",
+};
+
+function computeRoundTime(chain, number) {
+  verifyRange("round", number, 1n, L.ROUND_MAX);
+  return (chain.genesisS + (number - 1n) * chain.periodS) * 1_000n;
+}
+
+/** The latest round due at a time; 0 before the chain's genesis. */
+function computeRoundAt(chain, time) {
+  verifyRange("time", time, 0n, L.TIME_MS_MAX);
+  return bigMax(0n, floorDiv(time - chain.genesisS * 1_000n, chain.periodS * 1_000n) + 1n);
+}
+
+/** The first round due strictly after t + Δ (5.4.2). */
+function bindRound(chain, time, delayMs) {
+  verifyRange("time", time, 0n, L.TIME_MS_MAX);
+  return bigMax(1n, floorDiv(time + BigInt(delayMs) - chain.genesisS * 1_000n, chain.periodS * 1_000n) + 2n);
+}
+
+/** What a round's signature is over: SHA256(previous signature, where the scheme is chained ‖ u64 round). */
+async function computeRoundMessage(chain, number, previous) {
+  verifyRange("round", number, 1n, L.ROUND_MAX);
+  if (!chain.scheme.isChained) {
+    if (previous.length) refuse(`a round of ${chain.schemeName} carries no previous signature`);
+    return sha256(toUint(number, 8));
+  }
+  const size = number === 1n ? GENESIS_SEED_BYTES : 96;
+  if (previous.length !== size) refuse(`before round ${number} stand ${size} bytes, not ${previous.length}`);
+  if (number === 1n && !sameBytes(previous, chain.seed)) refuse("before the first round stands the genesis seed");
+  return sha256(previous, toUint(number, 8));
+}
+
+/** Size and flags of a compressed point: all that can be said of it without its curve. */
+function verifyPointForm(data, isG1, what) {
+  const size = isG1 ? 48 : 96;
+  if (data.length !== size) refuse(`a ${what} on ${isG1 ? "G1" : "G2"} has ${size} bytes, not ${data.length}`);
+  if ((data[0] & 0x80) === 0) refuse(`the ${what} is not a compressed point`);
+  if ((data[0] & 0x40) !== 0) refuse(`the ${what} is the identity`);
+}
+
+function decodePoint(curves, data, isG1, what) {
+  verifyPointForm(data, isG1, what);
+  const { Point } = isG1 ? curves.G1 : curves.G2;
+  let point;
+  try {
+    point = Point.fromBytes(data);
+    point.assertValidity();
+  } catch {
+    refuse(`the ${what} is not a point of ${isG1 ? "G1" : "G2"}`);
+  }
+  if (point.equals(Point.ZERO)) refuse(`the ${what} is the identity`);
+  if (!sameBytes(point.toBytes(true), data)) refuse(`the ${what} is not in its one canonical spelling`);
+  return point;
+}
+
+const PAIRINGS_KEPT_MAX = 1_024;
+const verifiedPairings = new Set();
+
+/** e(signature, generator) = e(H(message), key), by the curves that the caller has. */
+function verifyPairing(curves, chain, message, signature) {
+  const known = [chain.schemeName, toHex(chain.publicKey), toHex(message), toHex(signature)].join();
+  if (verifiedPairings.has(known)) return;
+  const { onG1, domain } = chain.scheme;
+  const { G1, G2, fields } = curves;
+  const signed = decodePoint(curves, signature, onG1, "signature");
+  const key = decodePoint(curves, chain.publicKey, !onG1, "public key");
+  const hashed = (onG1 ? G1 : G2).hashToCurve(message, { DST: SIGNATURE_DOMAINS[domain] });
+  const pairs = onG1
+    ? [{ g1: signed, g2: G2.Point.BASE }, { g1: hashed.negate(), g2: key }]
+    : [{ g1: G1.Point.BASE.negate(), g2: signed }, { g1: key, g2: hashed }];
+  if (!fields.Fp12.eql(curves.pairingBatch(pairs), fields.Fp12.ONE)) {
+    refuse("the BLS signature is not this key's over this message");
+  }
+  if (verifiedPairings.size >= PAIRINGS_KEPT_MAX) verifiedPairings.clear();
+  verifiedPairings.add(known);
+}
+
+// --- rows and leaves (3) -----------------------------------------------------------------------------------------
+
+const ROW_KINDS = { K: 1, V: 2, HIDDEN: 3, SCORES: 4, RAW_DIGEST: 5 };
+const LEAF_DOMAIN = ascii("pocache/leaf/v1");
+const LEAF_HEADER_BYTES = LEAF_DOMAIN.length + 7;
+const SCORE_WIDTH = 3;
+const FLOAT_BYTES = { f16: 2, f32: 4 };
+
+const readSchemaFields = field.map({
+  kind: field.oneOf("row-schema.v1"),
+  encoding: field.oneOf("sketch", "raw"),
+  float_format: field.oneOf("f16", "f32"),
+  layer_count: field.small(1, L.LAYER_COUNT_MAX),
+  key_width: field.small(1, L.ROW_WIDTH_MAX),
+  value_width: field.small(1, L.ROW_WIDTH_MAX),
+  hidden_width: field.small(1, L.ROW_WIDTH_MAX),
+  has_hidden: field.bool,
+  has_scores: field.bool,
+});
+
+export function readRowSchema(value) {
+  const schema = readSchemaFields(value);
+  if (schema.encoding === "sketch" && new Set([schema.key_width, schema.value_width, schema.hidden_width]).size !== 1) {
+    refuse("a sketch has one width for all rows");
+  }
+  if (computeLeafBytes(schema, true) > L.LEAF_BYTES_MAX) refuse("a leaf is too large");
+  return schema;
+}
+
+function computeSchemaDigest(schema) {
+  const flags = (schema.has_hidden ? 1 : 0) | (schema.has_scores ? 2 : 0);
+  const numbers = [schema.layer_count, schema.key_width, schema.value_width, schema.hidden_width];
+  return sha256(
+    lp(ascii("pocache/schema/v1"), ascii(schema.encoding), ascii(schema.float_format)),
+    ...numbers.map((number) => toUint(number, 4)),
+    Uint8Array.of(flags),
+  );
+}
+
+/** The schema of a corner (3.4.2). */
+function restrictSchema(schema, { layer_max: layerMax, full_depth: fullDepth }) {
+  verifyRange("layer_max", layerMax, 0, schema.layer_count - 1);
+  if (!fullDepth) return { ...schema, layer_count: layerMax + 1, has_hidden: false, has_scores: false };
+  if (layerMax !== schema.layer_count - 1) refuse(`full depth ends at layer ${schema.layer_count - 1}, not ${layerMax}`);
+  return schema;
+}
+
+const rowFormat = (kind, format) => (kind === ROW_KINDS.SCORES ? "f32" : format);
+
+/** Rows of one leaf in canonical order: [kind, layer, bytes]. */
+function listRows(schema, isScored) {
+  const size = FLOAT_BYTES[schema.float_format];
+  const rows = [];
+  for (let layer = 0; layer < schema.layer_count; layer += 1) {
+    rows.push([ROW_KINDS.K, layer, size * schema.key_width], [ROW_KINDS.V, layer, size * schema.value_width]);
+  }
+  if (schema.has_hidden) rows.push([ROW_KINDS.HIDDEN, 0, size * schema.hidden_width]);
+  if (schema.has_scores && isScored) rows.push([ROW_KINDS.SCORES, 0, FLOAT_BYTES.f32 * SCORE_WIDTH]);
+  return rows;
+}
+
+function computeLeafBytes(schema, isScored) {
+  return listRows(schema, isScored).reduce((size, [, , bytes]) => size + bytes, LEAF_HEADER_BYTES);
+}
+
+/** The rows of a leaf of exactly this schema and position: [{kind, layer, data}] in canonical order. */
+export function decodeLeaf(schema, position, isScored, data) {
+  const size = computeLeafBytes(schema, isScored);
+  if (data.length !== size) refuse(`a leaf of ${data.length} bytes where ${size} are due`);
+  verifyRange("position", position, 0, L.LEAF_COUNT_MAX - 1);
+  const flags = (schema.has_hidden ? 1 : 0) | (schema.has_scores && isScored ? 2 : 0);
+  const header = concat(LEAF_DOMAIN, toUint(position, 4), toUint(schema.layer_count, 2), Uint8Array.of(flags));
+  if (!sameBytes(data.subarray(0, LEAF_HEADER_BYTES), header)) refuse(`leaf header is not that of position ${position}`);
+  let start = LEAF_HEADER_BYTES;
+  return listRows(schema, isScored).map(([kind, layer, bytes]) => {
+    const row = data.subarray(start, start + bytes);
+    start += bytes;
+    if (!isFinite(row, rowFormat(kind, schema.float_format))) refuse(`row ${kind} of layer ${layer} is not finite`);
+    return { kind, layer, data: row };
+  });
+}
+
+function isFinite(row, format) {
+  if (row.length % FLOAT_BYTES[format]) return false;
+  for (let at = FLOAT_BYTES[format] - 1; at < row.length; at += FLOAT_BYTES[format]) {
+    if (format === "f16" ? (row[at] & 0x7c) === 0x7c : (row[at] & 0x7f) === 0x7f && row[at - 1] & 0x80) return false;
+  }
+  return true;
+}
+
+function unpackTokens(data) {
+  if (data.length % 4) refuse(`${data.length} bytes are not whole tokens of 4`);
+  const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
+  return Array.from({ length: data.length / 4 }, (_, at) => view.getUint32(4 * at, true));
+}
+
+// --- comparison (7), in exact integers ----------------------------------------------------------------------------
+
+const LOG2_CEIL_Q16 = 40n << 16n;
+const LOG2_FLOOR_Q16 = -LOG2_CEIL_Q16;
+const STANDARD_FLOOR_Q16 = -(4n << 16n);
+
+/** Mantissa and exponent of each float, so that value = ±mantissa · 2^exponent in a fixed unit. */
+function splitFloats(row, format) {
+  const view = new DataView(row.buffer, row.byteOffset, row.byteLength);
+  const [size, mantissaBits, exponentMask] = format === "f16" ? [2, 10, 0x1f] : [4, 23, 0xff];
+  return Array.from({ length: row.length / size }, (_, at) => {
+    const bits = size === 2 ? view.getUint16(2 * at, true) : view.getUint32(4 * at, true);
+    const fraction = bits & ((1 << mantissaBits) - 1);
+    const exponent = (bits >>> mantissaBits) & exponentMask;
+    const mantissa = exponent ? fraction + (1 << mantissaBits) : fraction;
+    return [bits >>> (8 * size - 1) ? -mantissa : mantissa, Math.max(exponent, 1)];
+  });
+}
+
+/** Both rows as integers, whole multiples of one power of two: the smallest that occurs, as it cancels (7.1.1). */
+function toIntegers(ours, theirs, format) {
+  const rows = [splitFloats(ours, format), splitFloats(theirs, format)];
+  let least = Infinity;
+  for (const row of rows) for (const [mantissa, exponent] of row) if (mantissa) least = Math.min(least, exponent);
+  const scale = ([mantissa, exponent]) => (mantissa ? BigInt(mantissa) << BigInt(exponent - least) : 0n);
+  return rows.map((row) => row.map(scale));
+}
+
+/** ⌊2¹⁶ · log₂(‖ours − theirs‖ / ‖theirs‖)⌋, clamped to ±40 · 2¹⁶ (7.1). */
+export function computeLog2Distance(ours, theirs, format) {
+  if (ours.length !== theirs.length || !ours.length || ours.length % FLOAT_BYTES[format]) refuse("rows that cannot be compared");
+  if (!isFinite(ours, format) || !isFinite(theirs, format)) refuse("a row has floats that are not finite");
+  const [our, their] = toIntegers(ours, theirs, format);
+  let [numerator, denominator] = [0n, 0n];
+  for (let at = 0; at < our.length; at += 1) {
+    const difference = our[at] - their[at];
+    numerator += difference * difference;
+    denominator += their[at] * their[at];
+  }
+  if (!numerator) return LOG2_FLOOR_Q16;
+  if (!denominator) return LOG2_CEIL_Q16;
+  const distance = computeHalfLog2(numerator, denominator);
+  return distance < LOG2_FLOOR_Q16 ? LOG2_FLOOR_Q16 : distance > LOG2_CEIL_Q16 ? LOG2_CEIL_Q16 : distance;
+}
+
+const bitLength = (value) => value.toString(16).length * 4 - Math.clz32(parseInt(value.toString(16)[0], 16)) + 28;
+
+/**
+ * ⌊2¹⁶ · ½ · log₂(n / d)⌋ exactly: the mantissa is squared between a lower and an upper bound, one fractional bit each
+ * time; where the bounds disagree about a bit, all is done again with twice the precision. A quotient that is a power of
+ * two has equal bounds from the start, any other has an irrational logarithm, so this ends.
+ */
+function computeHalfLog2(numerator, denominator) {
+  let exponent = BigInt(bitLength(numerator) - bitLength(denominator));
+  const compare = (shift) => (shift >= 0n ? numerator >= denominator << shift : numerator << -shift >= denominator);
+  if (!compare(exponent)) exponent -= 1n;
+  const [top, bottom] = exponent >= 0n ? [numerator, denominator << exponent] : [numerator << -exponent, denominator];
+  for (let bits = 64n; ; bits *= 2n) {
+    const fraction = computeLog2Fraction(top, bottom, bits);
+    if (fraction !== null) return (exponent << 15n) + fraction;
+  }
+}
+
+function computeLog2Fraction(top, bottom, bits) {
+  const [two, last] = [2n << bits, (1n << bits) - 1n];
+  let low = (top << bits) / bottom;
+  let high = ((top << bits) + bottom - 1n) / bottom;
+  let fraction = 0n;
+  for (let step = 0; step < 15; step += 1) {
+    low = (low * low) >> bits;
+    high = (high * high + last) >> bits;
+    fraction <<= 1n;
+    if (low >= two) {
+      [low, high, fraction] = [low >> 1n, (high + 1n) >> 1n, fraction | 1n];
+    } else if (high >= two) return null;
+  }
+  return fraction;
+}
+
+const readProfileFields = field.map({
+  kind: field.oneOf("matching-profile.v1"),
+  thresholds: (value) => {
+    expect(Array.isArray(value), "a list of thresholds");
+    return value.map(readThreshold);
+  },
+  mean_match_max_q16: field.big(INT64_MIN, INT64_MAX),
+  mean_mismatch_min_q16: field.big(INT64_MIN, INT64_MAX),
+  peak_match_max_q16: field.big(INT64_MIN, INT64_MAX),
+  peak_mismatch_min_q16: field.big(INT64_MIN, INT64_MAX),
+  about: readAbout,
+});
+
+const LIMIT_NAMES = ["mean_match_max_q16", "mean_mismatch_min_q16", "peak_match_max_q16", "peak_mismatch_min_q16"];
+
+function readThreshold(value) {
+  expect(Array.isArray(value) && value.length === 4, "a threshold of kind, layer, centre and scale");
+  const [name, layer, centre, scale] = value;
+  expect(typeof name === "string" && ["K", "V", "HIDDEN", "SCORES"].includes(name), "a row kind that can be compared");
+  return {
+    kind: ROW_KINDS[name],
+    layer: field.small(0, L.LAYER_COUNT_MAX - 1)(layer),
+    centre: field.big(LOG2_FLOOR_Q16, LOG2_CEIL_Q16)(centre),
+    scale: field.big(1n, LOG2_CEIL_Q16)(scale),
+  };
+}
+
+function readAbout(value) {
+  expect(value instanceof Map && value.size <= 256, "a map of at most 256 items");
+  const isShortText = (text) => text.isWellFormed() && UTF8.encode(text).length <= 4_096;
+  for (const [key, one] of value) {
+    const isNumber = typeof one === "bigint" && one >= INT64_MIN && one <= INT64_MAX;
+    expect(isShortText(key) && (isNumber || (typeof one === "string" && isShortText(one))), "texts and integers");
+  }
+  return [...value].sort(([one], [other]) => compareText(one, other));
+}
+
+export function readProfile(value) {
+  const profile = readProfileFields(value);
+  const keys = profile.thresholds.map((one) => one.kind * L.LAYER_COUNT_MAX + one.layer);
+  if (!keys.length || keys.some((key, at) => at > 0 && keys[at - 1] >= key)) refuse("thresholds are not in ascending order");
+  if (profile.mean_match_max_q16 > profile.mean_mismatch_min_q16) refuse("a mean cannot both match and mismatch");
+  if (profile.peak_match_max_q16 > profile.peak_mismatch_min_q16) refuse("a peak cannot both match and mismatch");
+  profile.byRow = new Map(profile.thresholds.map((one) => [`${one.kind}.${one.layer}`, one]));
+  return profile;
+}
+
+function computeProfileDigest(profile) {
+  return sha256(
+    lp(ascii("pocache/profile/v1")),
+    toUint(profile.thresholds.length, 4),
+    ...profile.thresholds.flatMap((one) => [
+      Uint8Array.of(one.kind),
+      toUint(one.layer, 2),
+      toInt64(one.centre),
+      toInt64(one.scale),
+    ]),
+    ...LIMIT_NAMES.map((name) => toInt64(profile[name])),
+    ...profile.about.map(([key, value]) =>
+      lp(UTF8.encode(key), ascii(typeof value === "bigint" ? "i" : "s"), UTF8.encode(String(value))),
+    ),
+  );
+}
+
+/** The verdict over all rows and its numbers (7.2, 7.3); `theirs` is the side whose norm divides. */
+export function compareRows(profile, ours, theirs, format) {
+  if (!isSame([...ours.keys()], [...theirs.keys()])) refuse("the two sides opened different positions");
+  let [total, peak, rowCount, distancePeak] = [0n, null, 0n, null];
+  for (const [position, ourRows] of ours) {
+    const theirRows = theirs.get(position);
+    const keysOf = (rows) => rows.map(({ kind, layer }) => `${kind}.${layer}`);
+    if (!isSame(keysOf(ourRows), keysOf(theirRows))) refuse(`the two sides opened different rows at position ${position}`);
+    for (const [at, { kind, layer, data }] of ourRows.entries()) {
+      const threshold = profile.byRow.get(`${kind}.${layer}`);
+      if (!threshold) refuse(`the profile has no threshold for row ${kind} of layer ${layer}`);
+      const distance = computeLog2Distance(data, theirRows[at].data, rowFormat(kind, format));
+      const standard = bigMax(floorDiv((distance - threshold.centre) << 16n, threshold.scale), STANDARD_FLOOR_Q16);
+      total += standard;
+      rowCount += 1n;
+      peak = peak === null ? standard : bigMax(peak, standard);
+      distancePeak = distancePeak === null ? distance : bigMax(distancePeak, distance);
+    }
+  }
+  if (peak === null) refuse("no rows to compare: no verdict without numbers");
+  const mean = floorDiv(total, rowCount);
+  return { verdict: computeVerdict(profile, mean, peak), mean, peak, rowCount, distancePeak };
+}
+
+function computeVerdict(profile, mean, peak) {
+  if (mean > profile.mean_mismatch_min_q16 || peak > profile.peak_mismatch_min_q16) return "mismatch";
+  if (mean <= profile.mean_match_max_q16 && peak <= profile.peak_match_max_q16) return "match";
+  return "inconclusive";
+}
+
+// --- Merkle proofs (4.6) -----------------------------------------------------------------------------------------
+
+const hashLeaf = (data) => sha256(Uint8Array.of(0), data);
+const hashNode = (left, right) => sha256(Uint8Array.of(1), left, right);
+
+/** The largest power of two below a size of at least 2. */
+function splitSize(size) {
+  let half = 1;
+  while (half * 2 < size) half *= 2;
+  return half;
+}
+
+/** RFC 9162 2.1.3.2, by recursion over the tree's shape instead of over the index's bits. */
+export async function verifyInclusion(leafHash, index, size, proof, root) {
+  verifyRange("size", size, 1n, INT64_MAX);
+  verifyRange("leaf index", index, 0n, size - 1n);
+  const path = [...proof];
+  const climb = async (at, count) => {
+    if (count === 1n) return leafHash;
+    let half = 1n;
+    while (half * 2n < count) half *= 2n;
+    if (!path.length) refuse("inclusion proof is too short");
+    const sibling = path.pop();
+    return at < half
+      ? hashNode(await climb(at, half), sibling)
+      : hashNode(sibling, await climb(at - half, count - half));
+  };
+  const computed = await climb(index, size);
+  if (path.length) refuse("inclusion proof is too long");
+  if (!sameBytes(computed, root)) refuse(`inclusion proof of leaf ${index} leads to another root`);
+}
+
+/** RFC 9162 2.1.4.2: that the new tree only appended to the old one, again by the tree's shape. */
+export async function verifyConsistency(oldSize, newSize, oldRoot, newRoot, proof) {
+  verifyRange("new size", newSize, 0n, INT64_MAX);
+  verifyRange("old size", oldSize, 0n, newSize);
+  if (oldSize === 0n || oldSize === newSize) {
+    if (proof.length) refuse("consistency proof between equal or from empty trees is not empty");
+    if (oldSize === 0n && !sameBytes(oldRoot, await sha256(EMPTY))) refuse("the old tree is empty, its root is not");
+    if (oldSize === newSize && !sameBytes(oldRoot, newRoot)) refuse(`two roots of one size ${newSize}`);
+    return;
+  }
+  const path = [...proof];
+  const take = () => path.pop() ?? refuse("consistency proof is too short");
+  // Returns [old, new] of a subtree that the old size cuts, or ends in; isWhole while it is the old tree's left edge.
+  const climb = async (old, count, isWhole) => {
+    if (old === count) {
+      const node = isWhole ? oldRoot : take();
+      return [node, node];
+    }
+    let half = 1n;
+    while (half * 2n < count) half *= 2n;
+    const sibling = take();
+    if (old <= half) {
+      const [oldNode, newNode] = await climb(old, half, isWhole);
+      return [oldNode, await hashNode(newNode, sibling)];
+    }
+    const [oldNode, newNode] = await climb(old - half, count - half, false);
+    return [await hashNode(sibling, oldNode), await hashNode(sibling, newNode)];
+  };
+  const [oldNode, newNode] = await climb(oldSize, newSize, true);
+  if (path.length) refuse("consistency proof is too long");
+  if (!sameBytes(oldNode, oldRoot)) refuse(`consistency proof does not lead to the root of size ${oldSize}`);
+  if (!sameBytes(newNode, newRoot)) refuse(`consistency proof does not lead to the root of size ${newSize}`);
+}
+
+/** That exactly these leaves, by ascending index, are in the tree (4.6.3). */
+export async function verifyMultiproof(leaves, size, proof, root) {
+  if (leaves.length === 0) refuse("a multiproof of no leaves proves nothing");
+  verifyRange("size", size, 1, Number.MAX_SAFE_INTEGER);
+  for (const [at, [index]] of leaves.entries()) {
+    verifyRange("leaf index", index, 0, size - 1);
+    if (at > 0 && leaves[at - 1][0] >= index) refuse("a leaf index is repeated, or they do not ascend");
+  }
+  if (proof.some((one) => one.length !== 32)) refuse("a digest has 32 bytes");
+  const due = countMissing(leaves, 0, size, 0, leaves.length);
+  if (proof.length !== due) refuse(`multiproof has ${proof.length} digests where ${due} are due`);
+  let [nextProof, nextLeaf] = [0, 0];
+  const climb = async (start, end) => {
+    if (nextLeaf === leaves.length || leaves[nextLeaf][0] >= end) {
+      nextProof += 1;
+      return proof[nextProof - 1];
+    }
+    if (end - start === 1) {
+      nextLeaf += 1;
+      return leaves[nextLeaf - 1][1];
+    }
+    const middle = start + splitSize(end - start);
+    const left = await climb(start, middle);
+    return hashNode(left, await climb(middle, end));
+  };
+  const computed = await climb(0, size);
+  invariant(nextProof === proof.length && nextLeaf === leaves.length, "every digest and leaf is used");
+  if (!sameBytes(computed, root)) refuse("multiproof leads to another root");
+}
+
+/** How many subtrees of [start, end) hold none of leaves[first … last). */
+function countMissing(leaves, start, end, first, last) {
+  if (first === last) return 1;
+  if (end - start === 1) return 0;
+  const middle = start + splitSize(end - start);
+  let cut = first;
+  while (cut < last && leaves[cut][0] < middle) cut += 1;
+  return countMissing(leaves, start, middle, first, cut) + countMissing(leaves, middle, end, cut, last);
+}
+
+// --- draws (6) ---------------------------------------------------------------------------------------------------
+
+const WORD_VALUES = 2n ** 64n;
+
+/** SHA256 over the seed's fields (6.1.1). */
+export function computeSeed(tag, inputs) {
+  return sha256(
+    lp(
+      ascii(`pocache/v1/${tag}`),
+      inputs.network,
+      inputs.chainHash,
+      toUint(inputs.round, 8),
+      inputs.randomness,
+      inputs.root,
+      toUint(inputs.leafCount, 8),
+      inputs.jobId,
+      toUint(inputs.stage, 4),
+    ),
+  );
+}
+
+/** An endless sequence of 64-bit words: SHAKE256("pocache/v1/xof" ‖ seed), big-endian (6.2). */
+export class DeterministicStream {
+  constructor(seed) {
+    if (seed.length !== 32) refuse(`a stream's seed has 32 bytes, not ${seed.length}`);
+    this.shake = new Shake256(concat(ascii("pocache/v1/xof"), seed));
+    this.block = null;
+    this.at = SHAKE256_RATE;
+  }
+
+  nextWord() {
+    if (this.at === SHAKE256_RATE) [this.block, this.at] = [this.shake.nextBlock(), 0];
+    this.at += 8;
+    return this.block.getBigUint64(this.at - 8);
+  }
+
+  below(bound) {
+    verifyRange("bound of a draw", bound, 1n, WORD_VALUES);
+    const limit = WORD_VALUES - (WORD_VALUES % bound);
+    for (;;) {
+      const word = this.nextWord();
+      if (word < limit) return word % bound;
+    }
+  }
+
+  /** The same for a bound that a Number holds. */
+  index(bound) {
+    return Number(this.below(BigInt(bound)));
+  }
+}
+
+export function isDrawn(stream, [numerator, denominator]) {
+  verifyRange("denominator of a share", denominator, 1n, WORD_VALUES);
+  verifyRange("numerator of a share", numerator, 0n, denominator);
+  return stream.below(denominator) < numerator;
+}
+
+/** Floyd (6.3.2): that many distinct integers below a bound, ascending. */
+export function drawSubset(stream, population, size) {
+  verifyRange("size of a subset", size, 0, population);
+  const chosen = new Set();
+  for (let last = population - size; last < population; last += 1) {
+    const candidate = stream.index(last + 1);
+    chosen.add(chosen.has(candidate) ? last : candidate);
+  }
+  return [...chosen].sort(compareNumbers);
+}
+
+const fullCorner = (layerCount, leaves) => ({ layer_max: layerCount - 1, position_max: leaves - 1, full_depth: true });
+
+export function drawCorner(stream, { layerCount, leaves, promptCount, fullShare }) {
+  verifyRange("prompt count", promptCount, 1, leaves);
+  if (isDrawn(stream, fullShare)) return fullCorner(layerCount, leaves);
+  const layerMax = stream.index(layerCount);
+  const positionMax = promptCount - 1 + stream.index(leaves - promptCount + 1);
+  return { layer_max: layerMax, position_max: positionMax, full_depth: false };
+}
+
+export function drawPositions(stream, drawn, { promptCount, sampleCount }) {
+  verifyRange("sample count", sampleCount, 1, L.SAMPLE_COUNT_MAX);
+  verifyRange("prompt count", promptCount, 1, drawn.position_max + 1);
+  const outputFirst = promptCount - 1;
+  const positionCount = Math.min(sampleCount, drawn.position_max + 1);
+  const outputs = drawn.position_max - outputFirst;
+  const outputCount = Math.min(Math.ceil(positionCount / 2) - 1, outputs);
+  const chosen = new Set(drawSubset(stream, outputs, outputCount).map((index) => outputFirst + index));
+  chosen.add(drawn.position_max);
+  const left = [];
+  for (let position = 0; position < drawn.position_max; position += 1) if (!chosen.has(position)) left.push(position);
+  for (const index of drawSubset(stream, left.length, positionCount - chosen.size)) chosen.add(left[index]);
+  return [...chosen].sort(compareNumbers);
+}
+
+/** Sortition by stake without replacement (6.6.2): the plain walk over who is left. */
+export function drawOrder(stream, stakes) {
+  verifyRange("number of members", stakes.length, 0, L.MEMBERS_MAX);
+  let total = 0n;
+  for (const [at, [name, stake]] of stakes.entries()) {
+    verifyRange("a stake", stake, 1n, L.MICRO_MAX);
+    if (at > 0 && stakes[at - 1][0] >= name) refuse("stakes must be ascending by participant id, each once");
+    total += stake;
+  }
+  verifyRange("sum of stakes", total, 0n, WORD_VALUES);
+  const left = [...stakes];
+  const order = [];
+  while (left.length) {
+    let ticket = stream.below(total);
+    let at = 0;
+    while (ticket >= left[at][1]) {
+      ticket -= left[at][1];
+      at += 1;
+    }
+    const [[name, stake]] = left.splice(at, 1);
+    total -= stake;
+    order.push(name);
+  }
+  return order;
+}
+
+// --- prices and payoffs: unified-pool (9) -------------------------------------------------------------------------
+
+const TREASURY = "treasury";
+const TOKEN_PRICE_MAX = 10n ** 12n;
+
+function computeGenerationCost(prices, promptCount, outputCount) {
+  verifyRange("prompt_count", promptCount, 1, L.PROMPT_TOKENS_MAX);
+  verifyRange("output_count", outputCount, 0, L.OUTPUT_TOKENS_MAX);
+  return prices.prompt * BigInt(promptCount) + prices.output * BigInt(outputCount);
+}
+
+function computeVerificationCost(prices, layerMax, positionMax, layerCount) {
+  verifyRange("layer_max", layerMax, 0, layerCount - 1);
+  verifyRange("position_max", positionMax, 0, L.LEAF_COUNT_MAX - 1);
+  return (prices.verify * BigInt(positionMax + 1) * BigInt(layerMax + 1)) / BigInt(layerCount);
+}
+
+/** ⌊αCg⌋, ⌊αCv⌋, ⌊βCg⌋, ⌊βCv⌋, each floored once (9.2). */
+export function computeProducts(rules, cg, cv) {
+  verifyRange("Cg", cg, 0n, L.MICRO_MAX);
+  verifyRange("Cv", cv, 0n, L.MICRO_MAX);
+  const { alpha, beta } = rules;
+  const products = { aCg: floorOf(alpha, cg), aCv: floorOf(alpha, cv), bCg: floorOf(beta, cg), bCv: floorOf(beta, cv) };
+  products.deposit = products.aCg + products.aCv;
+  if (products.deposit + products.bCg + BigInt(rules.stage_max) * products.bCv > L.MICRO_MAX) refuse("the pool is too large");
+  return products;
+}
+
+const DECIDED_CASES = ["agree", "confirm_generator", "confirm_prior"];
+const STAGE_RANGES = {
+  no_challenge: [0, 0],
+  agree: [1, 1],
+  confirm_generator: [2, L.STAGE_COUNT_MAX],
+  confirm_prior: [2, L.STAGE_COUNT_MAX],
+  void: [0, L.STAGE_COUNT_MAX],
+  no_opening: [0, L.STAGE_COUNT_MAX],
+  equivocation: [0, L.STAGE_COUNT_MAX],
+};
+
+/**
+ * Table 1 of the paper in integers (9.3): {payouts: Map account → amount, pool, slashed}. `ending` has case, cg, cv,
+ * user, generator, verifiers [{participant, stage, opened}], deciding, prior. `rules`: alpha, beta, stage_max.
+ */
+export function settleUnifiedPool(rules, ending) {
+  const products = computeProducts(rules, ending.cg, ending.cv);
+  if (rules.stage_max >= 2 && products.bCg + products.bCv < products.aCv) refuse("β(Cg+Cv) ≥ αCv is violated");
+  const standings = [...ending.verifiers].sort((one, other) => one.stage - other.stage);
+  verifyStandings(rules, standings, ending);
+  const k = BigInt(standings.length);
+  const shares = listShares(products, standings, ending, k);
+  const payouts = new Map();
+  for (const [account, amount] of shares) {
+    invariant(amount >= 0n, "a payout is negative");
+    payouts.set(account, (payouts.get(account) ?? 0n) + amount);
+  }
+  const pool = products.deposit + products.bCg + k * products.bCv;
+  invariant(sum([...payouts.values()]) === pool, "a settlement must empty its pool");
+  for (const [account, amount] of payouts) if (amount === 0n) payouts.delete(account);
+  return { payouts, pool, slashed: listSlashed(standings, ending) };
+}
+
+function verifyStandings(rules, standings, { case: ended, generator, deciding, prior }) {
+  if (standings.some((one, at) => one.stage !== at + 1)) refuse("one verifier per stage from 1 on");
+  if (standings.length > rules.stage_max) refuse(`stage ${standings.length} is beyond the last`);
+  const names = standings.map((one) => one.participant);
+  if (new Set([generator, ...names]).size !== names.length + 1) refuse("a verifier stands twice, or verifies itself");
+  if (!Object.hasOwn(STAGE_RANGES, ended)) refuse(`unified-pool has no case ${ended}`);
+  const [low, high] = STAGE_RANGES[ended];
+  if (standings.length < low || standings.length > high) refuse(`case ${ended} cannot have ${standings.length} verifiers`);
+  const opened = standings.filter((one) => one.opened).map((one) => one.participant);
+  if (DECIDED_CASES.includes(ended)) {
+    if (deciding !== names.at(-1) || !opened.includes(deciding)) refuse(`case ${ended}: the deciding verifier is the last`);
+  } else if (deciding !== null) refuse(`case ${ended} has no deciding verifier`);
+  if (ended === "confirm_prior") {
+    if (prior === deciding || !opened.includes(prior)) refuse(`case ${ended}: the prior verifier stood earlier`);
+  } else if (prior !== null) refuse(`case ${ended} has no prior verifier`);
+}
+
+function listShares({ aCg, aCv, bCg, bCv, deposit }, standings, { case: ended, user, generator, prior }, k) {
+  const last = standings.at(-1)?.participant;
+  const opened = standings.filter((one) => one.opened).map((one) => one.participant);
+  switch (ended) {
+    case "no_challenge":
+      return [[generator, aCg + bCg], [user, aCv]];
+    case "agree":
+    case "confirm_generator":
+      return [[generator, aCg + bCg], [last, aCv + k * bCv]];
+    case "confirm_prior":
+      return [[user, deposit], [prior, aCv + bCv], [last, bCg + (k - 1n) * bCv - aCv]];
+    case "void":
+      return [[user, deposit], [generator, bCg], ...standings.map((one) => [one.opened ? one.participant : user, bCv])];
+    case "no_opening": {
+      const forfeited = bCg + (k - BigInt(opened.length)) * bCv;
+      if (!opened.length) return [[user, deposit], [user, forfeited]];
+      const part = forfeited / BigInt(opened.length);
+      const rest = forfeited % BigInt(opened.length);
+      return [[user, deposit], ...opened.map((name) => [name, bCv + part]), [opened[0], rest]];
+    }
+    default:
+      return [[user, deposit], [TREASURY, bCg], ...standings.map((one) => [one.participant, bCv])];
+  }
+}
+
+function listSlashed(standings, { case: ended, generator, deciding, prior }) {
+  const slashed = ["confirm_prior", "no_opening", "equivocation"].includes(ended) ? [generator] : [];
+  const isLost = (one) =>
+    DECIDED_CASES.includes(ended) ? one.participant !== deciding && one.participant !== prior : !one.opened;
+  if (ended === "equivocation") return slashed;
+  return [...slashed, ...standings.filter(isLost).map((one) => one.participant)];
+}

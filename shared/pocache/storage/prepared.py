@@ -1,0 +1,124 @@
+"""Statements of the hot paths: written in SQLAlchemy Core, compiled once, and then handed to the driver as they are.
+
+Building and executing a Core statement costs many times what a small indexed statement costs in the database itself.
+Used inside a transaction of a :class:`pocache.storage.store.Store`; errors are SQLAlchemy's own. For statements whose
+parameters and columns are integers, text, bytes and booleans only: nothing is converted on the way (a boolean comes
+back from SQLite as 0 or 1). A list parameter has a fixed length, that of ``values`` at its making.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+_CURSOR: Final = "pocache cursor"
+
+
+class Prepared:
+    """One statement with named parameters (``sa.bindparam``), compiled for each kind of database when first needed."""
+
+    def __init__(self, statement: sa.Select[Any] | sa.Insert | sa.Update | sa.Delete | sa.TextClause) -> None:
+        self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}
+
+    def run(self, connection: sa.Connection, **values: Any) -> int:
+        """Execute it and return how many rows it changed."""
+        compiled = self._compile(connection)
+        return compiled.execute(connection, compiled.arrange(values)).rowcount  # type: ignore[no-any-return]
+
+    def run_many(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Execute it once for each mapping of parameters."""
+        compiled = self._compile(connection)
+        compiled.execute(connection, [compiled.arrange(row) for row in rows], is_many=True)
+
+    def all(self, connection: sa.Connection, **values: Any) -> list[Any]:
+        """Return its rows, whose cells are named as its columns are."""
+        compiled = self._compile(connection)
+        return [
+            compiled.make_row(row)
+            for row in compiled.execute(connection, compiled.arrange(values)).fetchall()
+        ]
+
+    def first(self, connection: sa.Connection, **values: Any) -> Any:
+        """Return its first row, None when there is none."""
+        compiled = self._compile(connection)
+        rows = compiled.execute(connection, compiled.arrange(values)).fetchall()
+        return compiled.make_row(rows[0]) if rows else None
+
+    def scalar(self, connection: sa.Connection, **values: Any) -> Any:
+        """Return the first cell of its first row, None when there is none."""
+        compiled = self._compile(connection)
+        rows = compiled.execute(connection, compiled.arrange(values)).fetchall()
+        return rows[0][0] if rows else None
+
+    def _compile(self, connection: sa.Connection) -> _Compiled:
+        name = connection.dialect.name
+        found = self._compiled.get(name)
+        if found is None:
+            found = self._compiled[name] = _Compiled(self._statement, connection.dialect)
+        return found
+
+
+class _Compiled:
+    """A statement's text for one kind of database, and how its parameters are passed."""
+
+    def __init__(self, statement: Any, dialect: sa.Dialect) -> None:
+        # Which values an INSERT or UPDATE sets follows from its own bound parameters.
+        compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+        self._sql: str = str(compiled)
+        self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        self._order: tuple[str, ...] | None = tuple(compiled.positiontup) if compiled.positional else None
+        self._errors = dialect.loaded_dbapi.Error
+        columns = list(statement.selected_columns.keys()) if isinstance(statement, sa.Select) else []
+        row: Any = namedtuple("Row", columns)  # noqa: PYI024 - its columns are known at run time only
+        self.make_row: Callable[[Any], Any] = row._make
+
+    def arrange(self, values: Mapping[str, Any]) -> Any:
+        """Return the parameters as the driver takes them. Raises KeyError when one is missing."""
+        if self._order is None:
+            return {**self._fixed, **values}
+        if self._fixed:
+            values = {**self._fixed, **values}
+        return [values[name] for name in self._order]
+
+    def execute(self, connection: sa.Connection, parameters: Any, *, is_many: bool = False) -> Any:
+        """Return the driver's cursor after execution."""
+        # One cursor for all: whoever reads rows reads all of them before the next statement.
+        info = connection.info
+        cursor = info.get(_CURSOR)
+        if cursor is None:
+            cursor = info[_CURSOR] = connection.connection.cursor()
+        try:
+            (cursor.executemany if is_many else cursor.execute)(self._sql, parameters)
+        except self._errors as error:
+            raise sa.exc.DBAPIError.instance(
+                self._sql, parameters, error, self._errors, dialect=connection.dialect
+            ) from error
+        if TRACE is not None:
+            TRACE(self._sql, parameters, is_many)
+        return cursor
+
+
+TRACE: Callable[[str, Any, bool], None] | None = None
+"""Told of each statement, where a benchmark wants to know."""
+
+_SAVEPOINT: Final = Prepared(sa.text("SAVEPOINT message"))
+_RELEASE: Final = Prepared(sa.text("RELEASE SAVEPOINT message"))
+_ROLLBACK: Final = Prepared(sa.text("ROLLBACK TO SAVEPOINT message"))
+
+
+@contextmanager
+def savepoint(connection: sa.Connection) -> Iterator[None]:
+    """Undo what the block did when it raises, and nothing before it. Not nested."""
+    _SAVEPOINT.run(connection)
+    try:
+        yield
+    except BaseException:
+        _ROLLBACK.run(connection)
+        _RELEASE.run(connection)
+        raise
+    _RELEASE.run(connection)
