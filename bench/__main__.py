@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-BENCHMARKS = ("beacon", "protocol", "ledger")
+BENCHMARKS = ("beacon", "protocol", "ledger", "engine")
 
 
 def main() -> None:

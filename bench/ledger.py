@@ -2,7 +2,8 @@
 
 The bare loop replays, through the database's own driver, every statement that the ledger executed with the parameters
 that it had, on a copy of the same database at the same point, with the same commits and durability. What is left is the
-ledger's own: envelopes opened and signed, the rules, and SQLAlchemy.
+ledger's own: envelopes opened and signed, and the rules. The second row of each database has the bare Ed25519 of
+PyNaCl in the loop as well: one check and two signatures for each settlement.
 
 Command: ``make bench ARGS=ledger``. Recorded figures: bench/RESULTS.md. PostgreSQL is started for it where there is one.
 """
@@ -15,11 +16,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
+from nacl.signing import SigningKey as BareKey
 from sqlalchemy import event
 
 from bench.measure import REPETITIONS, Row, compare
@@ -38,6 +41,10 @@ BATCH = 100
 BATCHES = 1 + REPETITIONS
 WORKERS = 8
 SEQUENCE = 10**6
+SIGNED = 2
+"""A settlement announces the payout and the generator's stake."""
+_BARE_KEY = BareKey(bytes(32))
+_BARE_SIGNED = _BARE_KEY.sign(bytes(400))
 
 Copy = Callable[[str], str]
 """Returns the URL of a copy of a database that nobody has open."""
@@ -45,45 +52,63 @@ Statement = tuple[str, Any, bool]
 
 
 def run() -> list[Row]:
-    """Return a row per database."""
+    """Return two rows per database: against the SQL alone, and against the SQL and the signatures."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    rows = []
+    rows: list[Row] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        rows.append(_measure("SQLite, WAL, FULL", f"sqlite:///{folder / 'ledger.sqlite'}", _copy_sqlite))
+        rows += _measure("SQLite, WAL, FULL", f"sqlite:///{folder / 'ledger.sqlite'}", _copy_sqlite)
         try:
             server = stack.enter_context(run_postgres())
         except NoPostgresError as error:
             sys.stderr.write(f"{error}\n")
         else:
             copy = _make_postgres_copy(server)
-            rows.append(_measure("PostgreSQL, synchronous_commit on", server.create_database(), copy))
+            rows += _measure("PostgreSQL, synchronous_commit on", server.create_database(), copy)
     return rows
 
 
-def _measure(name: str, url: str, copy: Copy) -> Row:
+def _measure(name: str, url: str, copy: Copy) -> list[Row]:
     network = make_network()
     batches = _prepare(network, url)
     statements = _record(network, copy(url), batches)
+    per_batch = sum(map(len, statements)) // BATCHES
+    return [
+        _compare(network, url, copy, batches, statements, name, f"its {per_batch} statements, bare", 0),
+        _compare(
+            network, url, copy, batches, statements, name, "its statements and signatures, bare", SIGNED
+        ),
+    ]
+
+
+def _compare(
+    network: Network,
+    url: str,
+    copy: Copy,
+    batches: list[list[Delivery]],
+    statements: list[list[Statement]],
+    name: str,
+    baseline: str,
+    signed: int,
+) -> Row:
+    """Settle on one copy, replay on another; ``signed`` signatures made and one checked for each settlement."""
     with _open(network, copy(url)) as ledger, _connect(copy(url)) as bare:
         ours, theirs = iter(batches), iter(statements)
-        row = compare(
-            f"{BATCH} settlements, {name}",
-            lambda: _apply(ledger, next(ours)),
-            f"the same {sum(map(len, statements)) // BATCHES} statements by the bare driver",
-            lambda: _replay(bare, next(theirs)),
-        )
-        totals = ledger.totals()
-        assert totals.open_pool_count == 0, "everything is settled"
-        return Row(
-            row.name,
-            row.baseline,
-            row.median_ms,
-            row.spread_ms,
-            row.baseline_ms,
-            note=f"{name}: {BATCH * 1_000 / row.median_ms:,.0f} settlements/s, bare "
-            f"{BATCH * 1_000 / row.baseline_ms:,.0f}: {row.baseline_ms / row.median_ms:.2f} times its speed",
-        )
+
+        def replay() -> None:
+            for _ in range(BATCH if signed else 0):
+                _BARE_KEY.verify_key.verify(_BARE_SIGNED)
+                for _ in range(signed):
+                    _BARE_KEY.sign(_BARE_SIGNED.message)
+            _replay(bare, next(theirs))
+
+        row = compare(f"{BATCH} settlements, {name}", lambda: _apply(ledger, next(ours)), baseline, replay)
+        assert ledger.totals().open_pool_count == 0, "everything is settled"
+    return replace(
+        row,
+        note=f"{name}: {BATCH * 1_000 / row.median_ms:,.0f} settlements/s; {baseline}: "
+        f"{BATCH * 1_000 / row.baseline_ms:,.0f}; {row.baseline_ms / row.median_ms:.2f} times its speed",
+    )
 
 
 def _prepare(network: Network, url: str) -> list[list[Delivery]]:

@@ -53,6 +53,8 @@ class NetworkPlan:
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     period_s: int = 3
     beacon: BeaconPlan = field(default_factory=BeaconPlan)
+    witnesses: tuple[str, ...] = ()
+    """Who cosigns the log; on the bus they are users that ask and say no more than that."""
 
 
 def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
@@ -67,6 +69,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     parties.update(dict.fromkeys(members, Role.BEACON))
     parties.update(dict.fromkeys(plan.users, Role.USER))
     parties.update(dict.fromkeys(plan.workers, Role.WORKER))
+    parties.update(dict.fromkeys(plan.witnesses, Role.USER))
     keys = {name: _create_keys(path, name) for name in parties}
     for name in (PROVISIONER, DEADLETTERS):
         _create_transport_key(path, name)
@@ -82,6 +85,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
             "signers": {role.value: ids[role.value] for role in SERVICE_ROLES},
             "chain": chain,
             "demo": plan.is_demo,
+            **({"witnesses": tuple(ids[name] for name in plan.witnesses)} if plan.witnesses else {}),
             **{name: dict(section) for name, section in plan.sections.items()},
         }
     )

@@ -134,7 +134,9 @@ def print_committee_table(rows: Sequence[CommitteeRow], *, title: str) -> None:
 
 def print_incentives(incentives: Incentives) -> None:
     """Show what deters, what the truth is worth, and what is locked."""
-    terms = incentives.terms
+    from pocache.protocol.truth import get_lies_that_pay
+
+    terms, lies = incentives.terms, get_lies_that_pay(incentives.truth)
     least = "none deters" if incentives.beta_min is None else f"{float(incentives.beta_min):.3f}"
     caption = (
         f"β_min {least}, β {float(incentives.beta):g}; audited {float(terms.audit_share):.1%}, {terms.output_count}"
@@ -163,7 +165,7 @@ def print_incentives(incentives: Incentives) -> None:
     )
     _print_table(
         "What the truth is worth to each verifier (micro-units, net of stake)",
-        "All others are honest. Where the last column is not above 0, nothing rewards the truth.",
+        f"All others are honest. Situations in which a lie is worth as much or more: {len(lies)} of {len(incentives.truth)}.",
         ("verifier", "generator", "lie", "truth", "lie pays", "truth is worth"),
         (
             [

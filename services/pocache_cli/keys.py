@@ -33,6 +33,7 @@ def keys() -> None:
 @click.option("--name", required=True, help="What the network is called.")
 @click.option("--user", "users", multiple=True, required=True, help="A user's name; repeat for more.")
 @click.option("--worker", "workers", multiple=True, required=True, help="A worker's name; repeat for more.")
+@click.option("--witness", "witnesses", multiple=True, help="The name of a witness of the log; repeat for more.")
 @click.option(
     "--period-s", type=click.IntRange(1, 86_400), default=3, show_default=True, help="Seconds between rounds."
 )
@@ -48,6 +49,7 @@ def create(
     name: str,
     users: tuple[str, ...],
     workers: tuple[str, ...],
+    witnesses: tuple[str, ...],
     period_s: int,
     sections: Path | None,
     as_json: bool,
@@ -61,9 +63,15 @@ def create(
         if (path / "genesis.json").exists():
             raise ConfigError(f"{path} has a network already: choose another directory")
         try:
-            directory = create_network(
-                path, NetworkPlan(name, users, workers, sections=_read_sections(sections), period_s=period_s)
+            plan = NetworkPlan(
+                name,
+                users,
+                workers,
+                sections=_read_sections(sections),
+                period_s=period_s,
+                witnesses=witnesses,
             )
+            directory = create_network(path, plan)
         except ValueError as error:
             raise ConfigError(f"not a genesis: {error}") from error
         roles = {one: role.value for one, role in read_roles(directory).items()}

@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "verify": ("pocache_cli.receipts", "verify", "Judge a receipt step by step, without a network."),
     "explain": ("pocache_cli.receipts", "explain", "Say in plain words what became of a job."),
     "audit": ("pocache_cli.audit", "audit", "Replay the whole record and check all that can be computed."),
+    "witness": ("pocache_cli.witness", "witness", "Cosign the commitment log as long as it only grows."),
     "balance": ("pocache_cli.balance", "balance", "Show what a participant has, has staked, and has locked."),
     "deposit": ("pocache_cli.deposit", "deposit", "Credit a participant, as the operator."),
     "keys": ("pocache_cli.keys", "keys", "Make a network's keys, and divide them for a deployment."),

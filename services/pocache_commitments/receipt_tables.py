@@ -35,6 +35,15 @@ EXHIBITS: Final = sa.Table(
     comment="Envelopes that several jobs' receipts show: by number, a checkpoint by its size.",
 )
 
+COSIGNATURES: Final = sa.Table(
+    "cosignatures",
+    METADATA,
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("witness", sa.String(56), primary_key=True),
+    sa.Column("line", sa.LargeBinary, nullable=False, comment="the signature line"),
+    comment="Witnesses' lines over checkpoints of the log.",
+)
+
 RECEIPTS: Final = sa.Table(
     "receipts",
     METADATA,

@@ -25,6 +25,7 @@ from pocache.storage.store import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.topics import Role, Topic
+from pocache_commitments.cosigning import find_cosigned_size, get_cosigned_note
 from pocache_commitments.log_proofs import compute_consistency_proof, compute_inclusion_proof
 from pocache_commitments.receipt_tables import DOSSIER, EXHIBITS, RECEIPTS
 
@@ -187,7 +188,8 @@ def _prove(connection: sa.Connection, dossier: Dossier, log_size: int | None) ->
     if recorded is None:
         return None
     size = recorded.log_index + 1
-    latest = max(size, log_size or 0)
+    cosigned_size = find_cosigned_size(connection, size)
+    latest = cosigned_size or max(size, log_size or 0)
     own, last = (_get_exhibit(connection, "checkpoint", number) for number in (size, latest))
     if own is None or last is None:
         raise NotYetError("the checkpoint of the job's entry has not come back from the record yet")
@@ -196,6 +198,7 @@ def _prove(connection: sa.Connection, dossier: Dossier, log_size: int | None) ->
         inclusion=compute_inclusion_proof(connection, recorded.log_index, size),
         latest=last,
         consistency=compute_consistency_proof(connection, size, latest),
+        cosigned=get_cosigned_note(connection, last, latest) if cosigned_size else b"",
     )
 
 

@@ -113,7 +113,8 @@ class Recording:
         )
         size = log_index + 1
         root = log.get_root(unit.connection, size)
-        unit.emit(CHECKPOINT, CheckpointV1(size=size, root=root, at_ms=recorded_ms))
+        note = unit.sign_checkpoint(size, root)
+        unit.emit(CHECKPOINT, CheckpointV1(size=size, root=root, at_ms=recorded_ms, note=note))
         unit.connection.execute(
             sa.insert(COMMITMENTS).values(
                 job_id=result.job_id,

@@ -14,6 +14,8 @@ from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Handler, Query, RoundView, Unit
 from pocache.wire.topics import (
     CHALLENGE_REQUESTED,
+    CHECKPOINT_COSIGNED,
+    CONSISTENCY_QUERY,
     LEASE_LAPSED,
     OPENING_SUBMITTED,
     OUTCOME_DECIDED,
@@ -25,6 +27,7 @@ from pocache.wire.topics import (
     Topic,
 )
 from pocache_commitments.audits import Audits
+from pocache_commitments.cosigning import Cosigning
 from pocache_commitments.openings import Openings
 from pocache_commitments.receipts import Receipts
 from pocache_commitments.recording import Recording
@@ -45,6 +48,7 @@ class CommitmentsService:
         self._stages = Stages(genesis)
         self._openings = Openings(models)
         self._receipts = Receipts(genesis, models)
+        self._cosigning = Cosigning(genesis)
 
     def handlers(self) -> Mapping[Topic[Any], Handler]:
         """Return what is done with each topic."""
@@ -54,14 +58,15 @@ class CommitmentsService:
             CHALLENGE_REQUESTED: self._audits.challenge,
             STAGE_SEALED: self._stages.seal,
             OPENING_SUBMITTED: self._openings.accept,
+            CHECKPOINT_COSIGNED: self._cosigning.accept,
             OUTCOME_DECIDED: self._audits.conclude,
             PAYOUT_SETTLED: self._audits.settle,
         }
         return self._receipts.extend(handlers)
 
     def queries(self) -> Mapping[Topic[Any], Query]:
-        """Return the question that it answers: a job's receipt. All else that there is to know is in the record."""
-        return {RECEIPT_QUERY: self._receipts.answer}
+        """Return the questions that it answers: a job's receipt, and whether the log only grew."""
+        return {RECEIPT_QUERY: self._receipts.answer, CONSISTENCY_QUERY: self._cosigning.answer}
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
         """Keep the round, draw what it decides, then end what its tick ends."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def test_each_token_is_delivered_once_and_one_a_step(engine: Engine) -> None:
         session.submit(request, delivered[index].extend, lambda: False)
         for index, request in enumerate(build_ragged(4))
     ]
-    before = {index: 0 for index in delivered}
+    before = dict.fromkeys(delivered, 0)
     while not session.is_idle:
         session.step()
         for index, tokens in delivered.items():
@@ -135,8 +135,12 @@ def test_a_job_joins_when_a_slot_is_free_and_says_so_when_done(engine: Engine) -
     session = engine.open_session(slot_count=1)
     order: list[str] = []
     requests = [build_request(job=job, max_tokens=2) for job in ("one", "two")]
+
+    def listen(name: str) -> Callable[[tuple[int, ...]], None]:
+        return lambda _tokens: order.append(name)
+
     handles = [
-        session.submit(request, lambda _tokens, name=name: order.append(name), lambda: False)
+        session.submit(request, listen(name), lambda: False)
         for request, name in zip(requests, ("one", "two"), strict=True)
     ]
     done = [session.step() for _ in range(4)]
@@ -199,7 +203,9 @@ def test_a_verification_between_steps_changes_nothing(engine: Engine) -> None:
 
 def test_closing_abandons_what_is_open(engine: Engine) -> None:
     session = engine.open_session(slot_count=1)
-    handles = [session.submit(request, lambda _tokens: None, lambda: False) for request in build_ragged(3)[1:]]
+    handles = [
+        session.submit(request, lambda _tokens: None, lambda: False) for request in build_ragged(3)[1:]
+    ]
     session.step()
     session.close()
     assert session.is_idle
@@ -213,7 +219,7 @@ def test_a_refused_request_is_not_queued(engine: Engine) -> None:
     for change, error in (({"prompt": ()}, PromptError), ({"seed": b"short"}, EngineError)):
         with pytest.raises(error):
             session.submit(
-                replace(build_request(), **change),  # type: ignore[arg-type]
+                replace(build_request(), **change),
                 lambda _tokens: None,
                 lambda: False,
             )

@@ -85,17 +85,18 @@ def read_state(url: str) -> State:
 
 
 def read_outbox(url: str) -> list[str]:
-    """Return the subjects of everything that was announced, in order.
+    """Return the subjects of what was announced, in order and each once.
 
-    A refusal that is given again has the id of the first: to the bus and to its receiver it is the same message.
+    Refusals aside: what was refused and is delivered again is judged again, and says what the account has by then.
     """
     with closing(Store(url, prepare=upgrade)) as store, store.begin() as connection:
-        rows = connection.execute(sa.select(OUTBOX.c.message_id, OUTBOX.c.subject).order_by(OUTBOX.c.number))
-        subjects: dict[str, str] = {}
-        for row in rows:
-            assert row.message_id not in subjects or row.subject.startswith("refusals."), row.subject
-            subjects.setdefault(row.message_id, row.subject)
-        return list(subjects.values())
+        rows = connection.execute(
+            sa.select(OUTBOX.c.message_id, OUTBOX.c.subject)
+            .where(OUTBOX.c.subject.not_like("refusals.%"))
+            .order_by(OUTBOX.c.number)
+        ).all()
+    assert len({row.message_id for row in rows}) == len(rows), "something was announced twice"
+    return [row.subject for row in rows]
 
 
 def kill_again_and_again(url: str, kills: int, seed: int) -> None:
@@ -130,7 +131,8 @@ def kill_again_and_again(url: str, kills: int, seed: int) -> None:
     for message in load.messages:
         reference.clock_ms = message.clock_ms
         reference.apply(message.delivery)
-    assert read_outbox(url) == [emission.subject for emission in reference.drain()]
+    expected = [one.subject for one in reference.drain() if not one.subject.startswith("refusals.")]
+    assert read_outbox(url) == expected
     reference.close()
 
 

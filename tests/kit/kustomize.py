@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,17 +45,23 @@ class KustomizeError(Exception):
 def build(folder: Path) -> list[Manifest]:
     """Return the objects of an overlay. Raises KustomizeError."""
     objects = _accumulate(folder)
-    names = {}
+    names: dict[tuple[str | None, str], str] = {}
     for one in objects:
         if one.pop("#generated", False):
             name = one["metadata"]["name"]
-            names[one["metadata"].get("namespace"), name] = one["metadata"]["name"] = f"{name}-{compute_hash(one)}"
+            names[one["metadata"].get("namespace"), name] = one["metadata"]["name"] = (
+                f"{name}-{compute_hash(one)}"
+            )
     for one in objects:
-        _rename(one, lambda name, namespace=one["metadata"].get("namespace"): names.get((namespace, name), name))
+        _rename(one, partial(_get_name, names, one["metadata"].get("namespace")))
     identities = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects]
     if len(set(identities)) != len(identities):
         raise KustomizeError(f"{folder}: two objects have the same kind and name")
     return objects
+
+
+def _get_name(names: Mapping[tuple[str | None, str], str], namespace: str | None, name: str) -> str:
+    return names.get((namespace, name), name)
 
 
 def compute_hash(config_map: Manifest) -> str:
@@ -116,7 +123,12 @@ def _generate(folder: Path, given: Mapping[str, Any]) -> Manifest:
             data[key or Path(name).name] = content.decode()
         except UnicodeDecodeError:
             binary[key or Path(name).name] = _encode(content)
-    made: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": given["name"]}, "#generated": True}
+    made: Manifest = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": given["name"]},
+        "#generated": True,
+    }
     return made | ({"data": data} if data else {}) | ({"binaryData": binary} if binary else {})
 
 
@@ -142,7 +154,9 @@ def _patch(folder: Path, given: Mapping[str, Any], objects: list[Manifest]) -> N
             for operation in patch:
                 _apply_operation(one, operation)
         else:
-            body = {key: value for key, value in patch.items() if key not in ("apiVersion", "kind", "metadata")}
+            body = {
+                key: value for key, value in patch.items() if key not in ("apiVersion", "kind", "metadata")
+            }
             merged = merge(one, body)
             one.clear()
             one.update(merged)

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -155,7 +155,7 @@ def name_ending(data: bytes, network: LocalNetwork) -> str:
     return report.case
 
 
-async def _play(client: PocacheClient, job: Job, cheating: set[str], is_challenged: bool) -> None:
+async def _play(client: PocacheClient, job: Job, cheating: Collection[str], is_challenged: bool) -> None:
     async with asyncio.timeout(SETTLE_S):
         await client.wait(job, Phase.COMMITTED)
         assert job.holder is not None
@@ -172,7 +172,7 @@ async def main() -> None:
             Path(scratch) / "network",
             workers=get_workers(),
             users=(USER, POOR),
-            money={POOR: 0},
+            money={POOR: 1},
             idle_models=(IDLE,),
             sections=CAPTURED,
         ) as network:

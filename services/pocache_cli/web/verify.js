@@ -39,6 +39,8 @@ const LIMITS = Object.freeze({
   BEACON_MEMBERS_MAX: 64,
   RECEIPT_BYTES_MAX: 64_000_000,
   RECEIPT_TEXT_BYTES_MAX: 90_000_000,
+  NOTE_BYTES_MAX: 16_384,
+  WITNESSES_MAX: 16,
   RECEIPT_ENVELOPES_MAX: 16_384,
   PROOF_DIGESTS_MAX: 128,
   GENESIS_BYTES_MAX: 65_536,
@@ -529,7 +531,7 @@ export function readJson(data, bytesMax) {
   return new JsonReader(decodeUtf8(data)).read();
 }
 
-function readModelJson(data) {
+export function readModelJson(data) {
   const isMarked = data.length >= 3 && data[0] === 0xef && data[1] === 0xbb && data[2] === 0xbf;
   return new JsonReader(decodeUtf8(isMarked ? data.subarray(3) : data), { isLenient: true }).read();
 }
@@ -852,7 +854,7 @@ const MESSAGES = {
     audit_round: roundNumber,
     window_close_round: roundNumber,
   },
-  "checkpoint.v1": { size: count53, root: digest32, at_ms: timeMs },
+  "checkpoint.v1": { size: count53, root: digest32, at_ms: timeMs, note: [field.bytes(0, L.NOTE_BYTES_MAX), new Uint8Array()] },
   "attempt-closed.v1": { ...jobAttempt },
   "audit-opened.v1": {
     ...jobAttempt,
@@ -1356,6 +1358,7 @@ const GENESIS = {
     submission_age_ms_max: [field.small(1_000, 86_400_000), 600_000],
   }),
   demo: [field.bool, false],
+  witnesses: [field.list(participant, 0, L.WITNESSES_MAX), []],
 };
 
 const readGenesisFields = field.map(GENESIS);
@@ -1536,7 +1539,7 @@ export function readRowSchema(value) {
   return schema;
 }
 
-function computeSchemaDigest(schema) {
+export function computeSchemaDigest(schema) {
   const flags = (schema.has_hidden ? 1 : 0) | (schema.has_scores ? 2 : 0);
   const numbers = [schema.layer_count, schema.key_width, schema.value_width, schema.hidden_width];
   return sha256(
@@ -1547,7 +1550,7 @@ function computeSchemaDigest(schema) {
 }
 
 /** The schema of a corner (3.4.2). */
-function restrictSchema(schema, { layer_max: layerMax, full_depth: fullDepth }) {
+export function restrictSchema(schema, { layer_max: layerMax, full_depth: fullDepth }) {
   verifyRange("layer_max", layerMax, 0, schema.layer_count - 1);
   if (!fullDepth) return { ...schema, layer_count: layerMax + 1, has_hidden: false, has_scores: false };
   if (layerMax !== schema.layer_count - 1) refuse(`full depth ends at layer ${schema.layer_count - 1}, not ${layerMax}`);
@@ -1584,12 +1587,12 @@ export function decodeLeaf(schema, position, isScored, data) {
   return listRows(schema, isScored).map(([kind, layer, bytes]) => {
     const row = data.subarray(start, start + bytes);
     start += bytes;
-    if (!isFinite(row, rowFormat(kind, schema.float_format))) refuse(`row ${kind} of layer ${layer} is not finite`);
+    if (!isFiniteRow(row, rowFormat(kind, schema.float_format))) refuse(`row ${kind} of layer ${layer} is not finite`);
     return { kind, layer, data: row };
   });
 }
 
-function isFinite(row, format) {
+function isFiniteRow(row, format) {
   if (row.length % FLOAT_BYTES[format]) return false;
   for (let at = FLOAT_BYTES[format] - 1; at < row.length; at += FLOAT_BYTES[format]) {
     if (format === "f16" ? (row[at] & 0x7c) === 0x7c : (row[at] & 0x7f) === 0x7f && row[at - 1] & 0x80) return false;
@@ -1634,7 +1637,7 @@ function toIntegers(ours, theirs, format) {
 /** ⌊2¹⁶ · log₂(‖ours − theirs‖ / ‖theirs‖)⌋, clamped to ±40 · 2¹⁶ (7.1). */
 export function computeLog2Distance(ours, theirs, format) {
   if (ours.length !== theirs.length || !ours.length || ours.length % FLOAT_BYTES[format]) refuse("rows that cannot be compared");
-  if (!isFinite(ours, format) || !isFinite(theirs, format)) refuse("a row has floats that are not finite");
+  if (!isFiniteRow(ours, format) || !isFiniteRow(theirs, format)) refuse("a row has floats that are not finite");
   const [our, their] = toIntegers(ours, theirs, format);
   let [numerator, denominator] = [0n, 0n];
   for (let at = 0; at < our.length; at += 1) {
@@ -1744,6 +1747,12 @@ function computeProfileDigest(profile) {
       lp(UTF8.encode(key), ascii(typeof value === "bigint" ? "i" : "s"), UTF8.encode(String(value))),
     ),
   );
+}
+
+/** The digest of a profile, and of the set that has only this one: what a job binds (7.5.3). */
+export async function computeProfileDigests(profile) {
+  const digest = await computeProfileDigest(profile);
+  return [digest, await sha256(lp(ascii("pocache/profile-set/v1"), digest))];
 }
 
 /** The verdict over all rows and its numbers (7.2, 7.3); `theirs` is the side whose norm divides. */
@@ -2110,4 +2119,1495 @@ function listSlashed(standings, { case: ended, generator, deciding, prior }) {
     DECIDED_CASES.includes(ended) ? one.participant !== deciding && one.participant !== prior : !one.opened;
   if (ended === "equivocation") return slashed;
   return [...slashed, ...standings.filter(isLost).map((one) => one.participant)];
+}
+
+// --- the receipt's two forms (14.1) -------------------------------------------------------------------------------
+
+const KIND = "receipt.v1";
+const LISTS = ["record", "rounds", "snapshots", "epochs"];
+const FIELDS = ["kind", "genesis", "model", ...LISTS, "log"];
+const LOG_FIELDS = ["checkpoint", "inclusion", "latest", "consistency"];
+
+/** The receipt that these bytes are, in its one canonical spelling. */
+export function decodeReceipt(data) {
+  const isJson = data[0] === 0x7b;
+  const bytesMax = isJson ? L.RECEIPT_TEXT_BYTES_MAX : L.RECEIPT_BYTES_MAX;
+  if (data.length > bytesMax) refuse(`a receipt of ${data.length} bytes exceeds ${bytesMax}`);
+  const value = isJson ? readJson(data, bytesMax) : decodeMsgpack(data, bytesMax);
+  if (!(value instanceof Map) || typeof value.get("kind") !== "string") refuse("not a receipt: no map with a field kind");
+  if (value.get("kind") !== KIND) refuse(`the receipt is of kind ${value.get("kind").slice(0, 64)}; this reads ${KIND}`);
+  verifyFields(value, FIELDS, "a receipt");
+  const receipt = readReceipt(value, isJson ? JSON_FORM : BINARY_FORM);
+  if (receipt.genesis.length > L.GENESIS_BYTES_MAX) refuse(`a genesis of ${receipt.genesis.length} bytes`);
+  if (receipt.genesis.some((byte) => byte > 0x7f)) refuse("genesis: ASCII is expected");
+  const isCanonical = isJson ? writeJson(value) === decodeUtf8(data) : sameBytes(writeBinary(receipt), data);
+  if (!isCanonical) refuse("the receipt is not in its one canonical spelling");
+  return receipt;
+}
+
+function verifyFields(value, fields, what) {
+  const isExact = value instanceof Map && value.size === fields.length && fields.every((name) => value.has(name));
+  if (!isExact) refuse(`${what} has exactly the fields ${fields.join(", ")}`);
+}
+
+function readReceipt(value, form) {
+  const readList = (name, list, read) => {
+    expect(Array.isArray(list), `${name}: a list`);
+    if (list.length > L.RECEIPT_ENVELOPES_MAX) refuse(`${name}: ${list.length} elements`);
+    return list.map((one) => read(one, name));
+  };
+  const readDigests = (name, list) => {
+    const digests = readList(name, list, form.digest);
+    if (digests.length > L.PROOF_DIGESTS_MAX) refuse(`${name}: ${digests.length} digests`);
+    if (digests.some((one) => one.length !== 32)) refuse(`${name}: digests of 32 bytes are expected`);
+    return digests;
+  };
+  const log = value.get("log");
+  if (log !== null) verifyFields(log, LOG_FIELDS, "log");
+  return {
+    genesis: form.genesis(value.get("genesis")),
+    model: form.bytes(value.get("model"), "model"),
+    ...Object.fromEntries(LISTS.map((name) => [name, readList(name, value.get(name), form.bytes)])),
+    log: log && {
+      checkpoint: form.bytes(log.get("checkpoint"), "log.checkpoint"),
+      inclusion: readDigests("log.inclusion", log.get("inclusion")),
+      latest: form.bytes(log.get("latest"), "log.latest"),
+      consistency: readDigests("log.consistency", log.get("consistency")),
+    },
+  };
+}
+
+const readPlainBytes = (value, name) => {
+  expect(value instanceof Uint8Array, `${name}: bytes`);
+  return value;
+};
+
+const BINARY_FORM = { genesis: readPlainBytes, bytes: readPlainBytes, digest: readPlainBytes };
+
+const JSON_FORM = {
+  genesis: (value) => {
+    expect(typeof value === "string" && value.isWellFormed(), "genesis: a text");
+    return UTF8.encode(value);
+  },
+  bytes: fromBase64,
+  digest: (value) => fromHex(value),
+};
+
+const BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const BASE64_VALUES = new Map([...BASE64].map((character, value) => [character.charCodeAt(0), value]));
+
+/** Base64 with padding, and no loose bits at its end: one spelling for each sequence of bytes. */
+function fromBase64(text, name) {
+  const isFormed = typeof text === "string" && text.length % 4 === 0 && /^[A-Za-z0-9+/]*={0,2}$/.test(text);
+  expect(isFormed, `${name}: base64`);
+  const characters = text.endsWith("==") ? text.length - 2 : text.endsWith("=") ? text.length - 1 : text.length;
+  const data = new Uint8Array((text.length / 4) * 3 - (text.length - characters));
+  let [bits, count, at] = [0, 0, 0];
+  for (let index = 0; index < characters; index += 1) {
+    bits = ((bits << 6) | BASE64_VALUES.get(text.charCodeAt(index))) & 0xffff;
+    count += 6;
+    if (count >= 8) {
+      count -= 8;
+      data[at] = (bits >> count) & 0xff;
+      at += 1;
+    }
+  }
+  if (bits & ((1 << count) - 1)) refuse(`${name}: base64 with loose bits`);
+  return data;
+}
+
+/** Keys ascending, no spaces, ASCII, one line feed at the end; all texts but the genesis are plain by now. */
+function writeJson(value) {
+  const write = (one) => {
+    if (one === null) return "null";
+    if (typeof one === "string") return JSON.stringify(one);
+    if (Array.isArray(one)) return `[${one.map(write).join(",")}]`;
+    const names = [...one.keys()].sort();
+    return `{${names.map((name) => `${JSON.stringify(name)}:${write(one.get(name))}`).join(",")}}`;
+  };
+  return `${write(value)}\n`;
+}
+
+function writeBinary({ genesis, model, record, rounds, snapshots, epochs, log }) {
+  const { checkpoint, inclusion, latest, consistency } = log ?? {};
+  const proofs = log && { checkpoint, inclusion, latest, consistency };
+  return encodeMsgpack({ kind: KIND, genesis, model, record, rounds, snapshots, epochs, log: proofs });
+}
+
+// --- the job under examination ------------------------------------------------------------------------------------
+
+/** A value that is computed when somebody first asks: the step that asks is the one that fails. */
+function once(compute) {
+  let result;
+  return () => (result ??= compute());
+}
+
+async function openModel(data, network) {
+  const { body: entry, sender } = await openEnvelope(data, network, "model-entry.v1");
+  const schema = readRowSchema(readModelJson(entry.row_schema));
+  if (schema.layer_count !== entry.layer_count) refuse(`${entry.layer_count} layers, but rows of ${schema.layer_count}`);
+  const profile = readProfile(readModelJson(entry.profile));
+  const prices = {
+    prompt: entry.prompt_token_micro,
+    output: entry.output_token_micro,
+    verify: entry.verify_token_micro,
+  };
+  for (const [name, price] of Object.entries(prices)) verifyRange(`price of a ${name} token`, price, 0n, TOKEN_PRICE_MAX);
+  const [profileDigest, profileSet] = await computeProfileDigests(profile);
+  return { entry, sender, schema, schemaDigest: await computeSchemaDigest(schema), profile, profileDigest, profileSet, prices };
+}
+
+class Case {
+  constructor(parts) {
+    Object.assign(this, parts);
+    this.randomness = new Map();
+    this.roundMessages = [];
+    this.comparisons = new Map();
+    this.parts = new Map();
+    this.submission = once(() => openEnvelope(this.admitted.submission, this.network, "submission.v1"));
+    this.result = once(() => openEnvelope(this.recorded.result, this.network, "result.v1"));
+    this.lease = once(async () => openEnvelope((await this.result()).body.lease, this.network, "lease.v1"));
+    this.prompt = once(async () => unpackTokens((await this.submission()).body.prompt));
+    this.output = once(async () => unpackTokens((await this.result()).body.output));
+  }
+
+  get chain() {
+    return this.genesis.beaconChain;
+  }
+
+  get admitted() {
+    return this.dossier.get("job-admitted.v1");
+  }
+
+  get jobId() {
+    return this.admitted.job_id;
+  }
+
+  get isCommitted() {
+    return this.dossier.all("commitment-recorded.v1").length > 0;
+  }
+
+  get recorded() {
+    return this.dossier.get("commitment-recorded.v1");
+  }
+
+  get audit() {
+    return this.dossier.find("audit-opened.v1");
+  }
+
+  get outcome() {
+    return this.dossier.find("outcome.v1");
+  }
+
+  get isEquivocated() {
+    return this.dossier.all("equivocation.v1").length > 0;
+  }
+
+  async fullCorner() {
+    return fullCorner(this.model.schema.layer_count, (await this.result()).body.leaf_count);
+  }
+
+  /** A round's randomness; its signature is checked in form here, and by the pairing in R8.pairing. */
+  async getRandomness(number) {
+    const known = this.randomness.get(number);
+    if (known) return known;
+    const round = this.rounds.get(number);
+    if (!round) refuse(`round ${number} is not shown`);
+    if (!sameBytes(round.chain_hash, this.chain.hash)) refuse(`round ${number} is of another chain`);
+    const message = await computeRoundMessage(this.chain, number, round.previous_signature);
+    verifyPointForm(round.signature, this.chain.scheme.onG1, "signature");
+    this.roundMessages.push({ number, message, signature: round.signature });
+    const randomness = await sha256(round.signature);
+    this.randomness.set(number, randomness);
+    return randomness;
+  }
+
+  /** The stream of one draw about this commitment (6.1). */
+  async openStream(tag, round, stageNumber) {
+    const { body } = await this.result();
+    const seed = await computeSeed(tag, {
+      network: this.network,
+      chainHash: this.chain.hash,
+      round,
+      randomness: await this.getRandomness(round),
+      root: body.root,
+      leafCount: body.leaf_count,
+      jobId: this.jobId,
+      stage: stageNumber,
+    });
+    return new DeterministicStream(seed);
+  }
+}
+
+// --- steps R4 to R7: asked for, leased, committed, logged ---------------------------------------------------------
+
+const NO_COMMITMENT = "no generator committed to a result";
+const NO_AUDIT = "the job was not audited";
+
+function computeLeafCount(promptCount, outputCount) {
+  verifyRange("tokens of the prompt", promptCount, 1, L.PROMPT_TOKENS_MAX);
+  verifyRange("tokens of the output", outputCount, 1, L.OUTPUT_TOKENS_MAX);
+  return promptCount + outputCount - 1;
+}
+
+function computeFullCv(job, leaves) {
+  const layers = job.model.schema.layer_count;
+  return computeVerificationCost(job.model.prices, layers - 1, leaves - 1, layers);
+}
+
+const hashTokens = (salt, tokens) => {
+  unpackTokens(tokens);
+  return sha256(lp(ascii("pocache/v1/tokens"), salt, tokens));
+};
+
+const maxOf = (numbers) => numbers.reduce((one, other) => Math.max(one, other), -Infinity);
+
+/** What the longest output costs: Cg, Cv and the products of both. */
+async function computeLongest(job) {
+  const { body } = await job.submission();
+  const count = (await job.prompt()).length;
+  const cg = computeGenerationCost(job.model.prices, count, body.token_count_max);
+  const cv = computeFullCv(job, computeLeafCount(count, body.token_count_max));
+  return { cg, cv, products: computeProducts(job.genesis.rules, cg, cv) };
+}
+
+async function checkSubmission(job, found) {
+  const { id, sender, body } = await job.submission();
+  const { admitted, dossier, genesis, model, trust } = job;
+  found.equal("the job id, the id of the submission's envelope", admitted.job_id, id);
+  found.equal("who signed the submission", admitted.user, sender);
+  found.equal("who signed the model's entry", model.sender, genesis.signers.operator);
+  found.equal("the model that was asked for", body.model_id, model.entry.model_id);
+  if (trust.profiles.length) {
+    const digest = toHex(model.profileDigest);
+    found.holds("the calibration profile", trust.profiles.includes(digest), digest, "one of the pinned profiles");
+  }
+  const prompt = await job.prompt();
+  found.holds("tokens of the prompt", prompt.length >= 1, prompt.length, "at least 1");
+  const largest = maxOf(prompt);
+  found.holds("its largest token", largest < model.entry.vocab_size, largest, `below ${model.entry.vocab_size}`);
+  const total = prompt.length + body.token_count_max;
+  const limit = model.entry.context_tokens_max;
+  found.holds("prompt and longest output", total <= limit, total, `at most ${limit} tokens`);
+  const { cg, cv, products } = await computeLongest(job);
+  found.equal("Cg of the longest output, micro-units", admitted.generation_max_micro, cg);
+  found.equal("Cv of it at full depth", admitted.verification_max_micro, cv);
+  const asked = dossier.get(ROUTER_HOLDS, { purpose: "escrow" });
+  found.equal("who the deposit was asked of", asked.party, admitted.user);
+  found.equal("the deposit that was asked for, α(Cg+Cv)", asked.amount_micro, products.deposit);
+  if (dossier.isRefused) {
+    const refused = dossier.get("hold-refused.v1", { purpose: "escrow" });
+    found.equal("whose deposit was refused", refused.party, admitted.user);
+    found.note("why the deposit was refused", `${refused.code}: ${refused.reason}`);
+    return;
+  }
+  const held = dossier.get("hold-placed.v1", { purpose: "escrow" });
+  found.equal("the deposit that is held", [held.party, held.amount_micro], [asked.party, asked.amount_micro]);
+}
+
+async function checkLease(job, found) {
+  if (!job.isCommitted) return found.skip(NO_COMMITMENT);
+  const { sender, body } = await job.lease();
+  const { body: submission } = await job.submission();
+  const { model, admitted } = job;
+  const prompt = await job.prompt();
+  found.equal("who signed the lease", sender, job.genesis.signers.router);
+  found.equal("its job", body.job_id, job.jobId);
+  found.equal("its user", body.user, admitted.user);
+  found.equal("its model", body.model_id, submission.model_id);
+  found.equal("its salt", body.salt, submission.salt);
+  found.equal("its hash of the prompt", body.prompt_hash, await hashTokens(submission.salt, submission.prompt));
+  found.equal("its count of the prompt's tokens", body.prompt_count, prompt.length);
+  found.equal("its longest output", body.token_count_max, submission.token_count_max);
+  found.equal("its sampling", body.sampling, submission.sampling);
+  found.equal("whether it ends at an end of sequence", body.eos_stop, submission.eos_stop);
+  found.equal("its row schema", body.schema_digest, model.schemaDigest);
+  found.equal("its set of profiles", body.profile_set, model.profileSet);
+  const { products } = await computeLongest(job);
+  const holder = { purpose: "generator_stake", attempt: body.attempt, party: body.generator };
+  const held = job.dossier.get("hold-placed.v1", holder);
+  found.equal("the stake that the generator put up, βCg of the longest output", held.amount_micro, products.bCg);
+  return checkSeed(job, found, body.seed, submission);
+}
+
+async function checkSeed(job, found, seed, submission) {
+  if (submission.seed !== null) {
+    const expected = await sha256(lp(ascii("pocache/v1/user-seed"), submission.seed));
+    found.equal("the sampling seed, of the user's own", seed, expected);
+    found.equal("epochs, which a seed of the user's own does not need", job.epochs.length, 0);
+    return;
+  }
+  for (const [at, epoch] of job.epochs.entries()) {
+    const following = job.epochs[at + 1];
+    if (!following || following.previous_key === null || following.number !== epoch.number + 1n) continue;
+    if (!sameBytes(await sha256(following.previous_key), epoch.key_hash)) continue;
+    const derived = await hmacSha256(following.previous_key, lp(ascii("pocache/v1/epoch-seed"), job.jobId));
+    if (sameBytes(derived, seed)) {
+      found.note("the sampling seed, of the published key of epoch", epoch.number);
+      return;
+    }
+  }
+  const shown = job.epochs.map((epoch) => epoch.number);
+  found.holds("the epoch of the sampling seed", shown.length > 0, shown, "announced before the seed was issued");
+  // The last epoch shown has no published key, so there is always one that the seed may be of.
+  found.leaveOpen(`the key of epoch ${shown.at(-1)} is not published here: the seed cannot be computed yet`);
+}
+
+async function checkCommitment(job, found) {
+  if (!job.isCommitted) return found.skip(NO_COMMITMENT);
+  const { recorded, chain, model } = job;
+  const { body: lease } = await job.lease();
+  const { body: result, sender } = await job.result();
+  found.equal("who signed the result", sender, recorded.generator);
+  found.equal("who held the lease", lease.generator, recorded.generator);
+  found.equal("job and attempt of the result", [result.job_id, result.attempt], [job.jobId, recorded.attempt]);
+  found.equal("attempt of the lease", lease.attempt, recorded.attempt);
+  await checkOutput(job, found, lease, result);
+  const leaves = computeLeafCount((await job.prompt()).length, (await job.output()).length);
+  found.equal("N, the leaves", result.leaf_count, leaves);
+  found.equal("the numeric stack", result.stack, model.entry.stack);
+  found.equal("the binding digest", result.binding, await computeBinding(job, lease, result));
+  const late = recorded.received_ms - lease.deadline_ms;
+  found.holds("when it came, ms after the lease's deadline", late <= 0n, late, "at most 0");
+  const lag = computeRoundAt(chain, recorded.received_ms) - result.latest_round;
+  const lagMax = BigInt(job.genesis.audit.commitment_lag_rounds_max);
+  found.holds("age of the round that it names, in rounds", lag >= 0n && lag <= lagMax, lag, `0 … ${lagMax}`);
+  const waited = recorded.recorded_ms - recorded.received_ms;
+  found.holds("ms from its arrival to its entry", waited >= 0n, waited, "at least 0");
+  return undefined;
+}
+
+async function checkOutput(job, found, lease, result) {
+  const output = await job.output();
+  const { entry } = job.model;
+  const isWithin = output.length >= 1 && output.length <= lease.token_count_max;
+  found.holds("tokens of the output", isWithin, output.length, `1 … ${lease.token_count_max}`);
+  const largest = maxOf(output);
+  found.holds("its largest token", largest < entry.vocab_size, largest, `below ${entry.vocab_size}`);
+  const isStop = (token) => lease.eos_stop && entry.eos_tokens.includes(BigInt(token));
+  const stops = [...output.keys()].filter((index) => isStop(output[index]));
+  const last = output.length - 1;
+  found.holds("ends of sequence in it, by index", stops.every((index) => index === last), stops, `none, or ${last} alone`);
+  if (!stops.length) found.equal("its length, without an end of sequence", output.length, lease.token_count_max);
+  found.equal("how it ended", result.finish_reason, stops.length ? "stop" : "length");
+}
+
+async function computeBinding(job, lease, result) {
+  expect(result.stack.length > 0 && UTF8.encode(result.stack).length <= L.TEXT_CHARS_MAX, "a stack of 1 … 4096 bytes");
+  const { temperature_micro: temperature, top_k: topK, top_p_micro: topP } = lease.sampling;
+  const numbers = [temperature, topK, topP].map((number) => toUint(number, 8));
+  const fields = [
+    ascii("pocache/v1/binding"),
+    job.network,
+    job.jobId,
+    toUint(lease.attempt, 4),
+    (await job.lease()).id,
+    lease.prompt_hash,
+    await hashTokens(lease.salt, result.output),
+    lease.model_id,
+    UTF8.encode(result.stack),
+    await sha256(lp(ascii("pocache/v1/sampling")), ...numbers),
+    lease.seed,
+    lease.schema_digest,
+    lease.profile_set,
+  ];
+  return sha256(lp(...fields));
+}
+
+async function checkLog(job, found) {
+  if (!job.isCommitted) return found.skip(NO_COMMITMENT);
+  const { recorded, log } = job;
+  found.holds("the log's proofs", log !== null, log !== null, "shown");
+  const { entry, latest } = log;
+  const { body: result, id } = await job.result();
+  found.equal("size of the log with this entry", entry.size, recorded.log_index + 1n);
+  found.equal("when that checkpoint was made, ms", entry.at_ms, recorded.recorded_ms);
+  const leaf = lp(
+    ascii("pocache/v1/log-leaf"),
+    result.job_id,
+    toUint(result.attempt, 4),
+    result.root,
+    toUint(result.leaf_count, 8),
+    result.binding,
+    id,
+  );
+  await verifyInclusion(await hashLeaf(leaf), recorded.log_index, entry.size, log.inclusion, entry.root);
+  found.note("root that the inclusion proof leads to", entry.root);
+  await verifyConsistency(entry.size, latest.size, entry.root, latest.root, log.consistency);
+  found.note("size of the log that this one was only appended to", latest.size);
+  checkBindingOfRound(job, found);
+  return undefined;
+}
+
+/** The audit's round was to come when it was named, each time that one was (5.4, 4.8.4). */
+function checkBindingOfRound(job, found) {
+  const { recorded, chain } = job;
+  const current = computeRoundAt(chain, recorded.recorded_ms);
+  const windowClose = bigMax(current + BigInt(job.genesis.audit.window_rounds), recorded.audit_round + 1n);
+  found.equal("last round of the window", recorded.window_close_round, windowClose);
+  checkBound(job, found, "the round that decides on the audit", recorded.audit_round, recorded.recorded_ms);
+  let [previous, closeRound] = [recorded.audit_round, recorded.window_close_round];
+  const rebounds = [...job.dossier.all("commitment-rebound.v1")];
+  for (const rebound of rebounds.sort((one, other) => compareNumbers(one.missed_round, other.missed_round))) {
+    found.equal("the round that came too early", rebound.missed_round, previous);
+    checkBound(job, found, "the round that decides instead", rebound.audit_round, rebound.rebound_ms);
+    closeRound = bigMax(closeRound, rebound.audit_round + 1n);
+    found.equal("last round of the window then", rebound.window_close_round, closeRound);
+    previous = rebound.audit_round;
+  }
+}
+
+/** A round was still to come, by Δ, when an event was bound to it (5.4). */
+function checkBound(job, found, what, number, time) {
+  const first = bindRound(job.chain, time, job.genesis.audit.bind_delay_ms);
+  found.holds(what, number >= first, number, `${first} or later`);
+  found.note("ms from the event to that round", computeRoundTime(job.chain, number) - time);
+}
+
+// --- steps R8 to R11 and R13: what public randomness decided ------------------------------------------------------
+
+async function checkRounds(job, found) {
+  const needed = job.dossier.getNeededRounds();
+  found.equal("rounds shown, and rounds needed", [...job.rounds.keys()], needed);
+  for (const number of needed) found.note(`randomness of round ${number}`, await job.getRandomness(number));
+  if (!needed.length) found.skip("nothing was drawn");
+}
+
+async function checkPairings(job, found) {
+  if (!job.roundMessages.length) return found.skip("nothing was drawn");
+  const curves = await job.curves();
+  if (!curves) return found.leaveOpen("not checked here: no pairing is at hand (the npm package @noble/curves)");
+  for (const { number, message, signature } of job.roundMessages) {
+    verifyPairing(curves, job.chain, message, signature);
+    found.note(`signature of round ${number}`, signature);
+  }
+  return undefined;
+}
+
+const isTaken = async (job, round) => isDrawn(await job.openStream("audit", round, 0), job.genesis.audit.lottery_share);
+
+async function checkAudit(job, found) {
+  if (!job.isCommitted) return found.skip(NO_COMMITMENT);
+  const { audit, dossier } = job;
+  const equivocation = dossier.find("equivocation.v1");
+  const isWindowClosed = dossier.find("window-closed.v1") !== null;
+  if (isWindowClosed && audit !== null) refuse("the window was closed over an audit");
+  if (equivocation !== null) await checkEquivocation(job, found, equivocation);
+  if (isWindowClosed) found.equal("whether the lottery took it", false, await isTaken(job, dossier.getAuditRound()));
+  if (audit !== null) await checkAuditOpening(job, found, audit);
+  else if (!isWindowClosed && equivocation === null) {
+    if (dossier.isOver) refuse("the job is over, and neither its window closed nor was it audited");
+    found.leaveOpen("neither audited nor passed by yet");
+  }
+  return undefined;
+}
+
+async function checkAuditOpening(job, found, audit) {
+  const { recorded, dossier } = job;
+  found.equal("attempt that is audited", audit.attempt, recorded.attempt);
+  found.equal("randomness of the audit's round", audit.randomness, await job.getRandomness(audit.round_number));
+  const deepened = dossier.find("audit-deepened.v1");
+  if (audit.reason === "lottery") {
+    found.equal("round of the lottery", audit.round_number, dossier.getAuditRound());
+    found.equal("whether the lottery took it", true, await isTaken(job, audit.round_number));
+    found.equal("challenge that a lottery's audit has", audit.challenge, null);
+    if (deepened !== null) await checkChallenge(job, found, deepened.challenge);
+    return;
+  }
+  if (deepened !== null) refuse("a challenged audit was challenged again");
+  await checkChallenge(job, found, audit.challenge);
+  const first = bindRound(job.chain, recorded.recorded_ms, job.genesis.audit.bind_delay_ms);
+  found.holds("round of the challenge", audit.round_number >= first, audit.round_number, `${first} or later`);
+}
+
+async function checkChallenge(job, found, data) {
+  if (data === null) refuse("the user's challenge is not shown");
+  const { sender, body } = await openEnvelope(data, job.network, "challenge-request.v1");
+  found.equal("who challenged", sender, job.admitted.user);
+  const { job_id: jobId, attempt: number } = job.recorded;
+  found.equal("what was challenged", [body.job_id, body.attempt], [jobId, number]);
+}
+
+/** The same leaseholder signed two contradicting promises about one attempt (4.9). */
+async function checkEquivocation(job, found, equivocation) {
+  const evidence = job.dossier.get("evidence.v1");
+  const second = await openEnvelope(evidence.result, job.network, "result.v1");
+  const lease = await openEnvelope(second.body.lease, job.network, "lease.v1");
+  const first = await job.result();
+  found.equal("who signed the lease of the second result", lease.sender, job.genesis.signers.router);
+  found.equal("who held it", lease.body.generator, job.recorded.generator);
+  found.equal("who signed the second result", second.sender, job.recorded.generator);
+  found.equal("the first result", equivocation.first_envelope_id, first.id);
+  found.equal("the second result", equivocation.second_envelope_id, second.id);
+  const promise = ({ body }) => [body.leaf_count, body.root, body.binding];
+  const isAboutOne = isSame([first.body.job_id, first.body.attempt], [second.body.job_id, second.body.attempt]);
+  const isContradiction = isAboutOne && !isSame(promise(first), promise(second));
+  found.equal("whether the two contradict each other", true, isContradiction);
+}
+
+async function checkCorner(job, found) {
+  const { audit } = job;
+  if (audit === null) return found.skip(NO_AUDIT);
+  let expected = await job.fullCorner();
+  if (audit.reason === "lottery") {
+    expected = drawCorner(await job.openStream("corner", audit.round_number, 0), {
+      layerCount: job.model.schema.layer_count,
+      leaves: (await job.result()).body.leaf_count,
+      promptCount: (await job.prompt()).length,
+      fullShare: job.genesis.audit.full_depth_share,
+    });
+  }
+  found.equal("the corner", audit.corner, expected);
+  return undefined;
+}
+
+async function checkSortition(job, found) {
+  if (job.audit === null) return found.skip(NO_AUDIT);
+  const { dossier } = job;
+  const stages = dossier.getStageRounds();
+  const shown = [...job.snapshots.keys()].sort(compareNumbers);
+  const needed = dossier.getNeededSnapshots();
+  // A stage that nobody was drawn for shows by its snapshot that there was nobody.
+  const hasEmptyStage = [...stages.keys()].some((number) => !dossier.drawnStages.has(number));
+  const stated = hasEmptyStage ? shown.filter((number) => needed.includes(number)) : shown;
+  found.equal("snapshots shown, and snapshots needed", stated, needed);
+  for (const [number, order] of await computeOrders(job)) {
+    const drawn = dossier.all("verifier-drawn.v1").filter((one) => one.stage === number);
+    drawn.sort((one, other) => one.place - other.place);
+    checkStageRound(job, found, number, drawn);
+    const places = drawn.map((one) => one.place);
+    found.equal(`places that were drawn for stage ${number}`, places, [...drawn.keys()]);
+    const names = drawn.map((one) => one.participant);
+    found.equal(`who was drawn for stage ${number}`, names, order.slice(0, drawn.length));
+  }
+  return undefined;
+}
+
+function checkStageRound(job, found, number, drawn) {
+  const round = job.dossier.getStageRounds().get(number);
+  const bound = job.dossier.find("stage-bound.v1", { stage: number });
+  if (bound !== null) checkBound(job, found, `the round that draws stage ${number}`, bound.round_number, bound.ended_ms);
+  for (const one of drawn) found.equal(`the round that drew for stage ${number}`, one.round_number, round);
+  if (drawn.length) {
+    const age = computeRoundTime(job.chain, round) - findSnapshot(job, number).taken_ms;
+    found.holds("ms from the snapshot to its round", age > 0n, age, "more than 0");
+  }
+}
+
+/** Sortition's order of every stage whose round has come, without the job's parties and who was drawn before. */
+async function computeOrders(job) {
+  const orders = new Map();
+  const excluded = new Set([job.recorded.generator, job.admitted.user]);
+  const needed = job.dossier.getNeededRounds();
+  for (const [number, round] of job.dossier.getStageRounds()) {
+    if (!needed.includes(round)) continue;
+    const members = findSnapshot(job, number)?.members ?? [];
+    const stakes = members
+      .filter((one) => !excluded.has(one.participant) && one.model_ids.some((id) => sameBytes(id, job.model.entry.model_id)))
+      .map((one) => [one.participant, one.stake_micro])
+      .sort(([one], [other]) => compareNumbers(one, other));
+    orders.set(number, drawOrder(await job.openStream("verifiers", round, number), stakes));
+    for (const one of job.dossier.all("verifier-drawn.v1")) if (one.stage === number) excluded.add(one.participant);
+  }
+  return orders;
+}
+
+/** The snapshot that a stage's draws name, else the latest that is shown from before its round. */
+function findSnapshot(job, number) {
+  const due = computeRoundTime(job.chain, job.dossier.getStageRounds().get(number));
+  const named = new Set(
+    job.dossier
+      .all("verifier-drawn.v1")
+      .filter((one) => one.stage === number)
+      .map((one) => one.snapshot),
+  );
+  if (named.size > 1) refuse(`stage ${number} was drawn from several snapshots: ${[...named].join(", ")}`);
+  if (named.size === 1) {
+    const [snapshot] = named;
+    return job.snapshots.get(snapshot) ?? refuse(`snapshot ${snapshot}, from which stage ${number} was drawn, is not shown`);
+  }
+  const isLater = (one, other) => compareNumbers(one.taken_ms, other.taken_ms) || compareNumbers(one.number, other.number);
+  return [...job.snapshots.values()].filter((one) => one.taken_ms < due).sort(isLater).at(-1) ?? null;
+}
+
+async function checkPositions(job, found) {
+  const closings = job.dossier.all("openings-closed.v1");
+  if (!closings.length) return found.skip(job.audit === null ? NO_AUDIT : "no stage came to its openings");
+  for (const closed of closings) {
+    const sealed = job.dossier.get("stage-sealed.v1", { stage: closed.stage, retry: closed.retry });
+    const stream = await job.openStream("positions", closed.round_number, sealed.retry * 2 ** 16 + sealed.stage);
+    const counts = { promptCount: (await job.prompt()).length, sampleCount: sealed.sample_count };
+    const expected = drawPositions(stream, sealed.corner, counts);
+    found.equal(`positions of stage ${closed.stage}, look ${closed.retry + 1}`, unpackTokens(closed.positions), expected);
+  }
+  return undefined;
+}
+
+// --- steps R12, R14, R15: sealed, opened, compared ----------------------------------------------------------------
+
+async function checkClaims(job, found) {
+  const stages = job.dossier.all("stage-sealed.v1");
+  if (!stages.length) return found.skip(job.audit === null ? NO_AUDIT : "no claim was sealed");
+  for (const sealed of stages) {
+    await checkGeneratorParty(job, found, sealed);
+    await checkVerifierParties(job, found, sealed);
+    const which = `stage ${sealed.stage}, look ${sealed.retry + 1}`;
+    const closed = job.dossier.find("openings-closed.v1", { stage: sealed.stage, retry: sealed.retry });
+    if (closed === null) {
+      if (!job.isEquivocated && job.dossier.isOver) refuse(`the openings of ${which}, are not shown`);
+      continue;
+    }
+    checkBound(job, found, `the round that draws the positions of ${which}`, closed.round_number, sealed.sealed_ms);
+  }
+  return undefined;
+}
+
+async function checkGeneratorParty(job, found, sealed) {
+  const [generator] = sealed.parties;
+  const { body: result } = await job.result();
+  const stated = [generator.participant, generator.stage, generator.root, generator.leaf_count];
+  const expected = [job.recorded.generator, 0, result.root, result.leaf_count];
+  found.equal(`the generator's commitment, as stage ${sealed.stage} has it`, stated, expected);
+  found.equal("what it covers", generator.corner, await job.fullCorner());
+}
+
+async function checkVerifierParties(job, found, sealed) {
+  const verifiers = sealed.parties.slice(1);
+  const stages = verifiers.map((party) => party.stage);
+  const isAscending = stages.every((one, at) => one > (stages[at - 1] ?? 0)) && stages.at(-1) === sealed.stage;
+  found.holds("stages of the verifiers", isAscending, stages, `ascending, ${sealed.stage} the last`);
+  const names = new Set(sealed.parties.map((party) => party.participant));
+  found.equal("parties of the stage, each once", names.size, sealed.parties.length);
+  for (const party of verifiers) {
+    if (party.claim === null) refuse(`the claim of stage ${party.stage} is not shown`);
+    const { sender, body } = await openEnvelope(party.claim, job.network, "claim-sealed.v1");
+    found.equal(`who signed the claim of stage ${party.stage}`, sender, party.participant);
+    const signed = [body.job_id, body.attempt, body.stage, body.root, body.leaf_count];
+    const stated = [sealed.job_id, sealed.attempt, party.stage, party.root, party.leaf_count];
+    found.equal(`what the claim of stage ${party.stage} says`, stated, signed);
+    found.equal("its corner", party.corner, body.corner);
+    found.equal("its leaves", body.leaf_count, body.corner.position_max + 1);
+    found.equal("its numeric stack", body.stack, job.model.entry.stack);
+    if (party.stage === sealed.stage) found.equal("its look", body.retry, sealed.retry);
+  }
+}
+
+const isLook = (stageNumber, retryNumber) => (body) => body.stage === stageNumber && body.retry === retryNumber;
+
+async function checkOpenings(job, found) {
+  const { dossier } = job;
+  const closings = dossier.all("openings-closed.v1");
+  const accepted = dossier.all("opening-accepted.v1");
+  if (!closings.length && !accepted.length) return found.skip(job.audit === null ? NO_AUDIT : "nothing was opened");
+  let counted = 0;
+  for (const closed of closings) {
+    const sealed = dossier.get("stage-sealed.v1", { stage: closed.stage, retry: closed.retry });
+    const positions = unpackTokens(closed.positions);
+    const names = sealed.parties.map((party) => party.participant);
+    const what = `who opened stage ${closed.stage}, look ${closed.retry + 1}, and who did not`;
+    found.equal(what, [...closed.opened, ...closed.missing].sort(), names.sort());
+    for (const party of sealed.parties) {
+      const asked = positions.filter((position) => position <= party.corner.position_max);
+      const parts = await readParts(job, sealed, party);
+      const shown = parts.flatMap((part) => unpackTokens(part.positions));
+      counted += parts.reduce((count, part) => count + part.leaves.length, 0);
+      const isWhole = isSame(shown, asked) && parts.length === (parts[0]?.part_count ?? 0);
+      const isOpened = closed.opened.includes(party.participant);
+      found.equal(`whether ${party.participant} opened all it was asked for`, isOpened, isWhole);
+    }
+  }
+  for (const one of accepted) {
+    const sealed = dossier.all("stage-sealed.v1").find(isLook(one.stage, one.retry));
+    if (!sealed?.parties.some((party) => party.participant === one.participant)) {
+      refuse(`an opening of ${one.participant}, who is no party of stage ${one.stage}`);
+    }
+  }
+  found.note("leaves whose multiproofs lead to their roots", counted);
+  return undefined;
+}
+
+/** The parts of a party's opening in their order, each signature, leaf and multiproof verified; once each. */
+async function readParts(job, sealed, party) {
+  const key = [sealed.stage, sealed.retry, party.participant].join();
+  if (!job.parts.has(key)) job.parts.set(key, await openParts(job, sealed, party));
+  return job.parts.get(key);
+}
+
+const getSchema = (job, party) => (party.stage === 0 ? job.model.schema : restrictSchema(job.model.schema, party.corner));
+
+async function openParts(job, sealed, party) {
+  const schema = getSchema(job, party);
+  const promptCount = (await job.prompt()).length;
+  const parts = new Map();
+  for (const accepted of job.dossier.all("opening-accepted.v1").filter(isLook(sealed.stage, sealed.retry))) {
+    if (accepted.participant !== party.participant) continue;
+    const { sender, body } = await openEnvelope(accepted.opening, job.network, "opening.v1");
+    const signed = [sender, body.job_id, body.attempt, body.stage, body.retry];
+    if (!isSame(signed, [party.participant, sealed.job_id, sealed.attempt, sealed.stage, sealed.retry])) {
+      refuse(`the opening of ${party.participant} is another's, or of another stage`);
+    }
+    if (parts.has(body.part) || body.part >= body.part_count) refuse(`part ${body.part} of ${body.part_count} of an opening`);
+    await verifyOpening(body, schema, promptCount, party);
+    parts.set(body.part, body);
+  }
+  return [...parts.keys()].sort(compareNumbers).map((number) => parts.get(number));
+}
+
+async function verifyOpening(body, schema, promptCount, party) {
+  const positions = unpackTokens(body.positions);
+  if (body.leaves.length !== positions.length) refuse(`${body.leaves.length} leaves for ${positions.length} positions`);
+  if (positions.some((position, at) => at > 0 && positions[at - 1] >= position)) refuse("the positions do not ascend");
+  const hashes = [];
+  for (const [at, position] of positions.entries()) {
+    decodeLeaf(schema, position, position >= promptCount - 1, body.leaves[at]);
+    hashes.push([position, await hashLeaf(body.leaves[at])]);
+  }
+  if (body.proof.length % 32) refuse("a multiproof is digests of 32 bytes");
+  const proof = Array.from({ length: body.proof.length / 32 }, (_, at) => body.proof.subarray(32 * at, 32 * at + 32));
+  await verifyMultiproof(hashes, party.leaf_count, proof, party.root);
+}
+
+async function checkComparisons(job, found) {
+  const { outcome } = job;
+  if (outcome === null || !outcome.comparisons.length) {
+    return found.skip(job.audit === null ? NO_AUDIT : "nothing was compared");
+  }
+  const { profile } = job.model;
+  for (const stated of outcome.comparisons) {
+    const sealed = job.dossier.get("stage-sealed.v1", { stage: stated.stage, retry: stated.retry });
+    const [left, right] = [stated.left, stated.right].map((name) => findParty(sealed, name));
+    if (!left || !right) refuse(`a comparison of those who are no parties of stage ${stated.stage}`);
+    const computed = await compareParties(job, sealed, left, right);
+    const what = `stage ${stated.stage}, look ${stated.retry + 1}: ${stated.left.slice(0, 8)}… against ${stated.right.slice(0, 8)}…`;
+    found.equal(what, stated, {
+      stage: stated.stage,
+      retry: stated.retry,
+      left: stated.left,
+      right: stated.right,
+      verdict: computed.verdict,
+      mean_q16: computed.mean,
+      peak_q16: computed.peak,
+      ...Object.fromEntries(LIMIT_NAMES.map((name) => [name, profile[name]])),
+      distance_peak_q16: computed.distancePeak,
+      row_count: computed.rowCount,
+    });
+  }
+  return undefined;
+}
+
+const findParty = (sealed, name) => sealed.parties.findLast((party) => party.participant === name);
+
+/** A stage's verifier (ours) against another party, whose norm divides; each comparison once. */
+async function compareParties(job, sealed, ours, theirs) {
+  const key = [sealed.stage, sealed.retry, ours.participant, theirs.participant].join();
+  if (!job.comparisons.has(key)) {
+    const closed = job.dossier.get("openings-closed.v1", { stage: sealed.stage, retry: sealed.retry });
+    const shared = commonCorner(ours.corner, theirs.corner);
+    const positions = unpackTokens(closed.positions).filter((position) => position <= shared.position_max);
+    const [our, their] = [await readRows(job, sealed, ours, positions, shared), await readRows(job, sealed, theirs, positions, shared)];
+    job.comparisons.set(key, compareRows(job.model.profile, our, their, job.model.schema.float_format));
+  }
+  return job.comparisons.get(key);
+}
+
+const commonCorner = (one, other) => ({
+  layer_max: Math.min(one.layer_max, other.layer_max),
+  position_max: Math.min(one.position_max, other.position_max),
+  full_depth: one.full_depth && other.full_depth,
+});
+
+/** A party's rows within a corner, by position; behind the last layer only at full depth (7.4.1). */
+async function readRows(job, sealed, party, positions, shared) {
+  const schema = getSchema(job, party);
+  const outputFirst = (await job.prompt()).length - 1;
+  const leaves = new Map();
+  for (const part of await readParts(job, sealed, party)) {
+    for (const [at, position] of unpackTokens(part.positions).entries()) leaves.set(position, part.leaves[at]);
+  }
+  const isWithin = ({ kind, layer }) =>
+    kind === ROW_KINDS.K || kind === ROW_KINDS.V ? layer <= shared.layer_max : shared.full_depth;
+  const rows = new Map();
+  for (const position of positions) {
+    if (!leaves.has(position)) refuse(`${party.participant} opened no leaf at position ${position}`);
+    const decoded = decodeLeaf(schema, position, position >= outputFirst, leaves.get(position));
+    rows.set(position, decoded.filter(isWithin));
+  }
+  return rows;
+}
+
+// --- step R16: the dispute, run again (8) -------------------------------------------------------------------------
+
+const RETRY_SAMPLE_FACTOR = 4;
+const GENERATOR_STAGE = 0;
+
+const hasPositions = (party, positions) => positions.some((position) => position <= party.corner.position_max);
+const isStanding = (seat) => seat.hasOpened && !seat.isSilent;
+
+/** The state machine of docs/protocol.md 8; each event gives at most one command, or null. */
+class Dispute {
+  constructor(generator, stageMax, sampleCount) {
+    Object.assign(this, { generator, stageMax, sampleCount, corner: generator.corner, phase: "waiting" });
+    Object.assign(this, { stage: 0, retry: 0, order: [], asked: 0, candidate: null, seats: [], against: [], positions: [] });
+    Object.assign(this, { isDeepened: false, isEquivocated: false, outcome: null });
+  }
+
+  get seat() {
+    return this.seats.at(-1);
+  }
+
+  onAuditOpened({ order, corner: opened }) {
+    if (this.phase !== "waiting") return null;
+    Object.assign(this, { stage: 1, corner: opened, order });
+    return this.askNext();
+  }
+
+  onOrderDrawn({ stage: drawnStage, order }) {
+    if (this.phase !== "drawing" || drawnStage !== this.stage) return null;
+    this.order = order;
+    return this.askNext();
+  }
+
+  onHold({ isPlaced, participant: name, stage: heldStage }) {
+    if (this.phase !== "holding" || name !== this.candidate || heldStage !== this.stage) return null;
+    this.candidate = null;
+    if (isPlaced) {
+      const seat = { participant: name, stage: heldStage, corner: null, root: null, hasOpened: false, isSilent: false };
+      this.seats.push(seat);
+    }
+    if (this.isEquivocated) return this.decide("equivocation");
+    if (!isPlaced) return this.askNext();
+    return this.assign(this.isDeepened ? this.generator.corner : this.corner);
+  }
+
+  onClaim(claim) {
+    this.verifyClaim(claim);
+    Object.assign(this.seat, { corner: claim.corner, root: claim.root });
+    this.phase = "opening";
+    const sampleCount = Math.min(this.sampleCount * (this.retry ? RETRY_SAMPLE_FACTOR : 1), L.SAMPLE_COUNT_MAX);
+    const parties = [this.generator, ...this.seats.filter((seat) => seat.root !== null && !seat.isSilent)];
+    const sealed = parties.map((one) => [one.participant, one.stage, one.root, one.corner]);
+    return { kind: "seal", stage: this.stage, retry: this.retry, corner: this.corner, parties: sealed, sampleCount };
+  }
+
+  verifyClaim(claim) {
+    const seat = this.seats[claim.stage - 1];
+    if (seat?.participant !== claim.participant) refuse(`${claim.participant} was not drawn for stage ${claim.stage}`);
+    if (this.phase === "decided") refuse("the job is decided");
+    if (claim.stage < this.stage || (claim.stage === this.stage && claim.retry < this.retry)) refuse("the stage is over");
+    if (claim.retry !== this.retry) refuse(`no second look was asked for at stage ${claim.stage}`);
+    if (this.phase !== "sealing") refuse(`a claim is sealed for stage ${claim.stage}.${claim.retry}`);
+    if (!isSame(claim.corner, this.corner)) refuse("the claim covers another corner than the task");
+    if (claim.leafCount !== this.corner.position_max + 1) refuse(`${claim.leafCount} leaves sealed`);
+  }
+
+  onSealExpired({ stage: lateStage, retry: lateRetry }) {
+    if (this.phase !== "sealing" || lateStage !== this.stage || lateRetry !== this.retry) return null;
+    this.seat.isSilent = true;
+    return this.beginStage();
+  }
+
+  onOpeningsClosed({ stage: closedStage, retry: closedRetry, positions, opened }) {
+    if (this.phase !== "opening" || closedStage !== this.stage || closedRetry !== this.retry) return null;
+    for (const seat of this.seats) {
+      // Who had nothing to open, because all lies beyond its corner, has neither opened nor been silent.
+      if (seat.root === null || seat.isSilent || !hasPositions(seat, positions)) continue;
+      if (opened.includes(seat.participant)) seat.hasOpened = true;
+      else seat.isSilent = true;
+    }
+    if (!opened.includes(this.generator.participant)) return this.decide("no_opening");
+    if (this.seat.isSilent) return this.beginStage();
+    const priors = this.seats.slice(0, -1).filter((seat) => isStanding(seat) && hasPositions(seat, positions));
+    this.phase = "comparing";
+    this.positions = positions;
+    this.against = [GENERATOR_STAGE, ...priors.map((seat) => seat.stage)];
+    return this.compareNext();
+  }
+
+  /** The generator first, then earlier verifiers; the first match decides. Inconclusive convicts nobody (8.5, 8.6). */
+  onCompared({ stage: seenStage, retry: seenRetry, against, verdict }) {
+    const isAwaited = seenStage === this.stage && seenRetry === this.retry && against === this.against[0];
+    if (this.phase !== "comparing" || !isAwaited) return null;
+    const deciding = this.seat.participant;
+    if (against === GENERATOR_STAGE && verdict !== "mismatch") {
+      const isTooShallow = this.isDeepened && !this.corner.full_depth;
+      if (this.retry === 0 && (isTooShallow || verdict !== "match")) return this.lookAgain();
+      return this.decide(this.stage === 1 ? "agree" : "confirm_generator", deciding);
+    }
+    if (against !== GENERATOR_STAGE && verdict === "match") {
+      return this.decide("confirm_prior", deciding, this.seats[against - 1].participant);
+    }
+    this.against = this.against.slice(1);
+    return this.compareNext();
+  }
+
+  onDeepened() {
+    if (this.phase !== "decided") this.isDeepened = true;
+    return null;
+  }
+
+  onEquivocated() {
+    if (this.phase === "decided") return null;
+    // An outcome must name every stake in the pool, so it waits until the one asked for is known to be there or not.
+    if (this.phase === "holding") {
+      this.isEquivocated = true;
+      return null;
+    }
+    return this.decide("equivocation");
+  }
+
+  beginStage() {
+    if (this.stage === this.stageMax) return this.decide("void");
+    Object.assign(this, { phase: "drawing", stage: this.stage + 1, retry: 0, order: [], asked: 0 });
+    return null;
+  }
+
+  askNext() {
+    const place = this.asked;
+    if (place === this.order.length) return this.decide("void");
+    Object.assign(this, { phase: "holding", candidate: this.order[place], asked: place + 1 });
+    return { kind: "hold", participant: this.candidate, stage: this.stage, place };
+  }
+
+  assign(assigned) {
+    Object.assign(this, { phase: "sealing", corner: assigned });
+    return null;
+  }
+
+  compareNext() {
+    if (!this.against.length) {
+      this.positions = [];
+      return this.beginStage();
+    }
+    const [first] = this.against;
+    const theirs = first === GENERATOR_STAGE ? this.generator : this.seats[first - 1];
+    return { kind: "compare", stage: this.stage, retry: this.retry, ours: this.seat.participant, theirs: theirs.participant, against: first };
+  }
+
+  lookAgain() {
+    Object.assign(this, { retry: 1, positions: [], against: [] });
+    return this.assign(this.generator.corner);
+  }
+
+  decide(ended, deciding = null, prior = null) {
+    const verifiers = this.seats.map((seat) => [seat.participant, seat.stage, isStanding(seat)]);
+    this.outcome = { case: ended, stage: this.seat?.stage ?? 0, corner: this.corner, verifiers, deciding, prior };
+    Object.assign(this, { phase: "decided", candidate: null, order: [], positions: [], against: [] });
+    return null;
+  }
+}
+
+const EVENTS_MAX = 4_096;
+const INTERRUPTIONS_MAX = 64;
+
+/** R16: some run of the rules over this record ends in exactly this outcome, and uses all of the record. */
+async function checkOutcome(job, found) {
+  const { outcome, dossier } = job;
+  if (outcome === null) {
+    if (dossier.isOver && (job.audit !== null || job.isEquivocated)) refuse("the dispute's outcome is not shown");
+    return found.skip(job.audit === null ? NO_AUDIT : "the dispute is not decided yet");
+  }
+  if (job.audit === null && !job.isEquivocated) refuse("an outcome of a job that was neither audited nor contradicted");
+  const orders = job.audit === null ? new Map() : await computeOrders(job);
+  const stated = {
+    attempt: outcome.attempt,
+    case: outcome.case,
+    stage: outcome.stage,
+    corner: outcome.corner,
+    verifiers: outcome.verifiers.map((one) => [one.participant, one.stage, one.opened]),
+    deciding: outcome.deciding,
+    prior: outcome.prior,
+    compared: outcome.comparisons.map((one) => [one.stage, one.retry, one.left, one.right]),
+  };
+  let failure = null;
+  for await (const [deepenedAt, equivocatedAt] of listMoments(job, orders)) {
+    try {
+      const run = await play(job, orders, deepenedAt, equivocatedAt);
+      compareOutcome(job, stated, run);
+      found.note("the outcome", stated);
+      found.note("events that led to it", run.eventCount);
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      failure ??= error;
+    }
+  }
+  throw failure;
+}
+
+/** Moments at which a challenge and an equivocation can have come; null is after the end, or never. */
+async function* listMoments(job, orders) {
+  yield [null, null];
+  const deepenings = [null];
+  if (job.dossier.find("audit-deepened.v1") !== null) {
+    const last = await countEvents(job, orders, null);
+    for (let moment = 1; moment <= last; moment += 1) deepenings.push(moment);
+  }
+  for (const deepenedAt of deepenings) {
+    if (deepenedAt !== null) yield [deepenedAt, null];
+    if (!job.isEquivocated) continue;
+    const last = await countEvents(job, orders, deepenedAt);
+    for (let moment = 0; moment <= last; moment += 1) yield [deepenedAt, moment];
+  }
+}
+
+async function countEvents(job, orders, deepenedAt) {
+  try {
+    return (await play(job, orders, deepenedAt, null)).eventCount;
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    return INTERRUPTIONS_MAX;
+  }
+}
+
+function compareOutcome(job, stated, run) {
+  if (run.dispute.outcome === null) refuse("the outcome: the record ends before one");
+  const computed = { attempt: job.recorded.attempt, ...run.dispute.outcome, compared: run.compared };
+  if (!isSame(stated, computed)) refuse(`the outcome: it says ${describe(stated)}; it must be ${describe(computed)}`);
+  const { dossier } = job;
+  const said = [
+    ...dossier.all("verifier-drawn.v1").map((one) => `drawn ${one.stage}.${one.place}`),
+    ...dossier.all("stage-sealed.v1").map((one) => `sealed ${one.stage}.${one.retry}`),
+    ...(job.isEquivocated ? [] : dossier.all("stage-bound.v1").map((one) => `bound ${one.stage}.0`)),
+  ];
+  const unused = said.find((one) => !run.used.has(one));
+  if (unused) refuse(`what the record has beyond that outcome: it says ${unused}; it must be nothing`);
+}
+
+/** The machine over the record; interruptions come before the event of that number. */
+async function play(job, orders, deepenedAt, equivocatedAt) {
+  const generator = {
+    participant: job.recorded.generator,
+    stage: GENERATOR_STAGE,
+    root: (await job.result()).body.root,
+    corner: await job.fullCorner(),
+  };
+  const { rules, audit } = job.genesis;
+  const run = { dispute: new Dispute(generator, rules.stage_max, audit.sample_count), compared: [], used: new Set(), eventCount: 0 };
+  while (run.eventCount < EVENTS_MAX) {
+    if (run.eventCount === deepenedAt) run.dispute.onDeepened();
+    if (run.eventCount === equivocatedAt) run.dispute.onEquivocated();
+    if (run.dispute.phase === "decided") break;
+    const handle = findEvent(job, run, orders);
+    if (handle === null) break;
+    run.eventCount += 1;
+    let command = handle();
+    while (command !== null) command = await execute(job, run, command);
+  }
+  return run;
+}
+
+/** Hold what the machine asks for against what was said, and compare where it asks to; the next command, or null. */
+async function execute(job, run, command) {
+  const { dossier } = job;
+  if (command.kind === "hold") {
+    const drawn = dossier.find("verifier-drawn.v1", { stage: command.stage, place: command.place });
+    if (drawn?.participant !== command.participant) {
+      refuse(`stage ${command.stage} asks for ${command.participant}, ${drawn?.participant ?? "nobody"} was drawn`);
+    }
+    run.used.add(`drawn ${command.stage}.${command.place}`);
+    return null;
+  }
+  const sealed = dossier.get("stage-sealed.v1", { stage: command.stage, retry: command.retry });
+  if (command.kind === "seal") {
+    const parties = sealed.parties.map((one) => [one.participant, one.stage, one.root, one.corner]);
+    const stated = [sealed.corner, sealed.sample_count, parties];
+    if (!isSame(stated, [command.corner, command.sampleCount, command.parties])) {
+      refuse(`stage ${command.stage}, look ${command.retry + 1}: not the parties, corner or samples of the rules`);
+    }
+    run.used.add(`sealed ${command.stage}.${command.retry}`);
+    return null;
+  }
+  const [ours, theirs] = [findParty(sealed, command.ours), findParty(sealed, command.theirs)];
+  invariant(ours && theirs, "the sealed parties were compared with the machine's");
+  const { verdict } = await compareParties(job, sealed, ours, theirs);
+  run.compared.push([command.stage, command.retry, command.ours, command.theirs]);
+  return run.dispute.onCompared({ stage: command.stage, retry: command.retry, against: command.against, verdict });
+}
+
+/** What the record has for the machine in its state, as something to be done; null where it has nothing. */
+function findEvent(job, run, orders) {
+  const { dispute } = run;
+  const { dossier } = job;
+  const look = { stage: dispute.stage, retry: dispute.retry };
+  switch (dispute.phase) {
+    case "waiting":
+      if (job.audit === null) return null;
+      return () => dispute.onAuditOpened({ order: orders.get(1) ?? [], corner: job.audit.corner });
+    case "drawing": {
+      const order = orders.get(dispute.stage);
+      if (!order) return null;
+      run.used.add(`bound ${dispute.stage}.0`);
+      return () => dispute.onOrderDrawn({ stage: dispute.stage, order });
+    }
+    case "holding": {
+      const which = { purpose: "verifier_stake", stage: dispute.stage, party: dispute.candidate };
+      const answer = { participant: dispute.candidate, stage: dispute.stage };
+      if (dossier.find("hold-placed.v1", which) !== null) return () => dispute.onHold({ ...answer, isPlaced: true });
+      if (dossier.find("hold-refused.v1", which) !== null) return () => dispute.onHold({ ...answer, isPlaced: false });
+      return null;
+    }
+    case "sealing": {
+      const sealed = dossier.find("stage-sealed.v1", look);
+      if (sealed === null) return () => dispute.onSealExpired(look);
+      const own = sealed.parties.at(-1);
+      const claim = { participant: own.participant, corner: own.corner, leafCount: own.leaf_count, root: own.root };
+      return () => dispute.onClaim({ ...look, ...claim });
+    }
+    case "opening": {
+      const closed = dossier.find("openings-closed.v1", look);
+      if (closed === null) return null;
+      const positions = unpackTokens(closed.positions);
+      return () => dispute.onOpeningsClosed({ ...look, positions, opened: closed.opened });
+    }
+    default:
+      return null;
+  }
+}
+
+// --- steps R17 and R18: what the rules pay, and what was paid -----------------------------------------------------
+
+const REFUNDED = "refunded";
+const DEPOSIT_REFUSED = "the deposit was refused: nothing was held, nothing is paid";
+
+async function checkPayoff(job, found) {
+  const { dossier, outcome } = job;
+  const payout = dossier.find("payout-settled.v1");
+  if (payout === null) {
+    if (!dossier.isRefused) refuse("the job is not settled: there is no receipt of it yet");
+    if (dossier.all("hold-placed.v1").length || job.isCommitted) refuse("a job whose deposit was refused has holds");
+    return found.skip(DEPOSIT_REFUSED);
+  }
+  if (payout.case === REFUNDED) {
+    if (job.isCommitted) refuse("a job with a recorded commitment was refunded instead of settled");
+    found.note("why it was given up", dossier.get("job-abandoned.v1").reason);
+    const costs = [payout.generation_micro, payout.verification_micro];
+    found.equal("costs of a job that was not done", costs, [0n, 0n]);
+    found.equal("who is slashed", payout.slashed, []);
+    return undefined;
+  }
+  found.equal("how the job ended", payout.case, outcome?.case ?? "no_challenge");
+  found.equal("attempt that is paid", payout.attempt, job.recorded.attempt);
+  found.equal("stages", payout.stage, outcome?.stage ?? 0);
+  const { cg, cv } = await computeCosts(job);
+  found.equal("Cg, micro-units", payout.generation_micro, cg);
+  found.equal("Cv of the corner", payout.verification_micro, cv);
+  const settlement = await computeSettlement(job);
+  found.equal("what was in the pool", payout.pool_micro, settlement.pool);
+  found.equal("who is slashed", payout.slashed, settlement.slashed);
+  return undefined;
+}
+
+/** Cg of the committed output, and Cv of the corner: the outcome's, else the whole job (9.1). */
+async function computeCosts(job) {
+  const covered = job.outcome?.corner ?? (await job.fullCorner());
+  const { prices, schema } = job.model;
+  return {
+    cg: computeGenerationCost(prices, (await job.prompt()).length, (await job.output()).length),
+    cv: computeVerificationCost(prices, covered.layer_max, covered.position_max, schema.layer_count),
+  };
+}
+
+async function computeSettlement(job) {
+  const { outcome } = job;
+  return settleUnifiedPool(job.genesis.rules, {
+    ...(await computeCosts(job)),
+    case: outcome?.case ?? "no_challenge",
+    user: job.admitted.user,
+    generator: job.recorded.generator,
+    verifiers: outcome?.verifiers ?? [],
+    deciding: outcome?.deciding ?? null,
+    prior: outcome?.prior ?? null,
+  });
+}
+
+async function checkPayout(job, found) {
+  const payout = job.dossier.find("payout-settled.v1");
+  if (payout === null) return found.skip(job.dossier.isRefused ? DEPOSIT_REFUSED : "the job is not settled yet");
+  const stated = new Map(payout.lines.map((line) => [line.account, [line.amount_micro, line.held_micro]]));
+  found.equal("accounts, each once", stated.size, payout.lines.length);
+  const expected = payout.case === REFUNDED ? computeRefundLines(job) : await computeLines(job);
+  for (const account of [...new Set([...stated.keys(), ...expected.keys()])].sort(compareText)) {
+    const nothing = [0n, 0n];
+    found.equal(`${account}: paid, and put in`, stated.get(account) ?? nothing, expected.get(account) ?? nothing);
+  }
+  const paid = sum(payout.lines.map((line) => line.amount_micro));
+  found.equal("left in the pool, micro-units", payout.pool_micro - paid, 0n);
+  found.equal("put in by somebody", sum(payout.lines.map((line) => line.held_micro)), payout.pool_micro);
+  const placed = new Map();
+  for (const hold of listHolds(job)) placed.set(hold.party, (placed.get(hold.party) ?? 0n) + hold.amount_micro);
+  for (const line of payout.lines) {
+    const locked = placed.get(line.account) ?? 0n;
+    const what = `${line.account}: put in ${line.held_micro} of what was locked`;
+    found.holds(what, line.held_micro <= locked, locked, `at least ${line.held_micro}`);
+  }
+  return undefined;
+}
+
+async function computeLines(job) {
+  const { cg, cv } = await computeCosts(job);
+  const products = computeProducts(job.genesis.rules, cg, cv);
+  const held = new Map([[job.admitted.user, products.deposit]]);
+  const put = (name, amount) => held.set(name, (held.get(name) ?? 0n) + amount);
+  put(job.recorded.generator, products.bCg);
+  for (const one of job.outcome?.verifiers ?? []) put(one.participant, products.bCv);
+  const { payouts: paid } = await computeSettlement(job);
+  const lines = [...new Set([...held.keys(), ...paid.keys()])].map((account) => [
+    account,
+    [paid.get(account) ?? 0n, held.get(account) ?? 0n],
+  ]);
+  return new Map(lines.filter(([, amounts]) => amounts.some((amount) => amount !== 0n)));
+}
+
+/** Every hold, the first of those that are repeated. */
+function listHolds(job) {
+  const seen = new Set();
+  return job.dossier.all("hold-placed.v1").filter((hold) => {
+    const key = [hold.purpose, hold.attempt, hold.stage, hold.party].join();
+    return !seen.has(key) && seen.add(key);
+  });
+}
+
+/** Every hold as it goes back; the stake of an attempt that was charged for has gone back before. */
+function computeRefundLines(job) {
+  const charged = new Set(job.dossier.all("attempt-charged.v1").map((one) => `${one.attempt} ${one.generator}`));
+  const back = new Map();
+  for (const hold of listHolds(job)) {
+    if (hold.purpose === "generator_stake" && charged.has(`${hold.attempt} ${hold.party}`)) continue;
+    back.set(hold.party, (back.get(hold.party) ?? 0n) + hold.amount_micro);
+  }
+  return new Map([...back].filter(([, amount]) => amount !== 0n).map(([party, amount]) => [party, [amount, amount]]));
+}
+
+// --- the steps in their order (14.3) ------------------------------------------------------------------------------
+
+/** Numbers and titles of the steps. R8.pairing is a part of R8 that needs curve arithmetic. */
+export const STEPS = Object.freeze([
+  ["R1", "size, form and canonical spelling"],
+  ["R2", "the network, operator and beacon chain that you pinned"],
+  ["R3", "every envelope, its signer, its job"],
+  ["R4", "the user's submission, the model, the job id, the deposit"],
+  ["R5", "the router's lease is for this submission"],
+  ["R6", "the generator's commitment binds lease, tokens and output"],
+  ["R7", "the commitment is in the log, before its round"],
+  ["R8", "the beacon's rounds are the chain's"],
+  ["R8.pairing", "the rounds' BLS signatures"],
+  ["R9", "why the job was audited, or was not"],
+  ["R10", "how deep the audit went"],
+  ["R11", "the verifiers were drawn by stake"],
+  ["R12", "the claims were sealed before the positions could be known"],
+  ["R13", "the positions were drawn"],
+  ["R14", "the opened rows are those that were committed"],
+  ["R15", "the comparisons, in exact integers"],
+  ["R16", "the outcome is the rules'"],
+  ["R17", "the payoffs are the rules'"],
+  ["R18", "everybody was paid so, and the pool is empty"],
+]);
+
+const JOB_CHECKS = [
+  checkSubmission,
+  checkLease,
+  checkCommitment,
+  checkLog,
+  checkRounds,
+  checkPairings,
+  checkAudit,
+  checkCorner,
+  checkSortition,
+  checkClaims,
+  checkPositions,
+  checkOpenings,
+  checkComparisons,
+  checkOutcome,
+  checkPayoff,
+  checkPayout,
+];
+
+/**
+ * Judge a receipt in either form, whatever the bytes are; it rejects for trust roots that are none (TrustError) only.
+ *
+ * options.bls12_381: that export of `@noble/curves/bls12-381.js`; null not to look for it. Where it is not given, it is
+ * imported if it can be.
+ */
+export async function verifyReceipt(bytesOrText, trustRoots, options = {}) {
+  const trust = readTrust(trustRoots);
+  const data = typeof bytesOrText === "string" ? UTF8.encode(bytesOrText) : new Uint8Array(bytesOrText);
+  const curves = once(async () => (options.bls12_381 === undefined ? importCurves() : options.bls12_381));
+  const opened = {};
+  const head = [
+    (found) => {
+      opened.receipt = decodeReceipt(data);
+      found.note("bytes", data.length);
+      found.note("envelopes of the record", opened.receipt.record.length);
+    },
+    async (found) => Object.assign(opened, await checkTrust(opened.receipt, trust, found, await curves())),
+    async (found) => {
+      opened.job = await openCase(opened, trust, found);
+      opened.job.curves = curves;
+    },
+  ];
+  const checks = [...head, ...JOB_CHECKS.map((check) => (found) => check(opened.job, found))];
+  const steps = [];
+  for (const [at, [id, title]] of STEPS.entries()) {
+    const isReached = steps.every((step) => step.status !== "failed");
+    steps.push(isReached ? await runStep(id, title, checks[at]) : notReached(id, title));
+  }
+  const failed = steps.find((step) => step.status === "failed")?.id ?? null;
+  return {
+    valid: failed === null,
+    complete: steps.every((step) => step.status === "ok" || step.status === "not-applicable"),
+    failed,
+    jobId: opened.job ? toHex(opened.job.dossier.jobId) : null,
+    networkId: opened.network ? toHex(opened.network) : null,
+    case: opened.job ? getEnding(opened.job.dossier) : "",
+    steps,
+  };
+}
+
+const notReached = (id, title) => ({
+  id,
+  title,
+  status: "not-checked",
+  detail: "not reached: an earlier step failed",
+  compared: [],
+  isReached: false,
+});
+
+async function runStep(id, title, check) {
+  const found = new Findings();
+  try {
+    await check(found);
+  } catch (error) {
+    // What nobody thought of is a failure that says so, never a pass, never a crash.
+    const isInternal = !(error instanceof Refusal);
+    const detail = isInternal ? `${error?.name}: ${error?.message}`.slice(0, SHOWN_CHARS_MAX) : error.message;
+    return { id, title, status: "failed", detail, compared: found.compared, isReached: true, isInternal };
+  }
+  const detail = found.reason || found.compared.map(({ what, value }) => `${what}: ${value}`).join("; ");
+  return { id, title, status: found.status, detail, compared: found.compared, isReached: true };
+}
+
+const getEnding = (dossier) => dossier.find("payout-settled.v1")?.case ?? (dossier.isRefused ? "refused" : "");
+
+async function importCurves() {
+  try {
+    return (await import("@noble/curves/bls12-381.js")).bls12_381;
+  } catch {
+    return null;
+  }
+}
+
+/** R2: the genesis is that of the pinned network, with the pinned operator and the pinned beacon chain. */
+async function checkTrust(receipt, trust, found, curves) {
+  const network = await sha256(ascii("pocache/genesis/v1\0"), receipt.genesis);
+  found.equal("the network, SHA-256 of its genesis", toHex(network), trust.network_id);
+  const genesis = await readGenesis(receipt.genesis, curves);
+  found.equal("the operator", genesis.signers.operator, trust.operator);
+  const chain = genesis.beaconChain;
+  found.equal("the beacon's chain hash", toHex(chain.hash), trust.chain_hash);
+  found.equal("its scheme", chain.schemeName, trust.chain_scheme);
+  found.equal("its public key", toHex(chain.publicKey), trust.chain_public_key);
+  return { network, genesis };
+}
+
+/** R3: every envelope, each in its one spelling, by its signer, about this one job, in its place. */
+async function openCase({ receipt, network, genesis }, trust, found) {
+  const openAll = async (envelopes, topics) => {
+    const opened = [];
+    for (const one of envelopes) opened.push(await openMessage(one, network, genesis, topics));
+    return opened;
+  };
+  const record = await openAll(receipt.record, JOB_TOPICS);
+  for (const [at, one] of record.entries()) {
+    const before = record[at - 1];
+    if (before && (before.topic.order - one.topic.order || compareBytes(before.id, one.id)) > 0) {
+      refuse("the record is not in its order: by topic, then by envelope id");
+    }
+  }
+  const dossier = new Dossier(record);
+  found.holds("messages about the job", dossier.count > 0, dossier.count, "at least one");
+  const model = await openModel(receipt.model, network);
+  await openMessage(receipt.model, network, genesis, [MODEL_TOPIC]);
+  const rounds = await openNumbered("rounds", receipt.rounds, ROUND_TOPIC, "round_number", openAll);
+  const snapshots = await openNumbered("snapshots", receipt.snapshots, SNAPSHOT_TOPIC, "number", openAll);
+  const epochs = await openNumbered("epochs", receipt.epochs, EPOCH_TOPIC, "number", openAll);
+  if (epochs.size > 2) refuse(`${epochs.size} epochs where two are enough`);
+  let log = null;
+  if (receipt.log !== null) {
+    if (!dossier.all("commitment-recorded.v1").length) refuse("proofs from the log, for a job without a commitment");
+    const { checkpoint, inclusion, latest, consistency } = receipt.log;
+    const [entry, last] = await openAll([checkpoint, latest], [CHECKPOINT_TOPIC]);
+    log = { entry: entry.body, latest: last.body, inclusion, consistency };
+  }
+  found.note("rounds, snapshots, epochs", [rounds.size, snapshots.size, epochs.size]);
+  return new Case({ network, genesis, trust, dossier, model, rounds, snapshots, epochs: [...epochs.values()], log });
+}
+
+/** Bodies by their number, which ascends, each once. */
+async function openNumbered(name, envelopes, topic, numberField, openAll) {
+  const opened = await openAll(envelopes, [topic]);
+  const numbers = opened.map((one) => one.body[numberField]);
+  if (numbers.some((number, at) => at > 0 && numbers[at - 1] >= number)) refuse(`the ${name} do not ascend, each once`);
+  return new Map(opened.map((one) => [one.body[numberField], one.body]));
+}
+
+// --- command line -------------------------------------------------------------------------------------------------
+
+const USAGE = "usage: node verify.js RECEIPT --trust FILE [--json] [--curves MODULE]";
+
+async function runCommand(argv) {
+  const { readFile } = await import("node:fs/promises");
+  const [files, options] = [[], { json: false }];
+  for (let at = 0; at < argv.length; at += 1) {
+    if (argv[at] === "--json") options.json = true;
+    else if (argv[at] === "--trust" || argv[at] === "--curves") {
+      options[argv[at].slice(2)] = argv[at + 1];
+      at += 1;
+    } else files.push(argv[at]);
+  }
+  if (files.length !== 1 || files[0].startsWith("--") || !options.trust) throw new TrustError(USAGE);
+  const read = (file) => readFile(file).catch((error) => Promise.reject(new TrustError(`cannot read ${file}: ${error.code}`)));
+  const [receipt, trust] = [await read(files[0]), await read(options.trust)];
+  const report = await verifyReceipt(receipt, new Uint8Array(trust), await readCurves(options.curves));
+  process.stdout.write(options.json ? `${JSON.stringify(report, null, 1)}\n` : writeReport(report));
+  return report.valid ? 0 : 1;
+}
+
+async function readCurves(path) {
+  if (path === undefined) return {};
+  const { pathToFileURL } = await import("node:url");
+  try {
+    return { bls12_381: (await import(pathToFileURL(path).href)).bls12_381 };
+  } catch (error) {
+    throw new TrustError(`cannot import ${path}: ${error.message}`);
+  }
+}
+
+function writeReport({ valid, complete, failed, case: ended, steps }) {
+  const lines = steps.map(({ id, title, status, detail, compared }) => {
+    const shown = status === "ok" ? compared.map(({ what, value }) => `\n    ${what}: ${value}`).join("") : `\n    ${detail}`;
+    return `${id.padEnd(10)} ${status.padEnd(14)} ${title}${shown}\n`;
+  });
+  const open = complete ? "" : ", but not everything could be checked";
+  const verdict = valid ? `valid${open}; the job ended: ${ended}` : `not valid: ${failed} failed`;
+  return `${lines.join("")}${verdict}\n`;
+}
+
+async function isMain() {
+  if (typeof process === "undefined" || !process.versions?.node || !process.argv[1]) return false;
+  const [{ realpathSync }, { fileURLToPath }] = [await import("node:fs"), await import("node:url")];
+  try {
+    return realpathSync(process.argv[1]) === realpathSync(fileURLToPath(import.meta.url));
+  } catch {
+    return false;
+  }
+}
+
+if (await isMain()) {
+  try {
+    process.exitCode = await runCommand(process.argv.slice(2));
+  } catch (error) {
+    if (!(error instanceof TrustError)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exitCode = 2;
+  }
 }

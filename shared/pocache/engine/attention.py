@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PREFIX = "pocache_"
 EAGER = "eager"
@@ -49,10 +50,9 @@ class PackPlan:
 class DecodePlan:
     """One step of many slots: the position of each slot's new token, and the width of the cache's view."""
 
-    positions_B: Tensor
+    positions: Tensor
     is_level: bool
     """All slots stand at the view's last position, so that nothing is masked but by windows."""
-    masks: dict[tuple[bool, int | None], Tensor] = field(default_factory=dict)
 
 
 _ACTIVE: ContextVar[PackPlan | DecodePlan | None] = ContextVar("attention_plan", default=None)
@@ -74,7 +74,7 @@ def install_attention(model: PreTrainedModel, kernel: str) -> None:
     AttentionInterface.register(name, _make_attention(kernel))
     AttentionMaskInterface.register(name, _make_mask(kernel))
     model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
+    if model.config._attn_implementation != name:  # noqa: SLF001 - the library shows it nowhere else
         raise ValueError(f"{type(model).__name__} does not take another attention function")
 
 
@@ -159,7 +159,7 @@ def _mask_decoding(plan: DecodePlan, kernel: str, kwargs: dict[str, Any]) -> Ten
     kv_length = kwargs["kv_length"]
     if plan.is_level and _is_plain(kwargs, kv_length):
         return None
-    positions_B = plan.positions_B
+    positions_B = plan.positions
     device = positions_B.device
     index_B = torch.arange(len(positions_B), device=device)
     seen = kwargs["mask_function"](
@@ -183,9 +183,11 @@ def _is_plain(kwargs: dict[str, Any], count: int) -> bool:
 
 def _get_kernel(kernel: str, module: torch.nn.Module) -> Callable[..., tuple[Tensor, Any]]:
     if kernel == EAGER:  # the one kernel that each model's own module defines
-        eager: Callable[..., tuple[Tensor, Any]] = sys.modules[type(module).__module__].eager_attention_forward
+        eager: Callable[..., tuple[Tensor, Any]] = sys.modules[
+            type(module).__module__
+        ].eager_attention_forward
         return eager
-    found: Callable[..., tuple[Tensor, Any]] = AttentionInterface()[kernel]
+    found: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS[kernel]
     return found
 
 

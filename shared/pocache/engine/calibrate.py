@@ -1,7 +1,7 @@
 """Calibration: run honest jobs through a generator and a verifier, and measure what honest looks like.
 
-Owns the runs: prompts of several lengths, sampled and greedy, verified at full depth and at shallower
-corners, and beside them the null forgeries that no threshold may let through. Refuses engines of different
+Owns the runs: prompts of several lengths, sampled and greedy, decoded in batches of several sizes, verified at full
+depth and at shallower corners, packed and alone, and beside them the null forgeries that no threshold may let through. Refuses engines of different
 models or schemas, and thresholds under which a null forgery would pass. Torch-free: whatever the engines
 need, they bring.
 """
@@ -28,6 +28,9 @@ SAMPLINGS = (
     Sampling(700_000, top_k=40, top_p_micro=900_000),
 )
 """Greedy, plain, and everything at once: the sampler's own distances depend on how it draws."""
+
+BATCH_SIZES = (1, 2, 4, 8)
+"""Jobs decoded together, batch after batch: what decodes beside a job moves its rows by rounding."""
 
 LeafRows = dict[RowKey, bytes]
 Progress = Callable[[int, int], None]
@@ -60,8 +63,9 @@ def run_calibration(
 ) -> MatchingProfile:
     """Generate from each prompt, verify, and return the profile of this pair of stacks.
 
-    Each job is verified at full depth and at one shallower corner that ends inside its output. MatchingError
-    when a null forgery would not be a mismatch; EngineError when the engines do not run the same model.
+    Jobs are decoded in batches of BATCH_SIZES. Each is verified at full depth and at one shallower corner that ends
+    inside its output, packed with its batch, and once more by itself. MatchingError when a null forgery would not be a
+    mismatch; EngineError when the engines do not run the same model.
     """
     claims, others = generator.capabilities(), verifier.capabilities()
     if (claims.model_id, claims.schema) != (others.model_id, others.schema):
@@ -71,16 +75,16 @@ def run_calibration(
             f"calibration needs at least {len(SAMPLINGS)} prompts: one for each way of sampling"
         )
     float_format = claims.schema.float_format
+    requests = [_build_request(index, prompt, max_tokens, network) for index, prompt in enumerate(prompts)]
     leaves: list[LeafDistances] = []
     pairs: list[tuple[list[LeafRows], list[LeafRows]]] = []
-    for index, prompt in enumerate(prompts):
-        committed, fully, shallow = _run_job(generator, verifier, index, prompt, max_tokens, network)
-        leaves += _measure_leaves(fully, committed, float_format) + _measure_leaves(
-            shallow, committed, float_format
-        )
-        pairs.append((fully, committed))
-        if progress is not None:
-            progress(index + 1, len(prompts))
+    for batch in _cut_batches(len(requests)):
+        for committed, verified in _run_batch(generator, verifier, requests, batch):
+            for rows in verified:
+                leaves += _measure_leaves(rows, committed, float_format)
+            pairs.append((verified[0], committed))
+            if progress is not None:
+                progress(len(pairs), len(prompts))
     about = _describe(claims, others, len(prompts), sum(len(committed) for _, committed in pairs))
     profile = compute_profile(leaves, float_format=float_format, margin_q16=margin_q16, about=about)
     nulls = _measure_null_forgeries(profile, pairs, float_format)
@@ -99,42 +103,76 @@ def draw_prompts(
     return prompts
 
 
-def _run_job(
-    generator: Engine,
-    verifier: Engine,
-    index: int,
-    prompt: tuple[int, ...],
-    max_tokens: int,
-    network: NetworkId,
-) -> tuple[list[LeafRows], list[LeafRows], list[LeafRows]]:
-    """Return the rows by position: committed, verified at full depth, verified in a shallower corner."""
-    job_id = JobId(hashlib.sha256(_DOMAIN + b"job" + index.to_bytes(4, "big")).digest())
-    seed = hashlib.sha256(_DOMAIN + b"seed" + index.to_bytes(4, "big")).digest()
-    sampling = SAMPLINGS[index % len(SAMPLINGS)]
-    request = GenerateRequest(
-        job_id=job_id,
+def _build_request(
+    index: int, prompt: tuple[int, ...], max_tokens: int, network: NetworkId
+) -> GenerateRequest:
+    return GenerateRequest(
+        job_id=JobId(hashlib.sha256(_DOMAIN + b"job" + index.to_bytes(4, "big")).digest()),
         attempt=1,
         prompt=prompt,
         max_tokens=max_tokens,
-        sampling=sampling,
-        seed=seed,
+        sampling=SAMPLINGS[index % len(SAMPLINGS)],
+        seed=hashlib.sha256(_DOMAIN + b"seed" + index.to_bytes(4, "big")).digest(),
         network=network,
         eos_stop=False,
     )
-    capture = generator.generate(request, lambda _tokens: None, lambda: False)
-    layer_count, leaf_count = generator.capabilities().layer_count, len(capture.leaves)
-    shallow = Corner(
-        layer_max=index % layer_count,
-        position_max=len(prompt) - 1 + (7 * index) % len(capture.output),
-        full_depth=False,
-    )
-    captures = verifier.verify(
-        [
-            VerifyRequest(job_id, prompt + capture.output, len(prompt), corner, sampling, seed, network)
+
+
+def _cut_batches(count: int) -> list[range]:
+    """Return consecutive batches of BATCH_SIZES, again and again; the last takes what is left."""
+    batches: list[range] = []
+    while not batches or batches[-1].stop < count:
+        start = batches[-1].stop if batches else 0
+        batches.append(range(start, min(count, start + BATCH_SIZES[len(batches) % len(BATCH_SIZES)])))
+    return batches
+
+
+def _run_batch(
+    generator: Engine, verifier: Engine, requests: Sequence[GenerateRequest], batch: range
+) -> list[tuple[list[LeafRows], list[list[LeafRows]]]]:
+    """Return each job's rows by position: committed, then verified, at full depth first."""
+    captures = _generate_together(generator, [requests[index] for index in batch])
+    layer_count = generator.capabilities().layer_count
+    asked: list[VerifyRequest] = []
+    for index, capture in zip(batch, captures, strict=True):
+        request, leaf_count = requests[index], len(capture.leaves)
+        shallow = Corner(
+            layer_max=index % layer_count,
+            position_max=len(request.prompt) - 1 + (7 * index) % len(capture.output),
+            full_depth=False,
+        )
+        asked += (
+            _build_verification(request, capture, corner)
             for corner in (compute_full_corner(layer_count, leaf_count), shallow)
-        ]
+        )
+    packed = verifier.verify(asked)
+    found = []
+    for offset, capture in enumerate(captures):
+        [alone] = verifier.verify([asked[2 * offset]])
+        verified = [*packed[2 * offset : 2 * offset + 2], alone]
+        prompt_count = capture.prompt_count
+        found.append((_decode(capture, prompt_count), [_decode(one, prompt_count) for one in verified]))
+    return found
+
+
+def _generate_together(generator: Engine, requests: Sequence[GenerateRequest]) -> list[Capture]:
+    session = generator.open_session(slot_count=len(requests))
+    handles = [session.submit(request, lambda _tokens: None, lambda: False) for request in requests]
+    while not session.is_idle:
+        session.step()
+    return [handle.result() for handle in handles]
+
+
+def _build_verification(request: GenerateRequest, capture: Capture, corner: Corner) -> VerifyRequest:
+    return VerifyRequest(
+        job_id=request.job_id,
+        tokens=request.prompt + capture.output,
+        prompt_count=len(request.prompt),
+        corner=corner,
+        sampling=request.sampling,
+        seed=request.seed,
+        network=request.network,
     )
-    return _decode(capture, len(prompt)), _decode(captures[0], len(prompt)), _decode(captures[1], len(prompt))
 
 
 def _decode(capture: Capture | VerifyCapture, prompt_count: int) -> list[LeafRows]:
@@ -216,5 +254,7 @@ def _describe(
         "verifier_stack": verifier.stack,
         "schema_digest": generator.schema.digest().hex(),
         "job_count": job_count,
+        "decoding_batches": ",".join(str(len(batch)) for batch in _cut_batches(job_count)),
+        "verification": "packed with the batch, and alone",
         "committed_leaf_count": leaf_count,
     }

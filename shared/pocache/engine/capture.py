@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
 from pocache.engine.attention import CornerReachedError, Storage, Visitor, flatten_heads
+from pocache.engine.port import GenerateRequest, VerifyRequest
 from pocache.numerics.sketch import Sketcher, get_dtype, get_projection
-from pocache.protocol.encoding import SCORE_FORMAT, SCORE_WIDTH, RowKind, RowSchema, join_leaf
+from pocache.protocol.encoding import SCORE_FORMAT, SCORE_WIDTH, RowKind, RowSchema, join_leaves
 from pocache.protocol.errors import EncodingError, EngineError
 
 SCORE_BYTES = SCORE_FORMAT.size * SCORE_WIDTH
@@ -43,7 +44,10 @@ class CapturingCache(DynamicCache):
         key_BHTD, value_BHTD = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         count = key_states.shape[-2]
         if self.visitor is not None:
-            key_TD, value_TD = flatten_heads(key_BHTD[:, :, -count:]), flatten_heads(value_BHTD[:, :, -count:])
+            key_TD, value_TD = (
+                flatten_heads(key_BHTD[:, :, -count:]),
+                flatten_heads(value_BHTD[:, :, -count:]),
+            )
             if not self.visitor(layer_idx, key_TD, value_TD):
                 raise CornerReachedError
         return key_BHTD, value_BHTD
@@ -87,7 +91,9 @@ class PackRecorder:
     def visit(self, layer: int, key_TD: Tensor, value_TD: Tensor) -> bool:
         """Take one layer's rows; return whether any job wants more."""
         if (layer, RowKind.K) in self._rows:
-            raise EngineError(f"layer {layer} wrote its cache twice in one pass: this model cannot be captured")
+            raise EngineError(
+                f"layer {layer} wrote its cache twice in one pass: this model cannot be captured"
+            )
         if len(key_TD) != self._ends[-1] or len(value_TD) != self._ends[-1]:
             raise EngineError("the layers of this model do not each write every position to the cache")
         count = sum(job.schema.layer_count > layer for job in self._jobs)
@@ -111,7 +117,11 @@ class PackRecorder:
         vectors_TD = vectors_TD[: self._ends[job_count - 1]]
         width = vectors_TD.shape[1]
         if schema.encoding == "raw":
-            expected = {RowKind.K: schema.key_width, RowKind.V: schema.value_width, RowKind.HIDDEN: schema.hidden_width}
+            expected = {
+                RowKind.K: schema.key_width,
+                RowKind.V: schema.value_width,
+                RowKind.HIDDEN: schema.hidden_width,
+            }
             if width != expected[kind]:
                 raise EngineError(f"a raw {kind.name} row has {expected[kind]} floats, not {width}")
             return vectors_TD.to(get_dtype(schema))
@@ -145,23 +155,22 @@ class LeafRows:
 
     def encode(self, leaf_count: int, scored_from: int) -> list[bytes]:
         """Return the first leaves; those from ``scored_from`` on carry the score rows. EngineError."""
-        body = np.concatenate(self.bodies)
-        has_scores = self.schema.has_scores and scored_from < leaf_count
-        scores = np.concatenate(self.scores) if has_scores else np.empty((0, SCORE_BYTES), np.uint8)
-        if len(body) < leaf_count or (has_scores and len(scores) < leaf_count - scored_from):
-            raise EngineError("the layers of this model do not each write every position to the cache")
-        width, data, score_data = body.shape[1], body.tobytes(), scores.tobytes()
-        leaves = []
+        bodies = np.concatenate(self.bodies)[:leaf_count].tobytes()
+        scored_count = max(0, leaf_count - scored_from) if self.schema.has_scores else 0
+        scores = np.concatenate(self.scores)[:scored_count].tobytes() if scored_count else b""
         try:
-            for position in range(leaf_count):
-                at = (position - scored_from) * SCORE_BYTES
-                score = score_data[at : at + SCORE_BYTES] if has_scores and at >= 0 else b""
-                leaves.append(
-                    join_leaf(self.schema, position, data[position * width : (position + 1) * width], score)
-                )
+            return join_leaves(self.schema, leaf_count, bodies, scores, scored_from=scored_from)
         except EncodingError as error:
-            raise EngineError(f"rows are not finite or not whole, and cannot be committed: {error}") from error
-        return leaves
+            raise EngineError(
+                f"rows are not finite or not whole, and cannot be committed: {error}"
+            ) from error
+
+
+def build_sketcher(
+    request: GenerateRequest | VerifyRequest, schema: RowSchema, device: torch.device
+) -> Sketcher:
+    """Return the sketcher of one job."""
+    return Sketcher(request.network, request.seed, request.job_id, schema, device)
 
 
 def to_bytes(rows_TF: Tensor) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""The runners behind a session: many jobs in one slab of KV memory, or each with a cache of its own.
+"""The runner behind a session: many jobs decode in one slab of KV memory, a token each at a step.
 
 Owns slots, their memory and its bound, the prefill of what joins, the step of all that decode, and the rows on their
 way to the host. A step on CUDA is launched before the tokens of the one before it are read, so the device never waits
@@ -17,21 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocache.engine.capture import SCORE_BYTES, CapturingCache, LeafRows, PackedJob, PackRecorder, to_bytes
+from pocache.engine.capture import SCORE_BYTES, LeafRows, PackedJob, PackRecorder, build_sketcher
 from pocache.engine.memory import is_out_of_memory, run_split
 from pocache.engine.model import CausalModel
 from pocache.engine.packing import PACK_TOKENS_MAX, PackItem, compute_packs
 from pocache.engine.port import Capture, GenerateRequest
 from pocache.engine.session import Delivery, Ticket
-from pocache.engine.slab import KvSlab, compute_capacity
-from pocache.numerics.sampler import Sampler
-from pocache.numerics.sketch import Sketcher
+from pocache.engine.slab import KV_TOKENS_MAX, KvSlab, compute_capacity, verify_kv_tokens
 from pocache.numerics.slots import SlotSampler, SlotSketcher
 from pocache.protocol.encoding import RowSchema
 from pocache.protocol.errors import EngineError
-
-KV_TOKENS_MAX = 65_536
-"""Tokens of KV memory in one session: 8 GB at an 8B model's 128 KB a token."""
 
 BLOCK_STEPS = 32
 """Steps whose rows are handed to their jobs together."""
@@ -108,13 +103,12 @@ class SlabRunner:
         self._tokens_S = torch.zeros(slot_count, dtype=torch.int64, device=model.device)
         self._launches: deque[_Launch] = deque()
         self._block = _Block()
-        self._side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        is_cuda = model.device.type == "cuda"
+        self._side = torch.cuda.Stream(model.device) if is_cuda else None  # type: ignore[no-untyped-call]
 
     def verify_fits(self, request: GenerateRequest) -> None:
         """Refuse a job that is larger than the KV memory of a session."""
-        token_count = len(request.prompt) + request.max_tokens
-        if token_count > self._kv_tokens_max:
-            raise EngineError(f"a job of {token_count} tokens exceeds the KV memory of {self._kv_tokens_max}")
+        verify_kv_tokens(request, self._kv_tokens_max)
 
     def count_admissible(self, waiting: Sequence[Ticket]) -> int:
         """Return how many of the first waiting jobs fit beside the active ones; memory grows for them here."""
@@ -135,7 +129,7 @@ class SlabRunner:
         for pack in compute_packs(items, tokens_max=PACK_TOKENS_MAX, logits_max=len(items)):
             chosen = [tickets[index] for index in pack]
             deliveries += run_split(self._prefill, chosen, lambda ticket, error: (ticket, error))
-        return [delivery for delivery in deliveries if delivery is not None]
+        return deliveries
 
     def advance(self) -> list[Delivery]:
         """Launch one step for all jobs that want more tokens, and read the launches that are due."""
@@ -210,7 +204,7 @@ class SlabRunner:
         assert self._slab is not None
         slab, model, first = self._slab, self._model, len(self._slots)
         requests = [ticket.request for ticket in tickets]
-        sketchers = [_build_sketcher(request, self._schema, model.device) for request in requests]
+        sketchers = [build_sketcher(request, self._schema, model.device) for request in requests]
         recorder = PackRecorder(
             [
                 PackedJob(sketcher, len(request.prompt), self._schema)
@@ -239,45 +233,43 @@ class SlabRunner:
                 ticket.state.rows.bodies = [body]
         positions_B = torch.tensor(positions, device=model.device)
         tokens_B, scores_B3, ok_B = self._sampler.sample(first, logits_BV, positions_B, positions)
-        data = torch.cat((_as_bytes(scores_B3), _as_bytes(tokens_B[:, None]), _as_bytes(ok_B[:, None])), dim=1)
+        data = torch.cat(
+            (_as_bytes(scores_B3), _as_bytes(tokens_B[:, None]), _as_bytes(ok_B[:, None])), dim=1
+        )
         host = data.cpu().numpy()
         self._tokens_S[first : first + len(tickets)] = tokens_B
         deliveries: list[Delivery] = []
         self._hand_out()
-        for index, ticket in enumerate(tickets):
+        for index, (ticket, token) in enumerate(zip(tickets, _read_tokens(host), strict=True)):
             slot: _Slot = ticket.state
             slot.rows.scores = [host[index : index + 1, :SCORE_BYTES]]
             slot.launched_count = 1
-            deliveries.append((ticket, _read_token(host[index])))
+            deliveries.append((ticket, token))
         self._slots += [ticket.state for ticket in tickets]
         return deliveries
 
     def _launch_all(self, slots: Sequence[_Slot]) -> list[Delivery]:
         """Launch one step for neighbouring slots; those that fail alone are reported."""
 
-        def report(slot: _Slot, error: Exception) -> _Launch | Delivery:
+        def report(slot: _Slot, error: Exception) -> Delivery | None:
             return slot.ticket, error
 
-        failed: list[Delivery] = []
-        for outcome in run_split(self._launch, slots, report):
-            if isinstance(outcome, tuple):
-                failed.append(outcome)
-        return failed
+        return [one for one in run_split(self._launch, slots, report) if one is not None]
 
     @torch.inference_mode()
-    def _launch(self, slots: Sequence[_Slot]) -> list[_Launch | Delivery | None]:
+    def _launch(self, slots: Sequence[_Slot]) -> list[Delivery | None]:
         assert self._slab is not None
         first = self._slots.index(slots[0])
         window = slice(first, first + len(slots))
         positions = [slot.position for slot in slots]
         positions_B = torch.tensor(positions).to(self._model.device, non_blocking=True)
-        hidden_BD, logits_BV = self._model.run_decode(
+        cache, hidden_BD, logits_BV = self._model.run_decode(
             self._slab, first, self._tokens_S[window], positions_B, positions
         )
         tokens_B, scores_B3, ok_B = self._sampler.sample(first, logits_BV, positions_B, positions)
         parts = [_as_bytes(scores_B3), _as_bytes(tokens_B[:, None]), _as_bytes(ok_B[:, None])]
         if self._captures:
-            vectors = [*self._slab.gather(first, positions_B), hidden_BD[:, None]]
+            vectors = [*cache.get_written(), hidden_BD[:, None]]
             parts.insert(0, _as_bytes(self._sketcher.sketch(first, vectors)))
         launch = self._send(list(slots), torch.cat(parts, dim=1))
         # From here on nothing fails: what was launched is counted, and a retry would draw it twice.
@@ -296,7 +288,7 @@ class SlabRunner:
         with torch.cuda.stream(self._side):
             pinned.copy_(data, non_blocking=True)
             data.record_stream(self._side)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._side)
         return _Launch(slots, pinned, event)
 
@@ -310,8 +302,8 @@ class SlabRunner:
             self._block.slots = launch.slots
         self._block.steps.append(host)
         return [
-            (slot.ticket, _read_token(host[index]))
-            for index, slot in enumerate(launch.slots)
+            (slot.ticket, token)
+            for slot, token in zip(launch.slots, _read_tokens(host), strict=True)
             if not slot.is_dropped
         ]
 
@@ -325,93 +317,6 @@ class SlabRunner:
             slot.rows.bodies.append(steps[:, index, :body_bytes])
             slot.rows.scores.append(steps[:, index, body_bytes : body_bytes + SCORE_BYTES])
         self._block = _Block()
-
-
-class SerialRunner:
-    """Decodes each job by itself, with a cache of its own: for models whose packs would not be exact."""
-
-    def __init__(self, model: CausalModel, schema: RowSchema, *, kv_tokens_max: int = KV_TOKENS_MAX) -> None:
-        self._model = model
-        self._schema = schema
-        self._kv_tokens_max = kv_tokens_max
-        self._held: dict[Ticket, _SerialJob] = {}
-
-    def verify_fits(self, request: GenerateRequest) -> None:
-        """Refuse a job that is larger than the KV memory of a session."""
-        token_count = len(request.prompt) + request.max_tokens
-        if token_count > self._kv_tokens_max:
-            raise EngineError(f"a job of {token_count} tokens exceeds the KV memory of {self._kv_tokens_max}")
-
-    def count_admissible(self, waiting: Sequence[Ticket]) -> int:
-        """Return how many fit within the bound."""
-        left = self._kv_tokens_max - sum(
-            len(one.request.prompt) + one.request.max_tokens for one in self._held
-        )
-        for count, ticket in enumerate(waiting):
-            left -= len(ticket.request.prompt) + ticket.request.max_tokens
-            if left < 0:
-                return count
-        return len(waiting)
-
-    def start(self, tickets: Sequence[Ticket]) -> list[Delivery]:
-        """Prefill each job and draw its first token."""
-        for ticket in tickets:
-            self._held[ticket] = _SerialJob(ticket, self._model, self._schema)
-        return [self._step(ticket) for ticket in tickets]
-
-    def advance(self) -> list[Delivery]:
-        """Feed each job its last token and draw the next."""
-        return [self._step(ticket) for ticket in list(self._held)]
-
-    def finish(self, ticket: Ticket, finish_reason: Literal["stop", "length"]) -> Capture:
-        """Join a job's rows into leaves."""
-        prompt_count, output = len(ticket.request.prompt), tuple(ticket.output)
-        leaves = self._held[ticket].rows.encode(prompt_count + len(output) - 1, prompt_count - 1)
-        return Capture(self._schema, prompt_count, output, finish_reason, leaves)
-
-    def drop(self, ticket: Ticket) -> None:
-        """Free a job's cache."""
-        self._held.pop(ticket, None)
-
-    def _step(self, ticket: Ticket) -> Delivery:
-        [delivery] = run_split(
-            lambda tickets: [(ticket, self._held[ticket].step()) for ticket in tickets],
-            [ticket],
-            lambda one, error: (one, error),
-        )
-        return delivery
-
-
-class _SerialJob:
-    """One job's cache, sampler and rows."""
-
-    def __init__(self, ticket: Ticket, model: CausalModel, schema: RowSchema) -> None:
-        request = ticket.request
-        self.rows = LeafRows(schema)
-        self._ticket = ticket
-        self._model = model
-        self._schema = schema
-        self._sketcher = _build_sketcher(request, schema, model.device)
-        self._sampler = Sampler(request.sampling, request.seed, model.vocab_size, model.device)
-        self._cache = CapturingCache(model.module.config, storage=model.storage)
-
-    @torch.inference_mode()
-    def step(self) -> int:
-        """Feed the prompt, or the last token, and return the next."""
-        request, output = self._ticket.request, self._ticket.output
-        tokens: Sequence[int] = (output[-1],) if output else request.prompt
-        recorder = PackRecorder([PackedJob(self._sketcher, len(tokens), self._schema)], self._model.device)
-        self._cache.visitor = recorder.visit
-        hidden_TD, logits_1V = self._model.run_single(tokens, self._cache, 1)
-        position = len(request.prompt) + len(output) - 1
-        token, scores_3 = self._sampler.sample(logits_1V[0].float(), position)
-        self.rows.bodies += recorder.finish(hidden_TD)
-        self.rows.scores.append(to_bytes(scores_3[None]))
-        return token
-
-
-def _build_sketcher(request: GenerateRequest, schema: RowSchema, device: torch.device) -> Sketcher:
-    return Sketcher(request.network, request.seed, request.job_id, schema, device)
 
 
 def _find_runs(chosen: Sequence[_Slot], slots: Sequence[_Slot]) -> list[list[_Slot]]:
@@ -433,8 +338,10 @@ def _as_bytes(values_BX: Tensor) -> Tensor:
     return values_BX.contiguous().view(torch.uint8)
 
 
-def _read_token(row: np.ndarray[Any, Any]) -> int | EngineError:
-    """Return the token at the end of a step's bytes, or why there is none."""
-    if not row[-1]:
-        return EngineError("logits are not finite: no token can be drawn from them")
-    return int(row[-9:-1].view(np.int64)[0])
+def _read_tokens(host: np.ndarray[Any, Any]) -> list[int | EngineError]:
+    """Return the tokens at the end of a step's bytes, or why there is none."""
+    tokens = np.ascontiguousarray(host[:, -9:-1]).view(np.int64)[:, 0].tolist()
+    return [
+        token if is_finite else EngineError("logits are not finite: no token can be drawn from them")
+        for token, is_finite in zip(tokens, host[:, -1].tolist(), strict=True)
+    ]

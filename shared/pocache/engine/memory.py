@@ -30,7 +30,7 @@ def run_split(
             reason = EngineError(f"out of memory: {error}")
             reason.__cause__ = error
     # Outside the handler: the traceback that held the failed pass's tensors is gone by now, but for a last item's.
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
     if len(items) == 1:
         return [fail(items[0], reason)]

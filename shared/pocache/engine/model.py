@@ -29,7 +29,15 @@ from pocache.engine.demo_model import hide_progress_bars
 from pocache.engine.slab import KvShape, KvSlab, SlabCache
 from pocache.protocol.errors import EngineError
 
-PROBE_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
+PROBE_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    NotImplementedError,
+)
 
 PACKING_ERROR_MAX = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Median relative distance that a packed pass may have: rounding is far below, a wrong mask far above (0.6)."""
@@ -51,7 +59,9 @@ class CausalModel:
         self.module = _load(directory, dtype, attention, device)
         self._hidden_BTD: Tensor | None = None
         if self.module.base_model is self.module:
-            raise EngineError(f"{self.describe()} has no base model whose final hidden state could be captured")
+            raise EngineError(
+                f"{self.describe()} has no base model whose final hidden state could be captured"
+            )
         self.module.base_model.register_forward_hook(self._keep_hidden)
         self.kv_shape, self.hidden_width, self.vocab_size = self._probe()
         self.is_packable = self._self_test(attention)
@@ -65,7 +75,9 @@ class CausalModel:
         """Name the model's class and type."""
         return f"{type(self.module).__name__} ({self.module.config.model_type})"
 
-    def run_single(self, tokens: Sequence[int], cache: CapturingCache, logit_count: int) -> tuple[Tensor, Tensor]:
+    def run_single(
+        self, tokens: Sequence[int], cache: CapturingCache, logit_count: int
+    ) -> tuple[Tensor, Tensor]:
         """Continue one job; return final hidden states [T, hidden] and the last logits [S, V].
 
         CornerReachedError when the cache's visitor ended the pass.
@@ -101,10 +113,10 @@ class CausalModel:
 
     def run_decode(
         self, slab: KvSlab, first: int, tokens_B: Tensor, positions_B: Tensor, positions: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Advance slots from ``first`` on by one token; return final hidden states [B, hidden] and logits [B, V].
+    ) -> tuple[SlabCache, Tensor, Tensor]:
+        """Advance slots from ``first`` on by one token.
 
-        ``positions`` are the numbers of ``positions_B``, known here without asking the device.
+        Returns the cache with what was written, final hidden states [B, hidden] and logits [B, V]. ``positions`` are the numbers of ``positions_B``, known here without asking the device.
         """
         kv_count = max(positions) + 1
         plan = DecodePlan(positions_B, is_level=min(positions) + 1 == kv_count)
@@ -117,7 +129,7 @@ class CausalModel:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        return self._take_hidden()[:, -1], result.logits[:, -1]
+        return cache, self._take_hidden()[:, -1], result.logits[:, -1]
 
     def _keep_hidden(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         self._hidden_BTD = output[0]
@@ -145,7 +157,7 @@ class CausalModel:
         try:
             cache = CapturingCache(self.module.config, visit)
             hidden_TD, logits_1V = self.run_single((0, 1), cache, 1)
-            layers = [cache.layers[layer] for layer in sorted(widths)]
+            layers: list[Any] = [cache.layers[layer] for layer in sorted(widths)]
             shapes = tuple((_get_heads(one.keys), _get_heads(one.values)) for one in layers)
         except PROBE_ERRORS as error:
             raise EngineError(f"{self.describe()} does not run with a plain KV cache: {error}") from error
@@ -162,7 +174,7 @@ class CausalModel:
         """Whether a pack and a batch of two jobs give what each gives alone; measured, as a wrong mask is silent."""
         if _get_rope_types(self.module.config) & SHARED_ROPE_TYPES:
             return False
-        before = self.module.config._attn_implementation
+        before = self.module.config._attn_implementation  # noqa: SLF001 - the library shows it nowhere else
         jobs = [[1 + index % (self.vocab_size - 1) for index in range(count)] for count in SELF_TEST_TOKENS]
         alone = [self._run_alone(job) for job in jobs]
         try:
@@ -217,9 +229,11 @@ class CausalModel:
         rows: list[dict[int, list[Tensor]]] = [{} for _ in jobs]
         for step in range(slab.token_count):
             positions = [min(step, len(job) - 1) for job in jobs]
-            tokens_B = torch.tensor([job[at] for job, at in zip(jobs, positions, strict=True)], device=self.device)
+            tokens_B = torch.tensor(
+                [job[at] for job, at in zip(jobs, positions, strict=True)], device=self.device
+            )
             positions_B = torch.tensor(positions, device=self.device)
-            hidden_BD, _ = self.run_decode(slab, 0, tokens_B, positions_B, positions)
+            _, hidden_BD, _ = self.run_decode(slab, 0, tokens_B, positions_B, positions)
             for index, job in enumerate(jobs):
                 if step >= len(job):
                     continue

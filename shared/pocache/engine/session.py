@@ -113,7 +113,9 @@ class BatchSession:
             joining = self._admit()
             if joining:
                 deliveries += self._runner.start(joining)
-            elif self._waiting and not self._active:  # it is within the bound: the machine has less memory than that
+            elif (
+                self._waiting and not self._active
+            ):  # it is within the bound: the machine has less memory than that
                 self._active.append(self._waiting.popleft())
                 deliveries = [(self._active[0], EngineError("out of memory: no room for one job's KV cache"))]
         except Exception as error:  # noqa: BLE001 - whatever broke the batch ends its jobs, and each is told

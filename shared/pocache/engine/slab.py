@@ -1,8 +1,8 @@
 """The KV memory of a decoding batch: slots in one tensor per shape, read in place and bounded in tokens.
 
 Active jobs hold slots 0 to B-1 without a gap, so a step reads views and copies nothing; a job that leaves is
-replaced by the last one. Rows are gathered back out of this memory after each step: what is committed is what the
-attention reads. Refuses more tokens than it was given.
+replaced by the last one. A step's new rows are kept as they were written: what is committed is what the attention
+reads. Refuses more tokens than it was given.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from torch import Tensor
 from transformers import Cache
 
 from pocache.engine.attention import Storage
+from pocache.engine.port import GenerateRequest
+from pocache.protocol.errors import EngineError
+
+KV_TOKENS_MAX = 65_536
+"""Tokens of KV memory in one session: 8 GB at an 8B model's 128 KB a token."""
 
 GRAIN_TOKENS = 64
 """Capacity grows in these steps, so that jobs of similar length share one allocation."""
@@ -45,6 +50,7 @@ class KvSlab:
         self.slot_count = slot_count
         self.token_count = token_count
         self.groups: list[Tensor] = []
+        self.rows = [rows for _, rows in shape.groups()]
         self._places: dict[int, tuple[int, int]] = {}
         for group, ((heads, width), rows) in enumerate(shape.groups()):
             self.groups.append(
@@ -64,13 +70,8 @@ class KvSlab:
         """
         for states_SHTD, new_TD in zip(self.get(layer), (key_TD, value_TD), strict=True):
             slot_HTD, count = states_SHTD[slot], len(new_TD)
-            slot_HTD[:, :count] = new_TD.unflatten(1, (slot_HTD.shape[0], -1)).transpose(0, 1)
+            slot_HTD[:, :count] = new_TD.reshape(count, slot_HTD.shape[0], -1).transpose(0, 1)
             slot_HTD[:, count:] = 0
-
-    def gather(self, first: int, positions_B: Tensor) -> list[Tensor]:
-        """Return what slots from ``first`` on hold at one position each: [B, rows, width] per group of rows."""
-        slots_B = torch.arange(first, first + len(positions_B), device=positions_B.device)
-        return [group[:, slots_B, :, positions_B].flatten(2) for group in self.groups]
 
     def move(self, source: int, target: int) -> None:
         """Let slot ``source`` replace ``target``, to its end: what was behind the target's tokens may be NaN."""
@@ -96,18 +97,27 @@ class SlabCache(Cache):
         self._positions_B = positions_B
         self._kv_count = kv_count
         self._storage = storage
+        self._written: dict[int, Tensor] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write each slot's new token at its own position; return the keys and values of all positions."""
         views = []
-        for states_SHTD, new_BH1D in zip(self._slab.get(layer_idx), (key_states, value_states), strict=True):
+        pair = zip(self._slab.get(layer_idx), (key_states, value_states), strict=True)
+        for offset, (states_SHTD, new_BH1D) in enumerate(pair):
             view_BHTD = states_SHTD[self._slots]
-            stored_BH1D = new_BH1D if self._storage is None else self._storage(new_BH1D)
-            view_BHTD[self._index_B, :, self._positions_B] = stored_BH1D[:, :, 0]
+            stored_BHD = (new_BH1D if self._storage is None else self._storage(new_BH1D))[:, :, 0]
+            view_BHTD[self._index_B, :, self._positions_B] = stored_BHD
+            self._written[2 * layer_idx + offset] = stored_BHD
             views.append(view_BHTD[:, :, : self._kv_count])
         return views[0], views[1]
+
+    def get_written(self) -> list[Tensor]:
+        """Return what this step wrote, [B, rows, heads x head width] for each group of rows of one shape."""
+        return [
+            torch.stack([self._written[row] for row in rows], dim=1).flatten(2) for rows in self._slab.rows
+        ]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the positions before this step in the longest slot."""
@@ -126,3 +136,10 @@ def compute_capacity(token_counts: Sequence[int], slots_max: int, tokens_max: in
         if slot_count >= len(token_counts):
             return slot_count, token_count
     return None
+
+
+def verify_kv_tokens(request: GenerateRequest, tokens_max: int) -> None:
+    """Refuse a job that is larger than the KV memory of a session: EngineError."""
+    token_count = len(request.prompt) + request.max_tokens
+    if token_count > tokens_max:
+        raise EngineError(f"a job of {token_count} tokens exceeds the KV memory of {tokens_max}")

@@ -16,8 +16,8 @@ import torch
 import transformers
 
 from pocache.engine.attention import CornerReachedError, Storage
-from pocache.engine.capture import CapturingCache, LeafRows, PackedJob, PackRecorder, to_bytes
-from pocache.engine.decoding import KV_TOKENS_MAX, SerialRunner, SlabRunner
+from pocache.engine.capture import CapturingCache, LeafRows, PackedJob, PackRecorder, build_sketcher, to_bytes
+from pocache.engine.decoding import SlabRunner
 from pocache.engine.manifest import compute_manifest
 from pocache.engine.memory import run_split
 from pocache.engine.model import CausalModel
@@ -33,9 +33,10 @@ from pocache.engine.port import (
     restrict_to_corner,
     verify_verify_request,
 )
+from pocache.engine.serial import SerialRunner
 from pocache.engine.session import BatchSession, generate_alone
+from pocache.engine.slab import KV_TOKENS_MAX
 from pocache.numerics.sampler import Sampler
-from pocache.numerics.sketch import Sketcher
 from pocache.protocol.encoding import FloatFormat, RowSchema
 from pocache.protocol.errors import EngineError
 from pocache.protocol.limits import LEAF_COUNT_MAX
@@ -156,7 +157,7 @@ class TransformersEngine:
         schema = self._capabilities.schema
         jobs = [
             PackedJob(
-                Sketcher(request.network, request.seed, request.job_id, schema, self._device),
+                build_sketcher(request, schema, self._device),
                 request.corner.position_max + 1,
                 restrict_to_corner(schema, request.corner),
             )
@@ -252,7 +253,9 @@ def _compute_stack(dtype: str, attention: str, device: torch.device, *, is_packe
     hardware = f"cpu:{torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         hardware = f"cuda{torch.version.cuda}:{torch.cuda.get_device_name(device)}"
-    batching = "cache=slab batch=ragged prefill=packed" if is_packed else "cache=dynamic batch=1 prefill=single"
+    batching = (
+        "cache=slab batch=ragged prefill=packed" if is_packed else "cache=dynamic batch=1 prefill=single"
+    )
     return (
         f"{ENGINE_NAME} transformers/{transformers.__version__} torch/{torch.__version__} dtype={dtype} "
         f"attention={attention} {batching} tp=1 device={hardware}"

@@ -39,14 +39,16 @@ class SlotSampler:
     def join(self, slot: int, sampling: Sampling, seed: bytes) -> None:
         """Give a slot to a job."""
         self._samplings[slot], self._keys[slot], self._drawn[slot] = sampling, compute_key(seed), False
-        self._temperature_S1[slot] = sampling.temperature_micro / 1_000_000 if sampling.temperature_micro else 1.0
+        self._temperature_S1[slot] = (
+            sampling.temperature_micro / 1_000_000 if sampling.temperature_micro else 1.0
+        )
         if self._noise_SWV is not None:
             self._noise_SWV[slot] = 0.0
 
     def move(self, source: int, target: int) -> None:
         """Let the job of one slot go on in another."""
-        for held in (self._samplings, self._keys, self._starts, self._drawn):
-            held[target] = held[source]  # type: ignore[index]
+        self._samplings[target], self._keys[target] = self._samplings[source], self._keys[source]
+        self._starts[target], self._drawn[target] = self._starts[source], self._drawn[source]
         for kept in (self._temperature_S1, self._start_S, self._noise_SWV):
             if kept is not None:
                 kept[target] = kept[source]
@@ -109,7 +111,7 @@ class SlotSampler:
             (starts_N[:, None] + ahead_W).flatten(),
             self._vocab_size,
         )
-        self._noise_SWV[slots_N] = noise.unflatten(0, (len(stale), self._window))
+        self._noise_SWV[slots_N] = noise.reshape(len(stale), self._window, self._vocab_size)
         self._start_S[slots_N] = starts_N
 
     def _cut(self, first: int, logits_BV: Tensor, perturbed_BV: Tensor) -> Tensor:
@@ -128,7 +130,9 @@ class SlotSampler:
             [[min(one.top_k or vocab_size, vocab_size)] for one in samplings], device=self._device
         )
         top_p_C1 = torch.tensor(
-            [[one.top_p_micro / TOP_P_MICRO_ONE] for one in samplings], dtype=torch.float64, device=self._device
+            [[one.top_p_micro / TOP_P_MICRO_ONE] for one in samplings],
+            dtype=torch.float64,
+            device=self._device,
         )
         sorted_CV = logits_BV[chosen_C].sort(dim=1, descending=True).values
         kept_CV = self._vocab_V[None] < top_k_C1
@@ -148,16 +152,18 @@ class SlotSketcher:
     """Rows of one position of each of the first B slots, in the order in which a leaf has them."""
 
     def __init__(
-        self, schema: RowSchema, groups: Sequence[tuple[int, Sequence[int]]], slot_count: int, device: torch.device
+        self,
+        schema: RowSchema,
+        groups: Sequence[tuple[int, Sequence[int]]],
+        slot_count: int,
+        device: torch.device,
     ) -> None:
         """``groups`` lists (vector width, rows) of vectors that come together; row 2·layer_count is the hidden state."""
         self._schema = schema
         self._groups = [(width, tuple(rows)) for width, rows in groups]
         self._device = device
         self._is_raw = schema.encoding == "raw"
-        self._keys = [
-            (kind, layer) for layer in range(schema.layer_count) for kind in (RowKind.K, RowKind.V)
-        ]
+        self._keys = [(kind, layer) for layer in range(schema.layer_count) for kind in (RowKind.K, RowKind.V)]
         self._keys.append((RowKind.HIDDEN, 0))
         self._signs = [
             torch.empty(slot_count, len(rows), width, device=device) if not self._is_raw else None

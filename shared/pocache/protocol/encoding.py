@@ -200,18 +200,32 @@ def encode_leaf(schema: RowSchema, position: int, rows: Mapping[RowKey, bytes]) 
     return b"".join(parts)
 
 
-def join_leaf(schema: RowSchema, position: int, body: bytes, scores: bytes = b"") -> bytes:
-    """Return the leaf whose rows up to the hidden state are ``body``, in canonical order and without gaps.
+def join_leaves(
+    schema: RowSchema, leaf_count: int, bodies: bytes, scores: bytes, *, scored_from: int
+) -> list[bytes]:
+    """Return the leaves of positions 0 … ``leaf_count`` − 1 whose rows were computed side by side.
 
-    The same bytes as :func:`encode_leaf`, for rows that were computed side by side; ``scores`` is the score row, or
-    empty. Raises EncodingError for other lengths and for floats that are not finite.
+    The same bytes as :func:`encode_leaf`. ``bodies`` holds the rows up to the hidden state of one position after the
+    other, in canonical order and without gaps; ``scores`` the score rows of positions from ``scored_from`` on, unless
+    the schema has none. Raises EncodingError for other lengths and for floats that are not finite.
     """
-    leaf = _encode_header(schema, position, scored=bool(scores)) + body + scores
-    if len(leaf) != schema.leaf_bytes(scored=bool(scores)) or (scores and not schema.has_scores):
-        raise EncodingError(f"{len(body)} and {len(scores)} bytes of rows do not fill a leaf of this schema")
-    if not (is_finite(body, schema.float_format) and is_finite(scores, SCORE_FORMAT)):
-        raise EncodingError(f"the rows of position {position} have floats that are not finite")
-    return leaf
+    _check_range("leaf_count", leaf_count, 1, LEAF_COUNT_MAX)
+    width, score_width = schema.leaf_bytes(scored=False) - _HEADER.size, schema.row_bytes(RowKind.SCORES)
+    first_scored = max(0, scored_from) if schema.has_scores else leaf_count
+    if len(bodies) != leaf_count * width or len(scores) != max(0, leaf_count - first_scored) * score_width:
+        raise EncodingError(
+            f"{len(bodies)} and {len(scores)} bytes of rows do not fill {leaf_count} leaves of this schema"
+        )
+    plain, scored = (_flags(has_hidden=schema.has_hidden, has_scores=has_scores) for has_scores in (False, True))
+    leaves = []
+    for position in range(leaf_count):
+        body, at = bodies[position * width : (position + 1) * width], (position - first_scored) * score_width
+        score = scores[at : at + score_width] if at >= 0 else b""
+        if not (is_finite(body, schema.float_format) and is_finite(score, SCORE_FORMAT)):
+            raise EncodingError(f"the rows of position {position} have floats that are not finite")
+        header = _HEADER.pack(LEAF_DOMAIN, position, schema.layer_count, scored if score else plain)
+        leaves.append(header + body + score)
+    return leaves
 
 
 def decode_leaf(schema: RowSchema, position: int, scored: bool, data: bytes) -> dict[RowKey, bytes]:

@@ -68,6 +68,14 @@ RECEIPT_PART_BYTES_MAX: Final = 900_000
 
 RECEIPT_PARTS_MAX: Final = 128
 
+NOTE_BYTES_MAX: Final = 16_384
+"""A checkpoint of the log as a signed note, with the lines of its witnesses."""
+
+NOTE_SIGNATURES_MAX: Final = 32
+
+WITNESSES_MAX: Final = 16
+"""Witnesses that a network may name."""
+
 ENTRY_TEXT_BYTES_MAX: Final = 1_500_000
 """One message of an exported record, as a line of JSON."""
 

@@ -22,7 +22,7 @@ from pocache.receipt.case import Case, RoundBook
 from pocache.receipt.dossier import JOB_TOPICS, Dossier, Said, open_message
 from pocache.receipt.export import Entry
 from pocache.receipt.format import LogProof
-from pocache.receipt.promise import compute_log_entry
+from pocache.receipt.promise import compute_log_entry, verify_checkpoint_note
 from pocache.receipt.report import DivergenceError, Status
 from pocache.receipt.trust import TrustRoots
 from pocache.receipt.verify import open_model, run_job_steps
@@ -195,6 +195,8 @@ class Auditor:
             self._epochs.append(body)
         elif said.topic is t.CHECKPOINT:
             self._log.take_checkpoint(body, said.data)
+            if body.note:
+                verify_checkpoint_note(body, self._network, self._genesis.signer(Role.COMMITMENTS))
             for job_id in list(self._waiting):
                 self._judge_when_logged(job_id, self._waiting.pop(job_id))
         if said.topic not in JOB_TOPICS:

@@ -35,6 +35,8 @@ _JSON_FIRST_BYTE: Final = b"{"
 _LISTS: Final = ("record", "rounds", "snapshots", "epochs")
 _FIELDS: Final = ("kind", "genesis", "model", *_LISTS, "log")
 _LOG_FIELDS: Final = ("checkpoint", "inclusion", "latest", "consistency")
+_COSIGNED: Final = "cosigned"
+"""A field of ``log`` that is there only where witnesses have cosigned."""
 
 assert CARRIED_BYTES_MAX < ENVELOPE_BYTES_MAX
 
@@ -49,6 +51,8 @@ class LogProof:
     latest: bytes
     """The last ``checkpoint.v1`` envelope before the job was settled; the same where nothing was added."""
     consistency: tuple[Digest, ...]
+    cosigned: bytes = b""
+    """The latest checkpoint's note with the lines of witnesses; empty where none has cosigned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ def encode_json(receipt: Receipt) -> bytes:
             "latest": _to_base64(receipt.log.latest),
             "consistency": [one.hex() for one in receipt.log.consistency],
         }
+        if receipt.log.cosigned:
+            log[_COSIGNED] = _to_base64(receipt.log.cosigned)
     data = write_json(
         {
             "kind": KIND,
@@ -102,7 +108,8 @@ def encode_binary(receipt: Receipt) -> bytes:
     fields |= {name: getattr(receipt, name) for name in _LISTS}
     fields["log"] = None
     if receipt.log is not None:
-        fields["log"] = {name: getattr(receipt.log, name) for name in _LOG_FIELDS}
+        names = (*_LOG_FIELDS, _COSIGNED) if receipt.log.cosigned else _LOG_FIELDS
+        fields["log"] = {name: getattr(receipt.log, name) for name in names}
     return encode_value(fields, bytes_max=RECEIPT_BYTES_MAX)
 
 
@@ -141,17 +148,23 @@ def _verify_fields(value: object, fields: Sequence[str], what: str) -> None:
         raise CodecError(f"{what} has exactly the fields {', '.join(fields)}")
 
 
+def _verify_log_fields(log: object) -> None:
+    has_cosigned = isinstance(log, Mapping) and _COSIGNED in log
+    _verify_fields(log, (*_LOG_FIELDS, _COSIGNED) if has_cosigned else _LOG_FIELDS, "log")
+
+
 def _from_json(value: Mapping[str, Any]) -> Receipt:
     if not isinstance(value["genesis"], str):
         raise CodecError("genesis: a text is expected")
     log = value["log"]
     if log is not None:
-        _verify_fields(log, _LOG_FIELDS, "log")
+        _verify_log_fields(log)
         log = {
             "checkpoint": _from_base64("log.checkpoint", log["checkpoint"]),
             "inclusion": [_from_hex(one) for one in _read_list("log.inclusion", log["inclusion"])],
             "latest": _from_base64("log.latest", log["latest"]),
             "consistency": [_from_hex(one) for one in _read_list("log.consistency", log["consistency"])],
+            **({_COSIGNED: _from_base64("log.cosigned", log[_COSIGNED])} if _COSIGNED in log else {}),
         }
     lists = {name: [_from_base64(name, one) for one in _read_list(name, value[name])] for name in _LISTS}
     genesis = value["genesis"].encode("utf-8", "surrogatepass")
@@ -163,12 +176,13 @@ def _from_json(value: Mapping[str, Any]) -> Receipt:
 def _from_binary(value: Mapping[str, Any]) -> Receipt:
     log = value["log"]
     if log is not None:
-        _verify_fields(log, _LOG_FIELDS, "log")
+        _verify_log_fields(log)
         log = LogProof(
             checkpoint=_read_bytes("log.checkpoint", log["checkpoint"]),
             inclusion=_read_digests("log.inclusion", log["inclusion"]),
             latest=_read_bytes("log.latest", log["latest"]),
             consistency=_read_digests("log.consistency", log["consistency"]),
+            cosigned=_read_bytes("log.cosigned", log.get(_COSIGNED, b"")),
         )
     genesis = _read_bytes("genesis", value["genesis"])
     try:

@@ -164,3 +164,20 @@ def _check_holds(case: Case, found: Findings, payout: m.PayoutSettledV1) -> None
         locked = placed.get(line.account, 0)
         what = f"{line.account}: put in {line.held_micro} of what was locked"
         found.holds(what, line.held_micro <= locked, locked, f"at least {line.held_micro}")
+    _check_answers(case, found)
+
+
+def _check_answers(case: Case, found: Findings) -> None:
+    """Check that the ledger answered every request for a hold, and nothing that was not asked for."""
+    requests = [*case.dossier.all(t.ROUTER_HOLD_REQUESTED), *case.dossier.all(t.VERIFIER_HOLD_REQUESTED)]
+    asked = {(*_get_key(one), one.amount_micro) for one in requests}
+    placed = {(*_get_key(one), one.amount_micro) for one in case.dossier.all(t.HOLD_PLACED)}
+    refused = {_get_key(one) for one in case.dossier.all(t.HOLD_REFUSED)}
+    answered = {one for one in asked if one in placed or one[:-1] in refused}
+    found.equal("holds that were asked for and not answered", len(asked - answered), 0)
+    unasked = (placed - asked) | {one for one in refused if one not in {key[:-1] for key in asked}}
+    found.equal("answers about holds that were not asked for", len(unasked), 0)
+
+
+def _get_key(one: m.HoldRequestV1 | m.HoldPlacedV1 | m.HoldRefusedV1) -> tuple[object, ...]:
+    return (one.purpose, one.attempt, one.stage, one.party, one.publication)

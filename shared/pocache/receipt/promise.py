@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Final
 
 from pocache.protocol.beacon import bind_round, compute_round_at, compute_round_time_ms
+from pocache.protocol.checkpoint import find_cosigners, merge_cosignatures, parse_note, verify_checkpoint
 from pocache.protocol.commitment import (
     Binding,
     Sampling,
@@ -20,12 +21,12 @@ from pocache.protocol.commitment import (
     compute_token_hash,
 )
 from pocache.protocol.encoding import lp
-from pocache.protocol.ids import Digest, EnvelopeId, JobId, ModelId
+from pocache.protocol.ids import Digest, EnvelopeId, JobId, ModelId, NetworkId, ParticipantId
 from pocache.protocol.merkle import hash_leaf, verify_consistency, verify_inclusion
 from pocache.receipt.case import Case
 from pocache.receipt.dossier import NotShownError, open_message
 from pocache.receipt.format import LogProof
-from pocache.receipt.report import Findings
+from pocache.receipt.report import DivergenceError, Findings
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.topics import Role
@@ -80,6 +81,7 @@ def check_submission(case: Case, found: Findings) -> None:
 
 def check_lease(case: Case, found: Findings) -> None:
     """R5: the router leased this submission, to this generator, with a seed that nobody chose."""
+    _check_attempts(case, found)
     if not case.is_committed:
         found.skip(NO_COMMITMENT)
         return
@@ -106,6 +108,15 @@ def check_lease(case: Case, found: Findings) -> None:
     )
     found.equal("the stake that the generator put up, βCg of the longest output", held.amount_micro, stake)
     _check_seed(case, found)
+
+
+def _check_attempts(case: Case, found: Findings) -> None:
+    """Check that each attempt before the committed one was closed by the store, and charged for by the router (10.6)."""
+    closed = sorted(one.attempt for one in case.dossier.all(t.ATTEMPT_CLOSED))
+    charged = sorted(one.attempt for one in case.dossier.all(t.ATTEMPT_CHARGED))
+    found.equal("attempts that were closed, and charged for", closed, charged)
+    before = case.recorded.attempt - 1 if case.is_committed else len(closed)
+    found.equal("attempts that ended without a commitment", closed, list(range(1, before + 1)))
 
 
 def _check_seed(case: Case, found: Findings) -> None:
@@ -222,12 +233,55 @@ def check_log(case: Case, found: Findings) -> None:
     found.note("root that the inclusion proof leads to", entry.root)
     verify_log_growth(log, entry, latest)
     found.note("size of the log that this one was only appended to", latest.size)
+    for checkpoint in (entry, latest):
+        check_note(case, checkpoint)
+    _check_witnesses(case, latest, found)
     _check_binding_of_round(case, found)
 
 
 def verify_log_growth(log: LogProof, entry: m.CheckpointV1, latest: m.CheckpointV1) -> None:
     """Check that the latest checkpoint's log is the entry's with more behind it. Raises MerkleError."""
     verify_consistency(entry.size, latest.size, Digest(entry.root), Digest(latest.root), log.consistency)
+
+
+def check_note(case: Case, checkpoint: m.CheckpointV1) -> None:
+    """Check that a checkpoint's note, where it has one, says the same and is signed by the log. Raises PocacheError."""
+    if checkpoint.note:
+        verify_checkpoint_note(checkpoint, case.network, case.genesis.signer(Role.COMMITMENTS))
+
+
+def verify_checkpoint_note(checkpoint: m.CheckpointV1, network: NetworkId, log_key: ParticipantId) -> None:
+    """Check a note against the checkpoint that carries it. Raises DivergenceError, CodecError, SignatureError."""
+    note = verify_checkpoint(checkpoint.note, network, log_key)
+    noted = note.checkpoint
+    if len(note.signatures) != 1:
+        raise DivergenceError(
+            "signatures of the checkpoint's note", str(len(note.signatures)), "the log's alone"
+        )
+    if (noted.size, noted.root) != (checkpoint.size, checkpoint.root):
+        raise DivergenceError(
+            "what the checkpoint's note says",
+            f"{noted.size}, {noted.root.hex()}",
+            f"{checkpoint.size}, {checkpoint.root.hex()}",
+        )
+
+
+def _check_witnesses(case: Case, latest: m.CheckpointV1, found: Findings) -> None:
+    """Check every witness's line in its one spelling, and that enough of those that the user pins are there."""
+    assert case.log is not None, "looked at before"
+    cosigners: frozenset[ParticipantId] = frozenset()
+    if case.log.cosigned:
+        note = parse_note(case.log.cosigned)
+        lines = find_cosigners(case.network, note, map(ParticipantId, case.genesis.witnesses))
+        expected = merge_cosignatures(latest.note, list(lines.values())) if latest.note and lines else b""
+        found.equal("the cosigned note, in its one spelling", case.log.cosigned.hex(), expected.hex())
+        cosigners = frozenset(lines)
+        found.note("witnesses who cosigned the log", len(cosigners))
+    if case.trust is not None and case.trust.witnesses and not case.is_record_whole:
+        counted, quorum = len(cosigners & set(case.trust.witnesses)), case.trust.witness_quorum
+        found.holds(
+            "cosignatures of the witnesses that you pinned", counted >= quorum, counted, f"at least {quorum}"
+        )
 
 
 def _open_checkpoint(case: Case, data: bytes) -> m.CheckpointV1:

@@ -9,13 +9,14 @@ version.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pocache.protocol.beacon import Chain
 from pocache.protocol.errors import ConfigError, PocacheError
 from pocache.protocol.ids import NetworkId
+from pocache.protocol.limits import WITNESSES_MAX
 from pocache.receipt.strict_json import read_json
 from pocache.runtime.network import Genesis
 from pocache.wire.topics import Role
@@ -40,10 +41,23 @@ class TrustRoots(BaseModel):
     chain_public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{96}([0-9a-f]{96})?$")]
     profiles: Annotated[list[HexDigest], Field(max_length=1_024)] = []
     """Digests of the calibration profiles that are accepted; empty: whichever the operator signed."""
+    witnesses: Annotated[list[Annotated[str, Field(pattern=r"^U[A-Z2-7]{55}$")]], Field(max_length=WITNESSES_MAX)] = []
+    """Whose cosignatures count; empty: none are asked for."""
+    witness_quorum: Annotated[int, Field(ge=0, le=WITNESSES_MAX)] = 0
+    """How many of them must have cosigned the checkpoint that a receipt shows."""
+
+    @model_validator(mode="after")
+    def _verify_quorum(self) -> Self:
+        if len(set(self.witnesses)) != len(self.witnesses):
+            raise ValueError("a witness is named once")
+        if bool(self.witnesses) != bool(self.witness_quorum) or self.witness_quorum > len(self.witnesses):
+            raise ValueError("witnesses and witness_quorum go together, and a quorum is at most all of them")
+        return self
 
     def to_json(self) -> str:
         """Return the file's text."""
-        return self.model_dump_json(indent=1) + "\n"
+        left_out = None if self.witnesses else {"witnesses", "witness_quorum"}
+        return self.model_dump_json(indent=1, exclude=left_out) + "\n"
 
 
 def make_trust(genesis: Genesis, network: NetworkId | None = None) -> TrustRoots:

@@ -30,6 +30,7 @@ from pocache.protocol.limits import (
     MICRO_MAX,
     SAMPLE_COUNT_MAX,
     STAGE_COUNT_MAX,
+    WITNESSES_MAX,
 )
 from pocache.protocol.matching import MatchingProfile, compute_profile_set_digest
 from pocache.protocol.payoff import Rational, UnifiedPool
@@ -153,6 +154,16 @@ class Genesis(_Strict):
     bounds: Bounds = Bounds()
     demo: bool = False
     """A demonstration network: workers may be told to cheat on it."""
+    witnesses: Annotated[
+        tuple[Annotated[str, Field(pattern=_PARTICIPANT)], ...], Field(max_length=WITNESSES_MAX)
+    ] = ()
+    """Who may cosign checkpoints of the commitment log. Without any, the canonical JSON has no such field."""
+
+    @model_validator(mode="after")
+    def _verify_witnesses(self) -> Self:
+        if len(set(self.witnesses)) != len(self.witnesses):
+            raise ValueError("a witness is named once")
+        return self
 
     @model_validator(mode="after")
     def _verify_unbonding(self) -> Self:
@@ -171,7 +182,8 @@ class Genesis(_Strict):
 
     def canonical_json(self) -> bytes:
         """Return the bytes that the network id is the hash of."""
-        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":")).encode("ascii")
+        fields = self.model_dump(exclude=None if self.witnesses else {"witnesses"})
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
     @cached_property
     def beacon_chain(self) -> Chain:

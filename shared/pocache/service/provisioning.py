@@ -28,7 +28,7 @@ TASK_DELIVER_MAX: Final = 1_000
 """A task waits for a worker that can take it; its job's own expiry ends it."""
 ANSWERED: Final[Mapping[Role, tuple[Topic[Any], ...]]] = {
     Role.LEDGER: (t.BALANCE_QUERY, t.STATEMENT_QUERY, t.TOTALS_QUERY),
-    Role.COMMITMENTS: (t.RECEIPT_QUERY,),
+    Role.COMMITMENTS: (t.RECEIPT_QUERY, t.CONSISTENCY_QUERY),
 }
 """Who answers which questions."""
 
@@ -158,6 +158,7 @@ def compute_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
                 t.BALANCE_QUERY.filter(),
                 t.STATEMENT_QUERY.filter(),
                 t.RECEIPT_QUERY.filter(),
+                t.CONSISTENCY_QUERY.filter(),
             ),
             core_subscriptions=tuple(topic.filter() for topic in TOPICS),
             read_streams=tuple(stream.value for stream in Stream),

@@ -14,8 +14,9 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import sqlalchemy as sa
 
+from pocache.protocol.checkpoint import sign_checkpoint
 from pocache.protocol.errors import LimitError
-from pocache.protocol.ids import EnvelopeId, NetworkId, ParticipantId
+from pocache.protocol.ids import Digest, EnvelopeId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
 from pocache.storage.prepared import Prepared
@@ -76,6 +77,10 @@ class Unit:
     def sign(self, body: WireModel) -> tuple[bytes, EnvelopeId]:
         """Return ``body`` in an envelope of this service, and the envelope's id."""
         return seal_identified(self._key, self._network, body)
+
+    def sign_checkpoint(self, size: int, root: Digest) -> bytes:
+        """Return the log's note of a size and a root, signed by this service (docs/protocol.md 4.10)."""
+        return sign_checkpoint(self._network, size, root, self._key)
 
     def emit(self, topic: Topic[M], body: M, **tokens: str | bytes) -> EnvelopeId:
         """Publish ``body`` once this transaction is durable. Raises LimitError when it is too large to travel."""

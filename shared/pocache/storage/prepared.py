@@ -74,7 +74,8 @@ class _Compiled:
         self._order: tuple[str, ...] | None = tuple(compiled.positiontup) if compiled.positional else None
         self._errors = dialect.loaded_dbapi.Error
         columns = list(statement.selected_columns.keys()) if isinstance(statement, sa.Select) else []
-        row: Any = namedtuple("Row", columns)  # noqa: PYI024 - its columns are known at run time only
+        make_type: Any = namedtuple  # noqa: PYI024 - its columns are known at run time only
+        row = make_type("Row", columns)
         self.make_row: Callable[[Any], Any] = row._make
 
     def arrange(self, values: Mapping[str, Any]) -> Any:

@@ -34,6 +34,7 @@ PromptTokens = Annotated[bytes, Field(min_length=4, max_length=limits.PROMPT_TOK
 OutputTokens = Annotated[bytes, Field(max_length=limits.OUTPUT_TOKENS_MAX * limits.TOKEN_BYTES)]
 AllTokens = Annotated[bytes, Field(min_length=4, max_length=limits.LEAF_COUNT_MAX * limits.TOKEN_BYTES)]
 PackedPositions = Annotated[bytes, Field(min_length=4, max_length=limits.SAMPLE_COUNT_MAX * 4)]
+NoteBytes = Annotated[bytes, Field(max_length=limits.NOTE_BYTES_MAX)]
 EnvelopeBytes = Annotated[bytes, Field(max_length=limits.CARRIED_BYTES_MAX)]
 
 
@@ -299,6 +300,8 @@ class CheckpointV1(WireModel):
     size: Count
     root: Bytes32
     at_ms: TimeMs
+    note: NoteBytes = b""
+    """The same size and root as a signed note, for tools that read transparency logs."""
 
 
 class AttemptClosedV1(WireModel):
@@ -412,6 +415,34 @@ class OpeningsClosedV1(WireModel):
     positions: PackedPositions
     opened: Annotated[tuple[Participant, ...], Field(max_length=limits.STAGE_COUNT_MAX + 1)]
     missing: Annotated[tuple[Participant, ...], Field(max_length=limits.STAGE_COUNT_MAX + 1)]
+
+
+class CheckpointCosignedV1(WireModel):
+    """A witness has seen the log only grow up to this checkpoint: the log's note with the witness's line."""
+
+    kind: ClassVar[str] = "checkpoint-cosigned.v1"
+    size: Annotated[int, Field(ge=1, le=limits.TIME_MS_MAX)]
+    note: NoteBytes
+
+
+class ConsistencyQueryV1(WireModel):
+    """Ask for a checkpoint of the log and for the proof that it only grew since another size."""
+
+    kind: ClassVar[str] = "consistency-query.v1"
+    old_size: Count
+    """0: no proof is asked for."""
+    new_size: Count = 0
+    """0: of the latest checkpoint."""
+
+
+class ConsistencyReplyV1(WireModel):
+    """The log's signed note of ``new_size``, and RFC 6962's proof that the log of ``old_size`` is a prefix of it."""
+
+    kind: ClassVar[str] = "consistency-reply.v1"
+    old_size: Count
+    new_size: Annotated[int, Field(ge=1, le=limits.TIME_MS_MAX)]
+    note: NoteBytes
+    proof: Annotated[tuple[Bytes32, ...], Field(max_length=128)]
 
 
 class ReceiptQueryV1(WireModel):

@@ -120,6 +120,9 @@ CHALLENGE_REQUESTED = Topic(
     (_R.COMMITMENTS,),
     "user",
 )
+CHECKPOINT_COSIGNED = Topic(
+    "checkpoints.cosigned.{user}", m.CheckpointCosignedV1, _S.INTAKE, _R.USER, (_R.COMMITMENTS,), "user"
+)
 OPENING_SUBMITTED = Topic(
     "openings.submitted.{worker}.{job}", m.OpeningV1, _S.INTAKE, _R.WORKER, (_R.COMMITMENTS,), "worker"
 )
@@ -236,6 +239,7 @@ BEACON_ROUND = Topic(
 BEACON_PARTIAL = Topic("beacon.partials.{signer}", m.BeaconPartialV1, None, _R.BEACON, (), "signer")
 
 TOKENS = Topic("tokens.{user}.{job}.{worker}", m.TokenChunkV1, None, _R.WORKER, (), "worker")
+CONSISTENCY_QUERY = Topic("queries.consistency", m.ConsistencyQueryV1, None, _R.USER)
 BALANCE_QUERY = Topic("queries.balance.{participant}", m.BalanceQueryV1, None, _R.USER, (), None)
 STATEMENT_QUERY = Topic("queries.statement.{participant}", m.StatementQueryV1, None, _R.USER, (), None)
 RECEIPT_QUERY = Topic("queries.receipt.{user}.{job}", m.ReceiptQueryV1, None, _R.USER, (), None)

@@ -66,7 +66,9 @@ def test_json_has_the_incentives_of_both_rule_sets() -> None:
 
 
 def test_fractions_of_a_micro_unit_stay_exact() -> None:
-    rows = get_json(*COMMITTEE, "--recheck", "1/7", "--lottery", "1/11", "--levy", "1/4")["incentives"]["truth"]
+    rows = get_json(*COMMITTEE, "--recheck", "1/7", "--lottery", "1/11", "--levy", "1/4")["incentives"][
+        "truth"
+    ]
     assert rows[1]["lie_micro"] == "-1280000/7"
 
 

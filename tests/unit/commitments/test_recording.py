@@ -316,7 +316,7 @@ def test_a_batch_does_not_make_its_later_results_older_than_they_are(network: Ne
     harness.pass_rounds(2)
     started_ms = harness.clock_ms
     jobs = [Job(network, name=name) for name in ("first", "second")]
-    deliveries = []
+    deliveries: list[Any] = []
     for job in jobs:
         subject = RESULT_COMPLETED.subject(worker=job.worker.participant_id, job=job.job_id)
         data = network.seal(job.worker, job.make_result(started_ms))

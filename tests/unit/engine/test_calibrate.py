@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from pocache.engine.adversary import build_adversary
 from pocache.engine.calibrate import NullForgery, draw_prompts, run_calibration
 from pocache.engine.fake import FakeEngine
+from pocache.engine.port import GenerationSession, VerifyCapture, VerifyRequest
 from pocache.numerics.calibration import MARGIN_MIN_Q16
 from pocache.protocol.encoding import RowKind
 from pocache.protocol.errors import EngineError, MatchingError
@@ -33,6 +36,27 @@ def test_a_profile_covers_the_schema_and_names_its_pair() -> None:
         assert isinstance(nearest, int)
         assert nearest > profile.mean_mismatch_min_q16
     assert MatchingProfile.from_dict(profile.to_dict()) == profile
+
+
+def test_calibration_batches_what_it_generates_and_packs_what_it_verifies() -> None:
+    """Rows move with what runs beside them, so the honest distances must have seen both."""
+    batches: list[int] = []
+    calls: list[int] = []
+
+    class Watching(FakeEngine):
+        def open_session(self, *, slot_count: int = 8) -> GenerationSession:
+            batches.append(slot_count)
+            return super().open_session(slot_count=slot_count)
+
+        def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyCapture]:
+            calls.append(len(requests))
+            return super().verify(requests)
+
+    engine = Watching()
+    profile = run_calibration(engine, engine, draw_prompts(engine.capabilities(), count=17), max_tokens=3)
+    assert batches == [1, 2, 4, 8, 1, 1]
+    assert profile.about["decoding_batches"] == ",".join(map(str, batches))
+    assert sorted(set(calls)) == [1, 2, 4, 8, 16]
 
 
 def test_calibration_repeats_itself() -> None:

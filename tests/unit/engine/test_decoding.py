@@ -33,7 +33,9 @@ def build_jobs(count: int) -> list[GenerateRequest]:
     ]
 
 
-def verify_captures(engine: TransformersEngine, jobs: Sequence[GenerateRequest], captures: Sequence[Capture]) -> None:
+def verify_captures(
+    engine: TransformersEngine, jobs: Sequence[GenerateRequest], captures: Sequence[Capture]
+) -> None:
     for job, capture in zip(jobs, captures, strict=True):
         assert len(capture.output) == job.max_tokens
         corner = compute_full_corner(2, len(capture.leaves))
@@ -41,7 +43,9 @@ def verify_captures(engine: TransformersEngine, jobs: Sequence[GenerateRequest],
         assert compute_worst_log2(verified, capture, len(job.prompt)) < HONEST_LOG2_MAX
 
 
-def fail_above(limit: int, run: Callable[..., Any], count: Callable[..., int], error: Exception) -> Callable[..., Any]:
+def fail_above(
+    limit: int, run: Callable[..., Any], count: Callable[..., int], error: Exception
+) -> Callable[..., Any]:
     """Return ``run`` as it would be on a machine whose memory holds ``limit`` jobs."""
 
     def limited(*args: Any, **kwargs: Any) -> Any:
@@ -70,7 +74,9 @@ def test_out_of_memory_in_a_decoding_batch_loses_no_job(
     verify_captures(engine, jobs, captures)
 
 
-def test_out_of_memory_in_a_pack_loses_no_job(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_in_a_pack_loses_no_job(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prefills and verifications alike."""
     jobs = build_jobs(5)
     captures = run_session(engine, jobs)
@@ -96,7 +102,9 @@ def test_out_of_memory_in_a_pack_loses_no_job(engine: TransformersEngine, monkey
         assert compute_worst_log2(ours, capture, len(job.prompt)) < HONEST_LOG2_MAX
 
 
-def test_a_job_that_fits_nowhere_fails_alone(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_fits_nowhere_fails_alone(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jobs = build_jobs(3)
     causal, longest = engine.causal, len(jobs[2].prompt)
 
@@ -115,7 +123,9 @@ def test_a_job_that_fits_nowhere_fails_alone(engine: TransformersEngine, monkeyp
 
 
 @pytest.mark.parametrize("slot", [1, 2])
-def test_a_job_without_finite_rows_ends_alone_and_poisons_no_slot(engine: TransformersEngine, slot: int) -> None:
+def test_a_job_without_finite_rows_ends_alone_and_poisons_no_slot(
+    engine: TransformersEngine, slot: int
+) -> None:
     """Its keys and values were in the slab: whoever gets the slot next must not read them, not even masked."""
     jobs = build_jobs(3)[::-1]
     after = build_request(job="after", prompt=(5,))
@@ -167,7 +177,9 @@ def test_a_job_beyond_the_kv_memory_is_refused_at_once(model_dir: Path) -> None:
         session.submit(build_request(max_tokens=100), lambda _tokens: None, lambda: False)
 
 
-def test_no_memory_for_one_cache_fails_that_job(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_one_cache_fails_that_job(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -214,7 +226,9 @@ def test_steps_launched_ahead_deliver_the_same(engine: TransformersEngine, lag: 
         assert compute_worst_log2(verified, capture, len(job.prompt)) < HONEST_LOG2_MAX
 
 
-def test_a_packed_pass_ends_at_the_deepest_corner_and_each_jobs_last_token(engine: TransformersEngine) -> None:
+def test_a_packed_pass_ends_at_the_deepest_corner_and_each_jobs_last_token(
+    engine: TransformersEngine,
+) -> None:
     jobs = build_jobs(2)
     captures = [run_request(engine, job) for job in jobs]
     ran: list[str] = []
@@ -223,7 +237,9 @@ def test_a_packed_pass_ends_at_the_deepest_corner_and_each_jobs_last_token(engin
     handles = [
         model.base_model.layers[1].register_forward_pre_hook(lambda *_: ran.append("layer 1")),
         model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: ran.append("mlp 0")),
-        model.get_input_embeddings().register_forward_pre_hook(lambda _m, args: counts.append(args[0].shape[1])),
+        model.get_input_embeddings().register_forward_pre_hook(
+            lambda _m, args: counts.append(args[0].shape[1])
+        ),
     ]
 
     def verify(*corners: Corner) -> None:

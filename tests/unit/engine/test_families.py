@@ -40,11 +40,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaConfig", {**DENSE, "head_dim": 16}),
     "gemma3-windowed": (
         "Gemma3TextConfig",
-        {**DENSE, "head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        {
+            **DENSE,
+            "head_dim": 16,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
     ),
     "phi": ("PhiConfig", {**SIZE, "intermediate_size": 48}),
     "phi3": ("Phi3Config", {**DENSE, "sliding_window": None}),
-    "gpt2": ("GPT2Config", {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1}),
+    "gpt2": (
+        "GPT2Config",
+        {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1},
+    ),
     "gpt-neox": ("GPTNeoXConfig", {**SIZE, "intermediate_size": 48}),
     "mixtral": ("MixtralConfig", {**DENSE, "num_local_experts": 4, "sliding_window": None}),
     "qwen3-moe": (
@@ -129,7 +137,18 @@ def test_batches_and_packs_agree_under_the_models_own_attention(family: str, tmp
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("BloomConfig", {"n_layer": 2, "hidden_size": 32, "n_head": 2, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 3}),
+        (
+            "BloomConfig",
+            {
+                "n_layer": 2,
+                "hidden_size": 32,
+                "n_head": 2,
+                "vocab_size": 64,
+                "bos_token_id": 0,
+                "eos_token_id": 1,
+                "pad_token_id": 3,
+            },
+        ),
         (
             "LlamaConfig",
             {
@@ -140,7 +159,9 @@ def test_batches_and_packs_agree_under_the_models_own_attention(family: str, tmp
         ),
     ],
 )
-def test_what_cannot_be_packed_exactly_runs_one_by_one(name: str, values: dict[str, Any], tmp_path: Path) -> None:
+def test_what_cannot_be_packed_exactly_runs_one_by_one(
+    name: str, values: dict[str, Any], tmp_path: Path
+) -> None:
     """Positions that live in a mask of the model's own; rotations that follow the longest job of a pass."""
     engine = build_engine(tmp_path, name, values, attention="eager")
     assert not engine.causal.is_packable
@@ -152,9 +173,7 @@ def test_a_model_that_packs_wrongly_is_found_out(tmp_path: Path, monkeypatch: py
     """Attention that runs over a whole pack, as packing by position ids does under a cache, is measured and not used."""
     from pocache.engine import attention
 
-    monkeypatch.setattr(
-        attention.PackPlan, "__init__", _make_blind(attention.PackPlan.__init__)
-    )
+    monkeypatch.setattr(attention.PackPlan, "__init__", _make_blind(attention.PackPlan.__init__))
     engine = build_engine(tmp_path, *FAMILIES["llama"], attention="sdpa")
     assert not engine.causal.is_packable
 

@@ -14,11 +14,15 @@ from pocache.engine.packing import PACK_TOKENS_FULL, PackItem, compute_packs
 from pocache.engine.slab import GRAIN_TOKENS, compute_capacity
 from pocache.protocol.errors import EngineError
 
-ITEMS = st.lists(st.builds(PackItem, st.integers(1, 900), st.integers(1, 9), st.integers(0, 300)), max_size=30)
+ITEMS = st.lists(
+    st.builds(PackItem, st.integers(1, 900), st.integers(1, 9), st.integers(0, 300)), max_size=30
+)
 
 
 @given(ITEMS, st.integers(1, 2_000), st.integers(1, 800))
-def test_each_job_is_in_one_pack_within_the_bounds(items: list[PackItem], tokens_max: int, logits_max: int) -> None:
+def test_each_job_is_in_one_pack_within_the_bounds(
+    items: list[PackItem], tokens_max: int, logits_max: int
+) -> None:
     packs = compute_packs(items, tokens_max=tokens_max, logits_max=logits_max)
     assert sorted(index for pack in packs for index in pack) == list(range(len(items)))
     for pack in packs:
@@ -68,7 +72,11 @@ def test_only_what_fails_alone_fails() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")],
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("x"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried"),
+    ],
 )
 def test_too_large_alone_is_an_engine_error(error: Exception) -> None:
     def work(_items: Sequence[int]) -> list[int]:

@@ -17,6 +17,7 @@ from pocache.protocol.encoding import (
     decode_leaf,
     encode_leaf,
     is_finite,
+    join_leaves,
     lp,
     pack_tokens,
     unpack_tokens,
@@ -164,6 +165,39 @@ def test_a_nan_anywhere_is_neither_encoded_nor_decoded(key: RowKey) -> None:
     assert forged != leaf
     with pytest.raises(EncodingError, match="not finite"):
         decode_leaf(schema, 0, True, forged)
+
+
+@pytest.mark.parametrize("scored_from", [0, 2, 9])
+@pytest.mark.parametrize("layer_max", [None, 0])
+def test_joined_leaves_are_those_encoded_row_by_row(scored_from: int, layer_max: int | None) -> None:
+    schema = RAW.restrict(layer_max)
+    bodies, scores, expected = b"", b"", []
+    for position in range(4):
+        scored = schema.has_scores and position >= scored_from
+        rows = make_rows(schema, scored=scored)
+        expected.append(encode_leaf(schema, position, rows))
+        bodies += b"".join(row for (kind, _), row in rows.items() if kind is not RowKind.SCORES)
+        scores += rows.get((RowKind.SCORES, 0), b"")
+    assert join_leaves(schema, 4, bodies, scores, scored_from=scored_from) == expected
+
+
+def test_joining_refuses_other_lengths_and_what_is_not_finite() -> None:
+    width = RAW.leaf_bytes(scored=False) - HEADER_BYTES
+    bodies, scores = bytes(2 * width), bytes(12)
+    assert len(join_leaves(RAW, 2, bodies, scores, scored_from=1)) == 2
+    nan = struct.pack("<f", float("nan"))
+    for changed_bodies, changed_scores, count in (
+        (bodies[:-1], scores, 2),
+        (bodies + b"\x00", scores, 2),
+        (bodies, scores + bytes(12), 2),
+        (bodies, b"", 2),
+        (bodies, scores, 3),
+        (b"", b"", 0),
+        (b"\x00\x7c" + bodies[2:], scores, 2),
+        (bodies, nan + scores[4:], 2),
+    ):
+        with pytest.raises(EncodingError):
+            join_leaves(RAW, count, changed_bodies, changed_scores, scored_from=1)
 
 
 def test_scores_are_float32_beside_float16_rows() -> None:
