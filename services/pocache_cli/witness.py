@@ -72,7 +72,9 @@ def report_fork(error: Exception, memory: Path, *, as_json: bool) -> Path:
     if as_json:
         fields = {"event": "fork", "code": error.code, "evidence": str(evidence), **error.to_dict()}
         click.echo(json.dumps(fields))
-    click.echo(f"pocache witness: FORK: {error}: nothing was cosigned; both signed notes are in {evidence}", err=True)
+    click.echo(
+        f"pocache witness: FORK: {error}: nothing was cosigned; both signed notes are in {evidence}", err=True
+    )
     return evidence
 
 
@@ -89,7 +91,9 @@ async def _watch(name: str, network_dir: str, memory: Path, every_s: float | Non
     directory, genesis = settings.directory, settings.directory.genesis
     key = directory.signing_key(name)
     if key.participant_id not in genesis.witnesses:
-        raise ConfigError(f"{name} is no witness of this network: the genesis does not name {key.participant_id}")
+        raise ConfigError(
+            f"{name} is no witness of this network: the genesis does not name {key.participant_id}"
+        )
     watcher = Witness(genesis.network_id, genesis.signer(Role.COMMITMENTS), key, memory)
     nats = NatsSettings(url=settings.nats_url, name=name, nkey_seed=directory.transport_seed(name))
     async with connect_bus(nats) as bus:

@@ -152,6 +152,11 @@ def post(connection: sa.Connection, operation: Operation, *, now_ms: int) -> int
     return number
 
 
+def is_posted(connection: sa.Connection, operation: Operation) -> bool:
+    """Whether there was an operation of this kind and subject, whatever its lines."""
+    return _GET_NUMBER.scalar(connection, operation_id=operation.operation_id) is not None
+
+
 def get_balance(connection: sa.Connection, account: str) -> int | None:
     """Return an account's balance, None when it never had money."""
     balance: int | None = _GET_BALANCE.scalar(connection, account=account)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import sqlalchemy as sa
 
@@ -23,7 +23,7 @@ from pocache.runtime.network import Model
 from pocache.service.unit import Unit
 from pocache.storage.prepared import Prepared
 from pocache.wire import topics as t
-from pocache.wire.messages import CornerV1, OutcomeV1, PayoutLineV1, PayoutSettledV1, ResultV1
+from pocache.wire.messages import CornerV1, OutcomeV1, PayoutCase, PayoutLineV1, PayoutSettledV1, ResultV1
 from pocache_ledger.accounts import (
     TREASURY,
     Operation,
@@ -195,7 +195,8 @@ def settle(unit: Unit, rules: UnifiedPool, job: sa.Row[Any], ending: Ending, cau
         PayoutSettledV1(
             job_id=job.job_id,
             attempt=job.attempt,
-            case=ending.case.value,
+            # The model refuses what is no case of this release's rules.
+            case=cast(PayoutCase, ending.case.value),
             stage=ending.stage,
             pool_micro=settlement.pool,
             generation_micro=job.generation_micro,

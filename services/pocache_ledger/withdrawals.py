@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pocache.protocol.errors import FundsError
+from pocache.protocol.errors import ConflictError, FundsError
 from pocache.service.unit import Inbound, Unit
 from pocache.wire import topics as t
 from pocache.wire.messages import WithdrawalAcceptedV1, WithdrawalPaidV1, WithdrawalRequestV1
@@ -18,6 +18,7 @@ from pocache_ledger.accounts import (
     Operation,
     Posting,
     compute_participant_subject,
+    is_posted,
     post,
     stake_account,
     unbonding_account,
@@ -32,7 +33,7 @@ _PAID_PER_ROUND_MAX: Final = 1_000
 def withdraw(unit: Unit, inbound: Inbound[WithdrawalRequestV1], *, unbonding_ticks: int) -> None:
     """Pay out available money, or begin to unbond stake.
 
-    Raises FundsError (E204) for more than is free, ConflictError for a nonce that asked for something else.
+    Raises FundsError (E204) for more than is free, ConflictError for a nonce that was used before.
     """
     participant, body = inbound.sender, inbound.body
     is_stake = body.bucket == "stake"
@@ -44,6 +45,9 @@ def withdraw(unit: Unit, inbound: Inbound[WithdrawalRequestV1], *, unbonding_tic
         cause=inbound.envelope_id,
         postings=(Posting(source, -body.amount_micro), Posting(target, body.amount_micro)),
     )
+    if is_posted(unit.connection, operation):
+        # Also for the same: one request has many encodings, so many envelopes, and it is said and paid once.
+        raise ConflictError("a withdrawal was asked for under this nonce before")
     try:
         entry = post(unit.connection, operation, now_ms=unit.now_ms)
     except FundsError as error:

@@ -144,6 +144,11 @@ const CHECKS = {
       const opened = await judge(() => v.openEnvelope(bytes(data), bytes(network), kind));
       return { opened: opened ? { id: v.toHex(opened.id), sender: opened.sender } : null };
     },
+    notes: async ({ data }) => {
+      const note = await judge(() => v.parseNote(bytes(data)));
+      const lines = note?.signatures.map((line) => [line.name, v.toHex(line.keyHash), v.toHex(line.signature)]);
+      return { parsed: note ? [note.origin, String(note.size), v.toHex(note.root), lines] : null };
+    },
   },
   sortition_v1: { orders: judgeOrder },
   payoffs_v1: { settlements: judgeSettlement },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from kit.loopback import SECTIONS, Habit, Loopback
 from pocache.protocol.ids import JobId
@@ -38,7 +39,7 @@ def play(ending: str) -> Played:
     return Played(loopback, job_id, loopback.get_receipt(job_id, asker))
 
 
-def _make(ending: str) -> tuple[Loopback, dict[str, object]]:
+def _make(ending: str) -> tuple[Loopback, dict[str, Any]]:
     if ending == "no_challenge":
         return Loopback(), {}
     if ending == "agree":

@@ -63,6 +63,7 @@ async def start_network(
     idle_workers: Sequence[str] = (),
     idle_models: Sequence[str] = (),
     idle_users: Sequence[str] = (),
+    witnesses: Sequence[str] = (),
     money: Mapping[str, int] = MappingProxyType({}),
     encoding: str = "sketch",
 ) -> AsyncIterator[LocalNetwork]:
@@ -83,6 +84,7 @@ async def start_network(
             is_demo=True,
             sections=sections,
             period_s=1,
+            witnesses=tuple(witnesses),
         ),
     )
     for source in (model, *idle_models):

@@ -73,11 +73,20 @@ class Loopback:
     generator: str = "worker"
     habits: dict[str, Habit] = field(default_factory=dict)
     user: str = "user"
+    witnesses: tuple[str, ...] = ()
+    prompt: tuple[int, ...] = PROMPT
+    output: tuple[int, ...] = OUTPUT
+    model: Mapping[str, int] = field(default_factory=dict)
+    """Layers, width, context and vocabulary of the model, where they are others than the kit's."""
     record: list[Entry] = field(default_factory=list)
     rounds: list[Entry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.network: Network = make_network(**{name: dict(one) for name, one in self.sections.items()})
+        sections: dict[str, Any] = {name: dict(one) for name, one in self.sections.items()}
+        if self.witnesses:
+            sections["witnesses"] = tuple(make_key(one).participant_id for one in self.witnesses)
+        options: dict[str, Any] = {**self.model, **sections}
+        self.network: Network = make_network(**options)
         genesis, models = self.network.genesis, self.network.models
         services = (
             RouterService(genesis, models, make_entropy()),
@@ -87,6 +96,7 @@ class Loopback:
         )
         self.services = {one.role: Harness(one, self.network) for one in services}
         self._sequences: dict[str, int] = {}
+        self._submitted = 0
         self._waiting: list[tuple[Role, Delivery]] = []
         self._pending: list[Emission] = []
         self._leaves: dict[tuple[str, int, int], list[bytes]] = {}
@@ -204,13 +214,14 @@ class Loopback:
 
     def submit(self, **changes: Any) -> JobId:
         """Submit a job; the seed is the user's own unless ``seed=None``."""
+        self._submitted += 1
         fields: dict[str, Any] = {
             "model_id": self.network.model.model_id,
-            "prompt": pack_tokens(PROMPT),
-            "token_count_max": len(OUTPUT),
+            "prompt": pack_tokens(self.prompt),
+            "token_count_max": len(self.output),
             "sampling": m.SamplingV1(),
             "seed": hashlib.sha256(b"kit seed").digest(),
-            "salt": hashlib.sha256(b"salt %d" % self.clock_ms).digest()[:16],
+            "salt": hashlib.sha256(b"salt %d" % self._submitted).digest()[:16],
             "created_ms": self.clock_ms,
             "expires_ms": self.clock_ms + 600_000,
         }
@@ -265,13 +276,15 @@ class Loopback:
         if not habit.commits:
             return
         lease = open_envelope(granted.lease, self.network.network_id, m.LeaseV1).body
-        leaf_count = compute_leaf_count(lease.prompt_count, len(OUTPUT))
+        leaf_count = compute_leaf_count(lease.prompt_count, len(self.output))
         schema = self.network.model.schema
         flavours = (habit.flavour, "another") if habit.commits_twice else (habit.flavour,)
         for flavour in reversed(flavours):
             leaves = make_leaves(schema, leaf_count, lease.prompt_count, flavour=flavour)
             self._leaves[self.generator, 0, 0] = leaves
-            body = make_result(self.network, granted.lease, make_tree(leaves).root(), self.clock_ms)
+            body = make_result(
+                self.network, granted.lease, make_tree(leaves).root(), self.clock_ms, tokens=self.output
+            )
             self.say(t.RESULT_COMPLETED, body, key, worker=key.participant_id, job=granted.job_id)
 
     def _verify(self, task: m.VerifyTaskV1, name: str) -> None:
@@ -350,7 +363,15 @@ class Loopback:
         return Header(self.network.genesis.canonical_json(), (self.network.model_envelope,))
 
 
-def make_result(network: Network, lease_data: bytes, root: Digest, now_ms: int, **changes: Any) -> m.ResultV1:
+def make_result(
+    network: Network,
+    lease_data: bytes,
+    root: Digest,
+    now_ms: int,
+    *,
+    tokens: tuple[int, ...] = OUTPUT,
+    **changes: Any,
+) -> m.ResultV1:
     """Return the generator's result under a lease; ``changes`` replace fields after the binding is made."""
     lease = open_envelope(lease_data, network.network_id, m.LeaseV1)
     body = lease.body
@@ -360,7 +381,7 @@ def make_result(network: Network, lease_data: bytes, root: Digest, now_ms: int, 
         attempt=body.attempt,
         lease_id=lease.envelope_id,
         prompt_hash=Digest(body.prompt_hash),
-        output_hash=compute_token_hash(body.salt, pack_tokens(OUTPUT)),
+        output_hash=compute_token_hash(body.salt, pack_tokens(tokens)),
         model_id=ModelId(body.model_id),
         stack=STACK,
         sampling_digest=Sampling().digest(),
@@ -372,9 +393,9 @@ def make_result(network: Network, lease_data: bytes, root: Digest, now_ms: int, 
         "job_id": body.job_id,
         "attempt": body.attempt,
         "lease": lease_data,
-        "output": pack_tokens(OUTPUT),
+        "output": pack_tokens(tokens),
         "finish_reason": "length",
-        "leaf_count": compute_leaf_count(body.prompt_count, len(OUTPUT)),
+        "leaf_count": compute_leaf_count(body.prompt_count, len(tokens)),
         "root": root,
         "binding": compute_binding_digest(binding),
         "stack": STACK,

@@ -25,6 +25,13 @@ if __name__ == "__main__":
 from kit.network import Network, make_key, make_network  # noqa: E402
 from kit.points import BASE, ORDER, SMALL_ORDER, add, decode, encode, multiply  # noqa: E402
 from pocache.protocol.challenge import DeterministicStream, draw_order  # noqa: E402
+from pocache.protocol.checkpoint import (  # noqa: E402
+    Checkpoint,
+    cosign_checkpoint,
+    merge_cosignatures,
+    parse_note,
+    sign_checkpoint,
+)
 from pocache.protocol.encoding import FloatFormat, RowKey, RowKind, RowSchema, decode_leaf, encode_leaf  # noqa: E402
 from pocache.protocol.errors import PocacheError  # noqa: E402
 from pocache.protocol.ids import Digest, ParticipantId  # noqa: E402
@@ -107,7 +114,13 @@ def break_leaf(leaf: bytes, schema: RowSchema) -> list[tuple[str, bytes]]:
         ("another flag", leaf[:21] + bytes([leaf[21] ^ 1]) + leaf[22:]),
         ("infinite first float", leaf[:head] + full + leaf[head + len(full) :]),
         ("NaN last float", leaf[:-1] + b"\xff"),
-        ("largest finite first float", leaf[:head] + b"\xff" * (len(full) - 2) + (b"\x7f\x7f" if len(full) == 4 else b"\xff\x7b") + leaf[head + len(full) :]),
+        (
+            "largest finite first float",
+            leaf[:head]
+            + b"\xff" * (len(full) - 2)
+            + (b"\x7f\x7f" if len(full) == 4 else b"\xff\x7b")
+            + leaf[head + len(full) :],
+        ),
         ("empty", b""),
     ]
 
@@ -115,10 +128,20 @@ def break_leaf(leaf: bytes, schema: RowSchema) -> list[tuple[str, bytes]]:
 def judge_leaf(name: str, schema: RowSchema, position: int, scored: bool, data: bytes) -> Vector:
     """Return what the decoder says about a leaf."""
     try:
-        rows: Any = [[kind, layer, row.hex()] for (kind, layer), row in decode_leaf(schema, position, scored, data).items()]
+        rows: Any = [
+            [kind, layer, row.hex()]
+            for (kind, layer), row in decode_leaf(schema, position, scored, data).items()
+        ]
     except PocacheError:
         rows = None
-    return {"is": name, "schema": schema.to_dict(), "position": position, "scored": scored, "data": data.hex(), "rows": rows}
+    return {
+        "is": name,
+        "schema": schema.to_dict(),
+        "position": position,
+        "scored": scored,
+        "data": data.hex(),
+        "rows": rows,
+    }
 
 
 # --- distances ----------------------------------------------------------------------------------------------------
@@ -127,7 +150,9 @@ def judge_leaf(name: str, schema: RowSchema, position: int, scored: bool, data: 
 def make_distances() -> dict[str, list[Vector]]:
     """Rows and their exact log-distance, and whole comparisons."""
     cases = [judge_distance(name, "f16", ours, theirs) for name, ours, theirs in list_f16()]
-    cases += [judge_distance(name, "f32", ours, theirs) for name, ours, theirs in [*list_f32(), *list_steps()]]
+    cases += [
+        judge_distance(name, "f32", ours, theirs) for name, ours, theirs in [*list_f32(), *list_steps()]
+    ]
     return {"distances": cases, "profiles": list_profiles(), "comparisons": list_comparisons()}
 
 
@@ -144,7 +169,10 @@ def list_f16() -> list[tuple[str, bytes, bytes]]:
     """Float16 rows: ordinary, subnormal, extreme, broken."""
     source = random.Random("f16")
     finite = [bits for bits in range(1 << 16) if bits & 0x7C00 != 0x7C00]
-    rows = [("random bits", *(pack("H", source.choices(finite, k=16)) for _ in range(2))) for _ in range(40)]
+    rows = [
+        ("random bits", pack("H", source.choices(finite, k=16)), pack("H", source.choices(finite, k=16)))
+        for _ in range(40)
+    ]
     for exponent in range(-20, 4):
         theirs = [source.gauss(0, 1) for _ in range(8)]
         ours = [one * (1 + 2.0**exponent) for one in theirs]
@@ -170,13 +198,18 @@ def list_f32() -> list[tuple[str, bytes, bytes]]:
     """Float32 rows over the whole range of exponents."""
     source = random.Random("f32")
     finite: Callable[[], int] = lambda: source.choice((0, 1 << 31)) | source.randrange(0x7F800000)  # noqa: E731
-    rows = [("random bits", *(pack("I", [finite() for _ in range(8)]) for _ in range(2))) for _ in range(40)]
+    rows = [
+        ("random bits", pack("I", [finite() for _ in range(8)]), pack("I", [finite() for _ in range(8)]))
+        for _ in range(40)
+    ]
     for exponent in range(-30, 6):
         theirs = [source.gauss(0, 1) for _ in range(8)]
         ours = [one * (1 + source.choice((-1, 1)) * 2.0**exponent) for one in theirs]
         rows.append((f"near 2^{exponent}", pack("f", ours), pack("f", theirs)))
     for power in range(-45, 46, 3):
-        rows.append((f"exactly 2^{power}", pack("f", [2.0**power, 0.0]), pack("f", [0.0, 1.0])[4:] + pack("f", [0.0])))
+        rows.append(
+            (f"exactly 2^{power}", pack("f", [2.0**power, 0.0]), pack("f", [0.0, 1.0])[4:] + pack("f", [0.0]))
+        )
     rows += [
         ("minus zero", pack("I", [1 << 31]), pack("I", [0])),
         ("against zero", pack("f", [1.0]), pack("f", [0.0])),
@@ -242,7 +275,9 @@ def make_profile(mean: int, peak: int, about: dict[str, str | int]) -> MatchingP
     """Return a profile of one layer."""
     kinds = ((RowKind.K, 0), (RowKind.V, 0), (RowKind.HIDDEN, 0))
     return MatchingProfile(
-        thresholds=tuple(KindThreshold(kind, layer, -1_300_001 + kind, 65_536 - kind) for kind, layer in kinds),
+        thresholds=tuple(
+            KindThreshold(kind, layer, -1_300_001 + kind, 65_536 - kind) for kind, layer in kinds
+        ),
         mean_match_max_q16=mean,
         mean_mismatch_min_q16=mean + 65_536,
         peak_match_max_q16=peak,
@@ -290,7 +325,9 @@ def list_profiles() -> list[Vector]:
 def list_comparisons() -> list[Vector]:
     """Comparisons of a few rows with their verdict: each of the three, and none at all."""
     result: list[Vector] = []
-    for number, (exponent, fmt) in enumerate(product((-30, -22, -18, -14, -13, -12, -10, -4, 2), FloatFormat)):
+    for number, (exponent, fmt) in enumerate(
+        product((-30, -22, -18, -14, -13, -12, -10, -4, 2), FloatFormat)
+    ):
         source = random.Random(f"comparison {number}")
         profile = make_profile(400_000, 500_000, ABOUTS[0])
         sides: list[dict[int, dict[RowKey, bytes]]] = [{}, {}]
@@ -302,11 +339,22 @@ def list_comparisons() -> list[Vector]:
                     side.setdefault(position, {})[kind, 0] = pack("e" if fmt is FloatFormat.F16 else "f", row)
         found = compare(profile, sides[0], sides[1], fmt)
         rows = [
-            [[position, [[kind, layer, row.hex()] for (kind, layer), row in side[position].items()]] for position in side]
+            [
+                [position, [[kind, layer, row.hex()] for (kind, layer), row in side[position].items()]]
+                for position in side
+            ]
             for side in sides
         ]
         numbers = [found.verdict.value, found.mean_q16, found.peak_q16, found.row_count]
-        result.append({"profile": json.dumps(profile.to_dict()), "format": fmt.value, "ours": rows[0], "theirs": rows[1], "found": numbers})
+        result.append(
+            {
+                "profile": json.dumps(profile.to_dict()),
+                "format": fmt.value,
+                "ours": rows[0],
+                "theirs": rows[1],
+                "found": numbers,
+            }
+        )
     return result
 
 
@@ -355,8 +403,14 @@ def list_inclusions(trees: dict[int, MerkleTree]) -> list[Vector]:
                 elsewhere = ((index + 1, size), (index, size + 1)) if proof is genuine else ()
                 for at, total in ((index, size), *elsewhere):
                     leaf, root = hash_leaf(bytes([index])), tree.root()
-                    valid = is_accepted(lambda: verify_inclusion(leaf, at, total, proof, root))  # noqa: B023
-                    case = {"leaf": leaf.hex(), "index": at, "size": total, "proof": to_hex(proof), "root": root.hex()}
+                    valid = is_accepted(lambda: verify_inclusion(leaf, at, total, proof, root))
+                    case = {
+                        "leaf": leaf.hex(),
+                        "index": at,
+                        "size": total,
+                        "proof": to_hex(proof),
+                        "root": root.hex(),
+                    }
                     result.append({**case, "valid": valid})
     return result
 
@@ -368,7 +422,7 @@ def list_consistencies(tree: MerkleTree) -> list[Vector]:
         roots = (tree.root(old), tree.root(new))
         proof = tree.consistency_proof(old, new) if old <= new else ()
         for one in vary_proof(proof):
-            valid = is_accepted(lambda: verify_consistency(old, new, *roots, one))  # noqa: B023
+            valid = is_accepted(lambda: verify_consistency(old, new, *roots, one))
             case = {"old_size": old, "new_size": new, "old_root": roots[0].hex(), "new_root": roots[1].hex()}
             result.append({**case, "proof": to_hex(one), "valid": valid})
     return result
@@ -385,11 +439,19 @@ def list_multiproofs(trees: dict[int, MerkleTree], source: random.Random) -> lis
                 elsewhere = ((1, size), (0, size + 1)) if proof is genuine else ()
                 for shift, total in ((0, size), *elsewhere):
                     leaves = {index + shift: hash_leaf(bytes([index])) for index in indices}
-                    valid = is_accepted(lambda: verify_multiproof(leaves, total, proof, tree.root()))  # noqa: B023
+                    valid = is_accepted(lambda: verify_multiproof(leaves, total, proof, tree.root()))
                     pairs = [[index, leaf.hex()] for index, leaf in leaves.items()]
                     case = {"leaves": pairs, "size": total, "proof": to_hex(proof), "root": tree.root().hex()}
                     result.append({**case, "valid": valid})
-    result.append({"leaves": [], "size": 5, "proof": [trees[5].root().hex()], "root": trees[5].root().hex(), "valid": False})
+    result.append(
+        {
+            "leaves": [],
+            "size": 5,
+            "proof": [trees[5].root().hex()],
+            "root": trees[5].root().hex(),
+            "valid": False,
+        }
+    )
     return result
 
 
@@ -404,6 +466,7 @@ def make_envelopes() -> dict[str, list[Vector]]:
         "json": list_json(),
         "msgpack": list_msgpack(),
         "envelopes": list_envelopes(make_network()),
+        "notes": list_notes(make_network()),
     }
 
 
@@ -413,7 +476,9 @@ def spell(key: bytes, prefix: int = 20 << 3) -> str:
     import binascii
 
     body = bytes([prefix]) + key
-    return base64.b32encode(body + binascii.crc_hqx(body, 0).to_bytes(2, "little")).decode("ascii").rstrip("=")
+    return (
+        base64.b32encode(body + binascii.crc_hqx(body, 0).to_bytes(2, "little")).decode("ascii").rstrip("=")
+    )
 
 
 def list_keys() -> list[Vector]:
@@ -423,14 +488,26 @@ def list_keys() -> list[Vector]:
     texts = [spell(encode(multiply(BASE, number))) for number in (1, 2, 12_345)]
     texts += [spell(encode(multiply(SMALL_ORDER, number))) for number in range(8)]
     texts += [spell(encode(add(point, multiply(SMALL_ORDER, number)))) for number in range(8)]
-    texts += [spell(number.to_bytes(32, "little")) for number in (0, 1, 2, 2**255 - 20, 2**255 - 19, 2**255 - 18, 2**255 - 1, 2**255, 2**256 - 1)]
+    texts += [
+        spell(number.to_bytes(32, "little"))
+        for number in (0, 1, 2, 2**255 - 20, 2**255 - 19, 2**255 - 18, 2**255 - 1, 2**255, 2**256 - 1)
+    ]
     texts += [spell(hashlib.sha256(bytes([number])).digest()) for number in range(8)]
     whole = spell(good)
-    texts += [spell(good, 21 << 3), whole.lower(), whole[:-1], whole + "A", whole[:-1] + "1", whole[:9] + "=" + whole[10:], "", "U" * 56]
+    texts += [
+        spell(good, 21 << 3),
+        whole.lower(),
+        whole[:-1],
+        whole + "A",
+        whole[:-1] + "1",
+        whole[:9] + "=" + whole[10:],
+        "",
+        "U" * 56,
+    ]
     texts += [whole[:at] + ("A" if whole[at] != "A" else "B") + whole[at + 1 :] for at in (0, 1, 30, 53, 55)]
     result: list[Vector] = []
     for text in texts:
-        is_key = is_accepted(lambda: decode_participant(text))  # noqa: B023
+        is_key = is_accepted(lambda: decode_participant(text))
         result.append({"text": text, "key": decode_participant(text).hex() if is_key else None})
     return result
 
@@ -449,14 +526,36 @@ def list_signatures() -> list[Vector]:
         challenge = int.from_bytes(hashlib.sha512(commitment + public + message).digest(), "little") % ORDER
         return commitment + ((nonce + challenge * secret) % ORDER).to_bytes(32, "little")
 
-    cases = [("good", message, good), ("another message", message + b"!", good), ("empty message", b"", key.sign(b""))]
-    cases += [(f"s + {n} times the order", message, good[:32] + (s + n * ORDER).to_bytes(32, "little")) for n in (1, 2, 7)]
-    cases += [(f"R of small order {n}", message, craft(encode(multiply(SMALL_ORDER, n)), 0)) for n in range(8)]
-    cases += [(f"R with torsion {n}", message, craft(encode(add(multiply(BASE, 77), multiply(SMALL_ORDER, n))), 77)) for n in range(8)]
-    cases += [("short", message, good[:-1]), ("zeros", message, bytes(64)), ("no point", message, b"\xff" * 32 + good[32:])]
+    cases = [
+        ("good", message, good),
+        ("another message", message + b"!", good),
+        ("empty message", b"", key.sign(b"")),
+    ]
+    cases += [
+        (f"s + {n} times the order", message, good[:32] + (s + n * ORDER).to_bytes(32, "little"))
+        for n in (1, 2, 7)
+    ]
+    cases += [
+        (f"R of small order {n}", message, craft(encode(multiply(SMALL_ORDER, n)), 0)) for n in range(8)
+    ]
+    cases += [
+        (f"R with torsion {n}", message, craft(encode(add(multiply(BASE, 77), multiply(SMALL_ORDER, n))), 77))
+        for n in range(8)
+    ]
+    cases += [
+        ("short", message, good[:-1]),
+        ("zeros", message, bytes(64)),
+        ("no point", message, b"\xff" * 32 + good[32:]),
+    ]
     cases += [(f"bit {bit}", message, flip(good, bit)) for bit in (0, 7, 255, 256, 300, 511)]
     return [
-        {"is": what, "participant": name, "message": text.hex(), "signature": sig.hex(), "valid": is_accepted(lambda: verify_signature(name, text, sig))}  # noqa: B023
+        {
+            "is": what,
+            "participant": name,
+            "message": text.hex(),
+            "signature": sig.hex(),
+            "valid": is_accepted(lambda: verify_signature(name, text, sig)),
+        }
         for what, text, sig in cases
     ]
 
@@ -485,19 +584,86 @@ def tag(value: object) -> object:
 
 
 JSON_TEXTS: Final = (
-    '{}', '[]', 'null', 'true', 'false', '0', '-0', '1', '01', '-1', '+1', '1.0', '1e3', '.5', '1.', 'NaN', 'Infinity', '-Infinity',
-    '9007199254740993', '18446744073709551615', '18446744073709551616', '-9223372036854775808', '-9223372036854775809', '9' * 5000,
-    '{"a":1,"a":1}', '{"a":1,"\\u0061":2}', '{"a":{"b":1},"b":{"b":1}}', '{a:1}', "{'a':1}", '{"a":1,}', '[1,]', '[,1]', '[1 2]', '{"a" :\t1\r\n}',
-    '"\\ud83d\\ude00"', '"\\n\\/\\"\\\\\\b\\f\\r\\t"', '"\\x41"', '"\\u12"', '"\\u00zz"', '"\x01"', '"\n"', '"\x7f"', '"abc', '"é"', '"\u2028"',
-    ' 1 ', '\u00a01', '\ufeff1', '1 1', '', ' ', '{"a"}', '{"a":}', '{1:2}', '[[[[[[[[]]]]]]]]', '[[[[[[[[[]]]]]]]]]', '{"a":[[[[[[[1]]]]]]]}', '{"a":[[[[[[[[1]]]]]]]]}',
-    'nul', 'nulll', 'True', '[true,false,null]', '{"":""}', '{"__proto__":1}', '{"constructor":{"prototype":1}}', '//', '/**/1',
-)  # fmt: skip
+    "{}",
+    "[]",
+    "null",
+    "true",
+    "false",
+    "0",
+    "-0",
+    "1",
+    "01",
+    "-1",
+    "+1",
+    "1.0",
+    "1e3",
+    ".5",
+    "1.",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "9007199254740993",
+    "18446744073709551615",
+    "18446744073709551616",
+    "-9223372036854775808",
+    "-9223372036854775809",
+    '{"a":1,"a":1}',
+    '{"a":1,"\\u0061":2}',
+    '{"a":{"b":1},"b":{"b":1}}',
+    "{a:1}",
+    "{'a':1}",
+    '{"a":1,}',
+    "[1,]",
+    "[,1]",
+    "[1 2]",
+    '{"a" :\t1\r\n}',
+    '"\\ud83d\\ude00"',
+    '"\\n\\/\\"\\\\\\b\\f\\r\\t"',
+    '"\\x41"',
+    '"\\u12"',
+    '"\\u00zz"',
+    '"\x01"',
+    '"\n"',
+    '"\x7f"',
+    '"abc',
+    '"é"',
+    '"\u2028"',
+    " 1 ",
+    "\u00a01",
+    "\ufeff1",
+    "1 1",
+    "",
+    " ",
+    '{"a"}',
+    '{"a":}',
+    "{1:2}",
+    "[[[[[[[[]]]]]]]]",
+    "[[[[[[[[[]]]]]]]]]",
+    '{"a":[[[[[[[1]]]]]]]}',
+    '{"a":[[[[[[[[1]]]]]]]]}',
+    "nul",
+    "nulll",
+    "True",
+    "[true,false,null]",
+    '{"":""}',
+    '{"__proto__":1}',
+    '{"constructor":{"prototype":1}}',
+    "//",
+    "/**/1",
+    "9" * 5_000,
+)
 
 
 def list_json() -> list[Vector]:
     """Texts, and what they say where they say one thing only."""
-    data = [text.encode() for text in JSON_TEXTS] + [b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b"\x80", b'{"a":"\xf0\x9f\x98\x80"}']
-    return [{"data": one.hex(), **judge_value(lambda: read_json(one, bytes_max=10_000))} for one in data]  # noqa: B023
+    data = [text.encode() for text in JSON_TEXTS] + [
+        b'"\xff"',
+        b'"\xc0\x80"',
+        b'"\xed\xa0\x80"',
+        b"\x80",
+        b'{"a":"\xf0\x9f\x98\x80"}',
+    ]
+    return [{"data": one.hex(), **judge_value(lambda: read_json(one, bytes_max=10_000))} for one in data]
 
 
 def judge_value(read: Callable[[], object]) -> Vector:
@@ -513,20 +679,87 @@ def list_msgpack() -> list[Vector]:
     source = random.Random("msgpack")
     values: list[Any] = [
         {"a": 1, "b": (b"\x00\x01", "text", None, True, False)},
-        {"n": (0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**64 - 1, -1, -32, -33, -128, -129, -(2**15), -(2**31), -(2**63))},
+        {
+            "n": (
+                0,
+                127,
+                128,
+                255,
+                256,
+                65_535,
+                65_536,
+                2**32 - 1,
+                2**32,
+                2**64 - 1,
+                -1,
+                -32,
+                -33,
+                -128,
+                -129,
+                -(2**15),
+                -(2**31),
+                -(2**63),
+            )
+        },
         {"é\U0001f600": {"x": {"y": ({"z": ()},)}}},
         tuple(range(20)),
         {"k" * 40: b"v" * 300, "l": "w" * 300},
     ]
     encoded = [encode_value(one) for one in values]
-    wide = ["c400", "c50001ff", "c60000000100", "d90161", "da000161", "db0000000161", "dc000101", "dd0000000101", "de0001a16101", "df00000001a16101", "cc05", "cd0005", "ce00000005", "cf0000000000000005", "d0ff", "d1ffff", "d2ffffffff", "d3ffffffffffffffff"]
-    bad = ["", "c1", "ca00000000", "cb0000000000000000", "d40000", "c70000", "c70001", "c8000001", "d5000000", "82a16101a16102", "8101c0", "81c40161c0", "81c0c0", "a1ff", "a2c080", "a3eda080", "91", "9101ff", "dd00010001", "df00010001", "dcffff", "9191919191919191c0", "919191919191919191c0", "81a16181a16181a16181a16181a16181a16181a16181a16181a161c0", "c403ff", "d903"]
+    wide = [
+        "c400",
+        "c50001ff",
+        "c60000000100",
+        "d90161",
+        "da000161",
+        "db0000000161",
+        "dc000101",
+        "dd0000000101",
+        "de0001a16101",
+        "df00000001a16101",
+        "cc05",
+        "cd0005",
+        "ce00000005",
+        "cf0000000000000005",
+        "d0ff",
+        "d1ffff",
+        "d2ffffffff",
+        "d3ffffffffffffffff",
+    ]
+    bad = [
+        "",
+        "c1",
+        "ca00000000",
+        "cb0000000000000000",
+        "d40000",
+        "c70000",
+        "c70001",
+        "c8000001",
+        "d5000000",
+        "82a16101a16102",
+        "8101c0",
+        "81c40161c0",
+        "81c0c0",
+        "a1ff",
+        "a2c080",
+        "a3eda080",
+        "91",
+        "9101ff",
+        "dd00010001",
+        "df00010001",
+        "dcffff",
+        "9191919191919191c0",
+        "919191919191919191c0",
+        "81a16181a16181a16181a16181a16181a16181a16181a16181a161c0",
+        "c403ff",
+        "d903",
+    ]
     cases = [*encoded, *map(bytes.fromhex, wide + bad)]
     for data in encoded:
         cases += [flip(data, source.randrange(8 * len(data))) for _ in range(60)]
         cases += [data[: source.randrange(len(data))] for _ in range(6)] + [data + b"\xc0"]
     cases += [source.randbytes(source.randrange(1, 12)) for _ in range(120)]
-    return [{"data": one.hex(), **judge_value(lambda: decode_value(one))} for one in cases]  # noqa: B023
+    return [{"data": one.hex(), **judge_value(lambda: decode_value(one))} for one in cases]
 
 
 def list_envelopes(network: Network) -> list[Vector]:
@@ -535,8 +768,16 @@ def list_envelopes(network: Network) -> list[Vector]:
     body = {"job_id": bytes(32), "attempt": 3}
     good = seal_value(network, key, m.ChallengeRequestV1.kind, body)
     parsed = parse_envelope(good)
-    fields: dict[str, Any] = {"kind": parsed.kind, "payload": parsed.payload, "kid": parsed.kid, "sig": parsed.sig}
-    cases: list[tuple[str, str, bytes]] = [("good", parsed.kind, good), ("asked for another kind", "window-closed.v1", good)]
+    fields: dict[str, Any] = {
+        "kind": parsed.kind,
+        "payload": parsed.payload,
+        "kid": parsed.kid,
+        "sig": parsed.sig,
+    }
+    cases: list[tuple[str, str, bytes]] = [
+        ("good", parsed.kind, good),
+        ("asked for another kind", "window-closed.v1", good),
+    ]
     bodies: list[tuple[str, Any]] = [
         ("attempt 0", {**body, "attempt": 0}), ("attempt 16", {**body, "attempt": 16}), ("attempt 17", {**body, "attempt": 17}),
         ("true for an integer", {**body, "attempt": True}), ("text for an integer", {**body, "attempt": "3"}), ("nil", {**body, "attempt": None}),
@@ -563,9 +804,26 @@ def list_envelopes(network: Network) -> list[Vector]:
         ("another signer", parsed.kind, encode_value({**fields, "kid": make_key("other").participant_id})),
     ]
     cases += [(f"bit {bit}", parsed.kind, flip(good, bit)) for bit in range(3, 8 * len(good), 61)]
-    cases += [(f"text of {length} characters", "job-abandoned.v1", seal_value(network, key, "job-abandoned.v1", {"job_id": bytes(32), "reason": "é" * length})) for length in (4096, 4097)]
-    cases += [(f"time {time}", "checkpoint.v1", seal_value(network, key, "checkpoint.v1", {"size": 0, "root": bytes(32), "at_ms": time})) for time in (2**53, 2**53 + 1, -1)]
-    models = {model.kind: model for model in (m.ChallengeRequestV1, m.WindowClosedV1, m.JobAbandonedV1, m.CheckpointV1)}
+    cases += [
+        (
+            f"text of {length} characters",
+            "job-abandoned.v1",
+            seal_value(network, key, "job-abandoned.v1", {"job_id": bytes(32), "reason": "é" * length}),
+        )
+        for length in (4096, 4097)
+    ]
+    cases += [
+        (
+            f"time {time}",
+            "checkpoint.v1",
+            seal_value(network, key, "checkpoint.v1", {"size": 0, "root": bytes(32), "at_ms": time}),
+        )
+        for time in (2**53, 2**53 + 1, -1)
+    ]
+    models = {
+        model.kind: model
+        for model in (m.ChallengeRequestV1, m.WindowClosedV1, m.JobAbandonedV1, m.CheckpointV1)
+    }
     result: list[Vector] = []
     for name, kind, data in cases:
         for where in (network.network_id, bytes(32)) if name == "good" else (network.network_id,):
@@ -574,8 +832,81 @@ def list_envelopes(network: Network) -> list[Vector]:
                 found: Any = {"id": opened.envelope_id.hex(), "sender": opened.sender}
             except PocacheError:
                 found = None
-            result.append({"is": name, "network": where.hex(), "kind": kind, "data": data.hex(), "opened": found})
+            result.append(
+                {"is": name, "network": where.hex(), "kind": kind, "data": data.hex(), "opened": found}
+            )
     return result
+
+
+def list_notes(network: Network) -> list[Vector]:
+    """Signed notes of the log, with and without witnesses, and what is nearly one."""
+    root = Digest(hashlib.sha256(b"root").digest())
+    good = sign_checkpoint(network.network_id, 7, root, make_key("log"))
+    lines = [
+        cosign_checkpoint(network.network_id, Checkpoint("", 7, root), make_key(name), 1_800_000_000)
+        for name in ("a", "b")
+    ]
+    origin, _, _, _, line = good.decode("utf-8").removesuffix("\n").split("\n")
+    head = f"{origin}\n7\n"
+    encoded = good.decode("utf-8").split("\n")[2]
+
+    def note(size: str = "7", digest: str = encoded, signed: str = line, name: str = origin) -> bytes:
+        return f"{name}\n{size}\n{digest}\n\n{signed}\n".encode()
+
+    cases = [
+        good,
+        merge_cosignatures(good, lines),
+        note(name="any other origin"),
+        note(size="0"),
+        note(size=str(2**53)),
+    ]
+    cases += [note(size=size) for size in ("", "07", "-1", "+7", "7.0", str(2**53 + 1), "9" * 17, "٧", "7 ")]
+    cases += [
+        note(digest=digest)
+        for digest in ("", encoded[:-1], encoded + "=", encoded[:-2] + "1=", "AAAA", encoded + " ")
+    ]
+    cases += [note(signed=line + "\n" + "\n".join([line] * count)) for count in (30, 31)] + [
+        note(signed=line.replace("—", "-"))
+    ]
+    dash, name, data = line.split(" ")
+    cases += [
+        note(signed=f"{dash} {one} {other}")
+        for one, other in (
+            ("", data), ("a+b", data), ("a\u00a0b", data), ("a\ufeffb", data), ("a\u0085b", data), ("a\u2003b", data),
+            (name, ""), (name, "AAAAAA=="), (name, "AAAAAAA="), (name, data + " "), (name, data[:-1]), (name, " " + data),
+        )
+    ]  # fmt: skip
+    cases += [
+        good[:-1],
+        good + b"\n",
+        b"",
+        b"\n\n\n\n\n",
+        head.encode(),
+        good.replace(b"\n\n", b"\n"),
+        good.replace(b"\n", b"\r\n"),
+    ]
+    cases += [
+        note(signed=line + "\x7f"),
+        note(name="a\tb"),
+        note(name="\ufeffa"),
+        b"\xff" + good,
+        note(name="x" * 17_000),
+    ]
+    result: list[Vector] = []
+    for one in cases:
+        try:
+            found = parse_note(one)
+            names = [[line.name, line.key_hash.hex(), line.signature.hex()] for line in found.signatures]
+            parsed: Any = [
+                found.checkpoint.origin,
+                str(found.checkpoint.size),
+                found.checkpoint.root.hex(),
+                names,
+            ]
+        except PocacheError:
+            parsed = None
+        result.append({"data": one.hex() if len(one) < 5_000 else "", "length": len(one), "parsed": parsed})
+    return [one for one in result if one["data"] or not one["length"]]
 
 
 def seal_value(network: Network, key: SigningKey, kind: str, value: Any) -> bytes:
@@ -596,8 +927,15 @@ def make_sortition() -> dict[str, list[Vector]]:
         names = sorted(spell(source.randbytes(32)) for _ in range(count))
         result.append(judge_order(number, [(name, source.randint(1, top)) for name in names]))
     names = [spell(bytes([one]) * 32) for one in (1, 2)]
-    bad: list[list[tuple[str, int]]] = [[(names[0], 1), (names[0], 1)], [(names[1], 1), (names[0], 1)], [(names[0], 0)]]
-    result += [judge_order(one, [(name, stake) for name, stake in sorted(stakes)] if len(stakes) > 2 else stakes) for one, stakes in enumerate(bad)]
+    bad: list[list[tuple[str, int]]] = [
+        [(names[0], 1), (names[0], 1)],
+        [(names[1], 1), (names[0], 1)],
+        [(names[0], 0)],
+    ]
+    result += [
+        judge_order(one, [(name, stake) for name, stake in sorted(stakes)] if len(stakes) > 2 else stakes)
+        for one, stakes in enumerate(bad)
+    ]
     return {"orders": result}
 
 
@@ -605,7 +943,9 @@ def judge_order(number: int, stakes: list[tuple[str, int]]) -> Vector:
     """Return the order that a seed gives; null where the stakes are refused."""
     seed = Digest(hashlib.sha256(b"sortition %d" % number).digest())
     try:
-        order: Any = list(draw_order(DeterministicStream(seed), [(ParticipantId(name), stake) for name, stake in stakes]))
+        order: Any = list(
+            draw_order(DeterministicStream(seed), [(ParticipantId(name), stake) for name, stake in stakes])
+        )
     except PocacheError:
         order = None
     return {"seed": seed.hex(), "stakes": [[name, str(stake)] for name, stake in stakes], "order": order}
@@ -621,11 +961,17 @@ def make_payoffs() -> dict[str, list[Vector]]:
             for opened in product((True, False), repeat=count):
                 costs = (source.choice((0, 1, 999, 10**6 + 7)), source.choice((0, 1, 998, 10**9 + 9)))
                 last = names[count] if count else None
-                for deciding, prior in dict.fromkeys(((None, None), (last, None), (last, "v1"), (None, "v1"))):
+                for deciding, prior in dict.fromkeys(
+                    ((None, None), (last, None), (last, "v1"), (None, "v1"))
+                ):
                     result.append(judge_payoff(case, costs, opened, deciding, prior))
     unusual = [("1/3", "7/11", 5), ("1", "1/1000000", 2), ("6/5", "5", 16)]
     for alpha, beta, stages in unusual:
-        result += [judge_payoff(Case.CONFIRM_PRIOR, (cg, cv), (True, True), "v2", "v1", alpha, beta, stages) for cg in (0, 10, 2**62) for cv in (0, 10, 10**6, 2**60)]
+        result += [
+            judge_payoff(Case.CONFIRM_PRIOR, (cg, cv), (True, True), "v2", "v1", alpha, beta, stages)
+            for cg in (0, 10, 2**62)
+            for cv in (0, 10, 10**6, 2**60)
+        ]
     result.append(judge_payoff(Case.AGREE, (5, 5), (True,), "v1", None, user="v1"))
     result.append(judge_payoff(Case.AGREE, (5, 5), (True,), "v1", None, user="generator"))
     return {"settlements": result}
@@ -643,7 +989,9 @@ def judge_payoff(
     user: str = "user",
 ) -> Vector:
     """Return what a settlement pays; null where the standings are refused."""
-    verifiers = [VerifierStanding(ParticipantId(f"v{stage}"), stage, one) for stage, one in enumerate(opened, 1)]
+    verifiers = [
+        VerifierStanding(ParticipantId(f"v{stage}"), stage, one) for stage, one in enumerate(opened, 1)
+    ]
     vector: Vector = {
         "rules": [alpha, beta, stage_max], "case": case.value, "costs": [str(one) for one in costs], "user": user,
         "opened": list(opened), "deciding": deciding, "prior": prior,
@@ -652,12 +1000,19 @@ def judge_payoff(
         found = settle(
             UnifiedPool(Rational.parse(alpha), Rational.parse(beta), stage_max),
             case=case, cg=costs[0], cv=costs[1], user=ParticipantId(user), generator=ParticipantId("generator"),
-            verifiers=verifiers, deciding=deciding and ParticipantId(deciding), prior=prior and ParticipantId(prior),
+            verifiers=verifiers, deciding=name_party(deciding), prior=name_party(prior),
         )  # fmt: skip
     except PocacheError:
         return {**vector, "found": None}
-    payouts = sorted([name.lower() if name == "TREASURY" else name, str(amount)] for name, amount in found.payouts)
+    payouts = sorted(
+        [name.lower() if name == "TREASURY" else name, str(amount)] for name, amount in found.payouts
+    )
     return {**vector, "found": {"payouts": payouts, "pool": str(found.pool), "slashed": list(found.slashed)}}
+
+
+def name_party(name: str | None) -> ParticipantId | None:
+    """Return a name as a participant's."""
+    return None if name is None else ParticipantId(name)
 
 
 MAKERS: Final[dict[str, Callable[[], dict[str, list[Vector]]]]] = {

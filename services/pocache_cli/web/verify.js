@@ -40,6 +40,7 @@ const LIMITS = Object.freeze({
   RECEIPT_BYTES_MAX: 64_000_000,
   RECEIPT_TEXT_BYTES_MAX: 90_000_000,
   NOTE_BYTES_MAX: 16_384,
+  NOTE_SIGNATURES_MAX: 32,
   WITNESSES_MAX: 16,
   RECEIPT_ENVELOPES_MAX: 16_384,
   PROOF_DIGESTS_MAX: 128,
@@ -854,7 +855,7 @@ const MESSAGES = {
     audit_round: roundNumber,
     window_close_round: roundNumber,
   },
-  "checkpoint.v1": { size: count53, root: digest32, at_ms: timeMs, note: [field.bytes(0, L.NOTE_BYTES_MAX), new Uint8Array()] },
+  "checkpoint.v1": { size: count53, root: digest32, at_ms: timeMs, note: [field.bytes(0, L.NOTE_BYTES_MAX), EMPTY] },
   "attempt-closed.v1": { ...jobAttempt },
   "audit-opened.v1": {
     ...jobAttempt,
@@ -1108,7 +1109,7 @@ const ROUND_TOPIC = { kind: "beacon-round.v1", role: "beacon" };
 const SNAPSHOT_TOPIC = { kind: "snapshot.v1", role: "verifier" };
 const EPOCH_TOPIC = { kind: "epoch.v1", role: "router" };
 const CHECKPOINT_TOPIC = { kind: "checkpoint.v1", role: "commitments" };
-const ROUTER_HOLDS = JOB_TOPICS[3];
+const [ROUTER_HOLDS, VERIFIER_HOLDS] = JOB_TOPICS.filter((topic) => topic.kind === "hold-request.v1");
 
 /** The messages of one job, by topic. */
 class Dossier {
@@ -1131,7 +1132,7 @@ class Dossier {
   }
 
   all(kind) {
-    return kind === ROUTER_HOLDS ? this.byTopic[ROUTER_HOLDS.order] : this.byTopic[topicOf(kind)];
+    return this.byTopic[typeof kind === "string" ? topicOf(kind) : kind.order];
   }
 
   find(kind, fields = {}) {
@@ -1190,7 +1191,10 @@ class Dossier {
 }
 
 const compareNumbers = (one, other) => (one < other ? -1 : one > other ? 1 : 0);
-const TOPIC_BY_KIND = new Map(JOB_TOPICS.filter((topic) => topic !== ROUTER_HOLDS).map((topic) => [topic.kind, topic.order]));
+/** By kind, where the kind alone names the topic: holds are asked for on two. */
+const TOPIC_BY_KIND = new Map(
+  JOB_TOPICS.filter((topic) => topic.kind !== "hold-request.v1").map((topic) => [topic.kind, topic.order]),
+);
 
 function topicOf(kind) {
   const order = TOPIC_BY_KIND.get(kind);
@@ -1366,6 +1370,7 @@ const readGenesisFields = field.map(GENESIS);
 async function readGenesis(data, curves) {
   const genesis = readGenesisFields(readJson(data, data.length));
   verifyMembers(genesis.chain);
+  if (new Set(genesis.witnesses).size !== genesis.witnesses.length) refuse("a witness is named once");
   const { deadlines, rules, audit, chain } = genesis;
   const bindRounds = Math.floor(audit.bind_delay_ms / (chain.period_s * 1_000)) + 2;
   const lookTicks = deadlines.seal_ticks + deadlines.opening_ticks + 2 * bindRounds;
@@ -1412,16 +1417,26 @@ const readTrustFields = field.map({
   chain_scheme: field.text(0, 64),
   chain_public_key: field.pattern(/^[0-9a-f]{96}(?:[0-9a-f]{96})?$/),
   profiles: [field.list(hexDigest, 0, 1_024), []],
+  witnesses: [field.list(participant, 0, L.WITNESSES_MAX), []],
+  witness_quorum: [field.small(0, L.WITNESSES_MAX), 0],
 });
+
+function verifyQuorum(trust) {
+  const { witnesses, witness_quorum: quorum } = trust;
+  if (new Set(witnesses).size !== witnesses.length) refuse("a witness is named once");
+  if (witnesses.length > 0 !== quorum > 0 || quorum > witnesses.length) refuse("a quorum is of the witnesses that are named");
+  return trust;
+}
 
 /** Trust roots from a file's text or bytes, or from an object with the same fields. Throws TrustError. */
 export function readTrust(source) {
   try {
-    if (typeof source === "string") return readTrustFields(readJson(UTF8.encode(source), L.TRUST_BYTES_MAX));
-    if (source instanceof Uint8Array) return readTrustFields(readJson(source, L.TRUST_BYTES_MAX));
+    const data = typeof source === "string" ? UTF8.encode(source) : source;
+    if (data instanceof Uint8Array) return verifyQuorum(readTrustFields(readJson(data, L.TRUST_BYTES_MAX)));
     expect(source !== null && typeof source === "object", "an object of trust roots");
     const asRead = (value) => (Number.isSafeInteger(value) ? BigInt(value) : value);
-    return readTrustFields(new Map(Object.entries(source).map(([name, value]) => [name, asRead(value)])));
+    const fields = Object.entries(source).map(([name, value]) => [name, asRead(value)]);
+    return verifyQuorum(readTrustFields(new Map(fields)));
   } catch (error) {
     if (error instanceof Refusal) throw new TrustError(`these are no trust roots: ${error.message}`);
     throw error;
@@ -2163,7 +2178,10 @@ function readReceipt(value, form) {
     return digests;
   };
   const log = value.get("log");
-  if (log !== null) verifyFields(log, LOG_FIELDS, "log");
+  const isCosigned = log instanceof Map && log.has("cosigned");
+  if (log !== null) verifyFields(log, isCosigned ? [...LOG_FIELDS, "cosigned"] : LOG_FIELDS, "log");
+  const cosigned = isCosigned ? form.bytes(log.get("cosigned"), "log.cosigned") : EMPTY;
+  if (isCosigned && !cosigned.length) refuse("log.cosigned is left out where nobody cosigned");
   return {
     genesis: form.genesis(value.get("genesis")),
     model: form.bytes(value.get("model"), "model"),
@@ -2173,6 +2191,7 @@ function readReceipt(value, form) {
       inclusion: readDigests("log.inclusion", log.get("inclusion")),
       latest: form.bytes(log.get("latest"), "log.latest"),
       consistency: readDigests("log.consistency", log.get("consistency")),
+      cosigned,
     },
   };
 }
@@ -2229,8 +2248,8 @@ function writeJson(value) {
 }
 
 function writeBinary({ genesis, model, record, rounds, snapshots, epochs, log }) {
-  const { checkpoint, inclusion, latest, consistency } = log ?? {};
-  const proofs = log && { checkpoint, inclusion, latest, consistency };
+  const { checkpoint, inclusion, latest, consistency, cosigned } = log ?? {};
+  const proofs = log && { checkpoint, inclusion, latest, consistency, ...(cosigned.length ? { cosigned } : {}) };
   return encodeMsgpack({ kind: KIND, genesis, model, record, rounds, snapshots, epochs, log: proofs });
 }
 
@@ -2406,7 +2425,11 @@ async function checkSubmission(job, found) {
 }
 
 async function checkLease(job, found) {
-  if (!job.isCommitted) return found.skip(NO_COMMITMENT);
+  checkAttempts(job, found);
+  if (!job.isCommitted) {
+    found.equal("epochs, which a job without a commitment does not need", job.epochs.length, 0);
+    return found.skip(NO_COMMITMENT);
+  }
   const { sender, body } = await job.lease();
   const { body: submission } = await job.submission();
   const { model, admitted } = job;
@@ -2428,6 +2451,16 @@ async function checkLease(job, found) {
   const held = job.dossier.get("hold-placed.v1", holder);
   found.equal("the stake that the generator put up, βCg of the longest output", held.amount_micro, products.bCg);
   return checkSeed(job, found, body.seed, submission);
+}
+
+/** Each attempt before the committed one was closed by the store, and charged for by the router (10.6). */
+function checkAttempts(job, found) {
+  const listAttempts = (kind) => job.dossier.all(kind).map((one) => one.attempt).sort(compareNumbers);
+  const closed = listAttempts("attempt-closed.v1");
+  found.equal("attempts that were closed, and charged for", closed, listAttempts("attempt-charged.v1"));
+  const before = job.isCommitted ? job.recorded.attempt - 1 : closed.length;
+  const expected = Array.from({ length: before }, (_, at) => at + 1);
+  found.equal("attempts that ended without a commitment", closed, expected);
 }
 
 async function checkSeed(job, found, seed, submission) {
@@ -2535,8 +2568,46 @@ async function checkLog(job, found) {
   found.note("root that the inclusion proof leads to", entry.root);
   await verifyConsistency(entry.size, latest.size, entry.root, latest.root, log.consistency);
   found.note("size of the log that this one was only appended to", latest.size);
+  for (const checkpoint of [entry, latest]) if (checkpoint.note.length) await verifyCheckpointNote(job, checkpoint);
+  await checkWitnesses(job, found);
   checkBindingOfRound(job, found);
   return undefined;
+}
+
+/** A checkpoint's note says what the checkpoint says, and is signed by the log alone (4.10). */
+async function verifyCheckpointNote({ network, genesis }, checkpoint) {
+  const note = parseNote(checkpoint.note);
+  const origin = `pocache/${toHex(network)}/commitments`;
+  const keyHash = await computeKeyHash(origin, NOTE_TYPES.ed25519, genesis.signers.commitments);
+  const [line] = note.signatures;
+  if (note.signatures.length !== 1) refuse("the checkpoint's note has other signatures than the log's");
+  if (line.name !== origin || !sameBytes(line.keyHash, keyHash)) refuse(`the note is not signed by ${origin}`);
+  await verifySignature(genesis.signers.commitments, note.text, line.signature);
+  if (note.origin !== origin) refuse(`the checkpoint is of another log, ${note.origin.slice(0, 128)}`);
+  if (note.size !== checkpoint.size || !sameBytes(note.root, checkpoint.root)) refuse("the checkpoint's note says otherwise");
+}
+
+/** Every witness's line in its one spelling, and enough of those that the user pins. */
+async function checkWitnesses(job, found) {
+  const { log, network, genesis, trust } = job;
+  const cosigners = [];
+  if (log.cosigned.length) {
+    const lines = await findCosigners(network, parseNote(log.cosigned), genesis.witnesses);
+    let expected = EMPTY;
+    if (log.latest.note.length && lines.size) {
+      const own = parseNote(log.latest.note);
+      const sorted = [...lines.values()].sort((one, other) => compareText(one.name, other.name));
+      expected = concat(own.text, ascii("\n"), ...[own.signatures[0], ...sorted].map(writeSignatureLine));
+    }
+    found.equal("the cosigned note, in its one spelling", log.cosigned, expected);
+    cosigners.push(...lines.keys());
+    found.note("witnesses who cosigned the log", cosigners.length);
+  }
+  if (trust.witnesses.length) {
+    const counted = trust.witnesses.filter((name) => cosigners.includes(name)).length;
+    const quorum = trust.witness_quorum;
+    found.holds("cosignatures of the witnesses that you pinned", counted >= quorum, counted, `at least ${quorum}`);
+  }
 }
 
 /** The audit's round was to come when it was named, each time that one was (5.4, 4.8.4). */
@@ -2562,6 +2633,64 @@ function checkBound(job, found, what, number, time) {
   const first = bindRound(job.chain, time, job.genesis.audit.bind_delay_ms);
   found.holds(what, number >= first, number, `${first} or later`);
   found.note("ms from the event to that round", computeRoundTime(job.chain, number) - time);
+}
+
+// --- signed notes of the log (4.10; C2SP signed-note, tlog-checkpoint, tlog-cosignature) --------------------------
+
+const NOTE_TYPES = { ed25519: 1, cosignature: 4 };
+const DASH = "\u2014 ";
+/** What Python's isspace() names, beside the control characters, which no note has. */
+const SPACES = /[ \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]/;
+
+/** The checkpoint in a note, no signature verified: {origin, size, root, text, signatures}. */
+export function parseNote(data) {
+  if (data.length > L.NOTE_BYTES_MAX) refuse(`a note of ${data.length} bytes exceeds ${L.NOTE_BYTES_MAX}`);
+  const text = decodeUtf8(data);
+  if (/[\u0000-\u0009\u000b-\u001f]/.test(text) || !text.endsWith("\n")) refuse("a note has no control characters");
+  const lines = text.slice(0, -1).split("\n");
+  const [origin, size, root, blank] = lines;
+  const isFormed = lines.length >= 5 && origin && size && root && blank === "";
+  if (!isFormed) refuse("a checkpoint is three lines, a blank one, and at least one signature");
+  if (lines.length - 4 > L.NOTE_SIGNATURES_MAX) refuse(`a note of ${lines.length - 4} signatures`);
+  const isNumber = /^(?:0|[1-9][0-9]{0,15})$/.test(size) && BigInt(size) <= L.TIME_MS_MAX;
+  if (!isNumber) refuse("the size of a log is a decimal number without leading zeroes");
+  const digest = fromBase64(root, "the root of a checkpoint");
+  if (digest.length !== 32) refuse("the root of a checkpoint has 32 bytes");
+  const signatures = lines.slice(4).map(readSignatureLine);
+  return { origin, size: BigInt(size), root: digest, text: UTF8.encode(`${origin}\n${size}\n${root}\n`), signatures };
+}
+
+function readSignatureLine(text) {
+  if (!text.startsWith(DASH)) refuse("a signature line begins with an em dash and a space");
+  const [name] = text.slice(DASH.length).split(" ", 1);
+  if (!name || name.includes("+") || SPACES.test(name)) refuse("a key's name has neither spaces nor a plus");
+  const data = fromBase64(text.slice(DASH.length + name.length + 1), "a signature");
+  if (data.length <= 4) refuse("a signature is more than the hash of its key");
+  return { name, keyHash: data.slice(0, 4), signature: data.slice(4), text };
+}
+
+const writeSignatureLine = (line) => UTF8.encode(`${line.text}\n`);
+
+async function computeKeyHash(name, type, signer) {
+  return (await sha256(UTF8.encode(`${name}\n`), Uint8Array.of(type), decodeParticipant(signer))).slice(0, 4);
+}
+
+/** The lines of these witnesses in a note, each verified; the last where one has several. */
+async function findCosigners(network, note, witnesses) {
+  const found = new Map();
+  for (const witness of witnesses) {
+    const name = `pocache/${toHex(network)}/witness/${witness}`;
+    const keyHash = await computeKeyHash(name, NOTE_TYPES.cosignature, witness);
+    for (const line of note.signatures) {
+      if (line.name !== name || !sameBytes(line.keyHash, keyHash)) continue;
+      if (line.signature.length !== 72 || line.signature[0] & 0x80) refuse("a cosignature has 72 bytes, its time below 2^63");
+      const time = BigInt(`0x${toHex(line.signature.subarray(0, 8))}`);
+      const cosigned = concat(UTF8.encode(`cosignature/v1\ntime ${time}\n`), note.text);
+      await verifySignature(witness, cosigned, line.signature.subarray(8));
+      found.set(witness, line);
+    }
+  }
+  return found;
 }
 
 // --- steps R8 to R11 and R13: what public randomness decided ------------------------------------------------------
@@ -2662,7 +2791,10 @@ async function checkCorner(job, found) {
 }
 
 async function checkSortition(job, found) {
-  if (job.audit === null) return found.skip(NO_AUDIT);
+  if (job.audit === null) {
+    found.equal("snapshots, which a job that was not audited does not need", job.snapshots.size, 0);
+    return found.skip(NO_AUDIT);
+  }
   const { dossier } = job;
   const stages = dossier.getStageRounds();
   const shown = [...job.snapshots.keys()].sort(compareNumbers);
@@ -3340,7 +3472,22 @@ async function checkPayout(job, found) {
     const what = `${line.account}: put in ${line.held_micro} of what was locked`;
     found.holds(what, line.held_micro <= locked, locked, `at least ${line.held_micro}`);
   }
+  checkAnswers(job, found);
   return undefined;
+}
+
+/** The ledger answered every request for a hold, and nothing that was not asked for. */
+function checkAnswers({ dossier }, found) {
+  const nameOf = (one) => [one.purpose, one.attempt, one.stage, one.party, one.publication].join();
+  const amountOf = (one) => `${nameOf(one)} ${one.amount_micro}`;
+  const requests = [ROUTER_HOLDS, VERIFIER_HOLDS].flatMap((topic) => dossier.all(topic));
+  const [asked, askedNames] = [new Set(requests.map(amountOf)), new Set(requests.map(nameOf))];
+  const placed = new Set(dossier.all("hold-placed.v1").map(amountOf));
+  const refused = new Set(dossier.all("hold-refused.v1").map(nameOf));
+  const isAnswered = (one) => placed.has(one) || refused.has(one.slice(0, one.lastIndexOf(" ")));
+  found.equal("holds that were asked for and not answered", [...asked].filter((one) => !isAnswered(one)).length, 0);
+  const unasked = [...placed].filter((one) => !asked.has(one)).concat([...refused].filter((one) => !askedNames.has(one)));
+  found.equal("answers about holds that were not asked for", unasked.length, 0);
 }
 
 async function computeLines(job) {
@@ -3534,9 +3681,9 @@ async function openCase({ receipt, network, genesis }, trust, found) {
   let log = null;
   if (receipt.log !== null) {
     if (!dossier.all("commitment-recorded.v1").length) refuse("proofs from the log, for a job without a commitment");
-    const { checkpoint, inclusion, latest, consistency } = receipt.log;
+    const { checkpoint, inclusion, latest, consistency, cosigned } = receipt.log;
     const [entry, last] = await openAll([checkpoint, latest], [CHECKPOINT_TOPIC]);
-    log = { entry: entry.body, latest: last.body, inclusion, consistency };
+    log = { entry: entry.body, latest: last.body, inclusion, consistency, cosigned };
   }
   found.note("rounds, snapshots, epochs", [rounds.size, snapshots.size, epochs.size]);
   return new Case({ network, genesis, trust, dossier, model, rounds, snapshots, epochs: [...epochs.values()], log });

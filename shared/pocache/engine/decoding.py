@@ -101,6 +101,7 @@ class SlabRunner:
             schema, [*groups, (model.hidden_width, (2 * model.layer_count,))], slot_count, model.device
         )
         self._tokens_S = torch.zeros(slot_count, dtype=torch.int64, device=model.device)
+        self._positions_S = torch.zeros(slot_count, dtype=torch.int64, device=model.device)
         self._launches: deque[_Launch] = deque()
         self._block = _Block()
         is_cuda = model.device.type == "cuda"
@@ -173,6 +174,7 @@ class SlabRunner:
             self._sampler.move(last, index)
             self._sketcher.move(last, index)
             self._tokens_S[index] = self._tokens_S[last]
+            self._positions_S[index] = self._positions_S[last]
             self._slots[index] = self._slots[last]
         self._slots.pop()
 
@@ -238,6 +240,7 @@ class SlabRunner:
         )
         host = data.cpu().numpy()
         self._tokens_S[first : first + len(tickets)] = tokens_B
+        self._positions_S[first : first + len(tickets)] = positions_B + 1
         deliveries: list[Delivery] = []
         self._hand_out()
         for index, (ticket, token) in enumerate(zip(tickets, _read_tokens(host), strict=True)):
@@ -262,7 +265,7 @@ class SlabRunner:
         first = self._slots.index(slots[0])
         window = slice(first, first + len(slots))
         positions = [slot.position for slot in slots]
-        positions_B = torch.tensor(positions).to(self._model.device, non_blocking=True)
+        positions_B = self._positions_S[window]
         cache, hidden_BD, logits_BV = self._model.run_decode(
             self._slab, first, self._tokens_S[window], positions_B, positions
         )
@@ -274,6 +277,7 @@ class SlabRunner:
         launch = self._send(list(slots), torch.cat(parts, dim=1))
         # From here on nothing fails: what was launched is counted, and a retry would draw it twice.
         self._tokens_S[window] = tokens_B
+        self._positions_S[window] += 1
         for slot in slots:
             slot.launched_count += 1
         self._launches.append(launch)

@@ -28,30 +28,34 @@ class SlotSampler:
         self._device = device
         self._window = max(1, NOISE_CELLS_MAX // vocab_size)
         self._samplings = [Sampling()] * slot_count
-        self._keys = [(0, 0)] * slot_count
+        self._keys_S2 = torch.zeros(slot_count, 2, dtype=torch.int64, device=device)
+        self._is_sampled_S1 = torch.zeros(slot_count, 1, dtype=torch.bool, device=device)
         self._starts = [0] * slot_count
         self._drawn = [False] * slot_count
         self._temperature_S1 = torch.ones(slot_count, 1, dtype=torch.float64, device=device)
         self._noise_SWV: Tensor | None = None
         self._start_S = torch.zeros(slot_count, dtype=torch.int64, device=device)
         self._vocab_V = torch.arange(vocab_size, device=device)
+        self._cuts: tuple[tuple[Sampling, ...], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def join(self, slot: int, sampling: Sampling, seed: bytes) -> None:
         """Give a slot to a job."""
-        self._samplings[slot], self._keys[slot], self._drawn[slot] = sampling, compute_key(seed), False
-        self._temperature_S1[slot] = (
-            sampling.temperature_micro / 1_000_000 if sampling.temperature_micro else 1.0
-        )
+        self._samplings[slot], self._drawn[slot] = sampling, False
+        is_sampled = sampling.temperature_micro != 0
+        self._temperature_S1[slot] = sampling.temperature_micro / 1_000_000 if is_sampled else 1.0
+        self._is_sampled_S1[slot] = is_sampled
+        self._keys_S2[slot] = torch.tensor(compute_key(seed))
         if self._noise_SWV is not None:
             self._noise_SWV[slot] = 0.0
 
     def move(self, source: int, target: int) -> None:
         """Let the job of one slot go on in another."""
-        self._samplings[target], self._keys[target] = self._samplings[source], self._keys[source]
+        self._samplings[target] = self._samplings[source]
         self._starts[target], self._drawn[target] = self._starts[source], self._drawn[source]
-        for kept in (self._temperature_S1, self._start_S, self._noise_SWV):
-            if kept is not None:
-                kept[target] = kept[source]
+        kept = (self._temperature_S1, self._is_sampled_S1, self._keys_S2, self._start_S, self._noise_SWV)
+        for held in kept:
+            if held is not None:
+                held[target] = held[source]
 
     def sample(
         self, first: int, logits_BV: Tensor, positions_B: Tensor, positions: Sequence[int]
@@ -78,7 +82,15 @@ class SlotSampler:
         return tokens_B, scores_B3, torch.isfinite(logits_BV).all(dim=1)
 
     def _get_noise(self, first: int, positions_B: Tensor, positions: Sequence[int]) -> Tensor:
-        """Return the noise [B, V] out of blocks drawn ahead; slots that ran out of theirs draw together."""
+        """Return the noise [B, V] out of blocks drawn ahead; slots that ran out of theirs draw together.
+
+        A vocabulary that fills a block draws every step, and needs nothing of the host for it.
+        """
+        slots = slice(first, first + len(positions))
+        if self._window == 1:
+            key0_B, key1_B = self._keys_S2[slots].unbind(1)
+            noise_BV = compute_gumbel_rows((key0_B, key1_B), positions_B, self._vocab_size)
+            return noise_BV.masked_fill_(~self._is_sampled_S1[slots], 0.0)
         if self._noise_SWV is None:
             self._noise_SWV = torch.zeros(
                 len(self._samplings), self._window, self._vocab_size, device=self._device
@@ -91,7 +103,6 @@ class SlotSampler:
         ]
         if stale:
             self._draw(stale)
-        slots = slice(first, first + len(positions))
         index_B = torch.arange(len(positions), device=self._device)
         # Greedy slots have drawn nothing: their noise is zero wherever it is read.
         offsets_B = (positions_B - self._start_S[slots]).clamp(0, self._window - 1)
@@ -101,10 +112,8 @@ class SlotSampler:
         assert self._noise_SWV is not None
         for slot, position in stale:
             self._starts[slot], self._drawn[slot] = position, True
-        numbers = torch.tensor(
-            [(slot, position, *self._keys[slot]) for slot, position in stale], dtype=torch.int64
-        ).to(self._device, non_blocking=True)
-        slots_N, starts_N, key0_N, key1_N = numbers.unbind(1)
+        slots_N, starts_N = torch.tensor(stale).to(self._device, non_blocking=True).unbind(1)
+        key0_N, key1_N = self._keys_S2[slots_N].unbind(1)
         ahead_W = torch.arange(self._window, device=self._device)
         noise = compute_gumbel_rows(
             (key0_N.repeat_interleave(self._window), key1_N.repeat_interleave(self._window)),
@@ -116,24 +125,12 @@ class SlotSampler:
 
     def _cut(self, first: int, logits_BV: Tensor, perturbed_BV: Tensor) -> Tensor:
         """Leave out what top-k and top-p do not keep: below the k-th largest, and below the prefix that reaches p."""
-        cutting = [
-            index
-            for index, one in enumerate(self._samplings[first : first + len(logits_BV)])
-            if one.temperature_micro and (one.top_k or one.top_p_micro != TOP_P_MICRO_ONE)
-        ]
-        if not cutting:
+        samplings = tuple(self._samplings[first : first + len(logits_BV)])
+        if not any(_has_cut(one) for one in samplings):
             return perturbed_BV
-        samplings = [self._samplings[first + index] for index in cutting]
-        vocab_size = self._vocab_size
-        chosen_C = torch.tensor(cutting, device=self._device)
-        top_k_C1 = torch.tensor(
-            [[min(one.top_k or vocab_size, vocab_size)] for one in samplings], device=self._device
-        )
-        top_p_C1 = torch.tensor(
-            [[one.top_p_micro / TOP_P_MICRO_ONE] for one in samplings],
-            dtype=torch.float64,
-            device=self._device,
-        )
+        if self._cuts is None or self._cuts[0] != samplings:  # the same jobs as a rule, step after step
+            self._cuts = (samplings, self._build_cuts(samplings))
+        chosen_C, top_k_C1, top_p_C1 = self._cuts[1]
         sorted_CV = logits_BV[chosen_C].sort(dim=1, descending=True).values
         kept_CV = self._vocab_V[None] < top_k_C1
         scaled_CV = (sorted_CV / self._temperature_S1[first + chosen_C]).masked_fill(~kept_CV, float("-inf"))
@@ -146,6 +143,22 @@ class SlotSampler:
         result_BV = perturbed_BV.clone()
         result_BV[chosen_C] = perturbed_BV[chosen_C].masked_fill(logits_BV[chosen_C] < cut_C1, float("-inf"))
         return result_BV
+
+    def _build_cuts(self, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which rows are cut, and the k [C, 1] and the p [C, 1] of each."""
+        cutting = [index for index, one in enumerate(samplings) if _has_cut(one)]
+        vocab_size = self._vocab_size
+        top_k = [[min(samplings[index].top_k or vocab_size, vocab_size)] for index in cutting]
+        top_p = [[samplings[index].top_p_micro / TOP_P_MICRO_ONE] for index in cutting]
+        return (
+            torch.tensor(cutting, device=self._device),
+            torch.tensor(top_k, device=self._device),
+            torch.tensor(top_p, dtype=torch.float64, device=self._device),
+        )
+
+
+def _has_cut(sampling: Sampling) -> bool:
+    return bool(sampling.temperature_micro and (sampling.top_k or sampling.top_p_micro != TOP_P_MICRO_ONE))
 
 
 class SlotSketcher:

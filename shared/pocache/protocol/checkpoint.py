@@ -99,7 +99,9 @@ def sign_checkpoint(network: NetworkId, size: int, root: Digest, key: SigningKey
     return Note(checkpoint, (line,)).to_bytes()
 
 
-def cosign_checkpoint(network: NetworkId, checkpoint: Checkpoint, key: SigningKey, time_s: int) -> SignatureLine:
+def cosign_checkpoint(
+    network: NetworkId, checkpoint: Checkpoint, key: SigningKey, time_s: int
+) -> SignatureLine:
     """Return a witness's line: as of this POSIX time, the largest consistent log that it has seen."""
     name = compute_witness_name(network, key.participant_id)
     key_hash = compute_key_hash(name, TYPE_COSIGNATURE, key.participant_id)
@@ -150,13 +152,17 @@ def verify_checkpoint(data: bytes, network: NetworkId, log_key: ParticipantId) -
     return note
 
 
-def verify_cosignature(network: NetworkId, checkpoint: Checkpoint, line: SignatureLine, witness: ParticipantId) -> int:
+def verify_cosignature(
+    network: NetworkId, checkpoint: Checkpoint, line: SignatureLine, witness: ParticipantId
+) -> int:
     """Return the POSIX time of a witness's cosignature over a checkpoint. Raises SignatureError."""
     name = compute_witness_name(network, witness)
     if (line.name, line.key_hash) != (name, compute_key_hash(name, TYPE_COSIGNATURE, witness)):
         raise SignatureError(f"the line is not of the witness {witness}")
     if len(line.signature) != _TIME_BYTES + SIGNATURE_BYTES:
-        raise SignatureError(f"a cosignature has {_TIME_BYTES + SIGNATURE_BYTES} bytes, not {len(line.signature)}")
+        raise SignatureError(
+            f"a cosignature has {_TIME_BYTES + SIGNATURE_BYTES} bytes, not {len(line.signature)}"
+        )
     time_s = int.from_bytes(line.signature[:_TIME_BYTES], "big")
     if time_s > TIME_S_MAX:
         raise SignatureError("the time of a cosignature is below 2^63")
@@ -164,7 +170,9 @@ def verify_cosignature(network: NetworkId, checkpoint: Checkpoint, line: Signatu
     return time_s
 
 
-def find_cosigners(network: NetworkId, note: Note, witnesses: Iterable[ParticipantId]) -> dict[ParticipantId, SignatureLine]:
+def find_cosigners(
+    network: NetworkId, note: Note, witnesses: Iterable[ParticipantId]
+) -> dict[ParticipantId, SignatureLine]:
     """Return the lines of these witnesses in a note, each verified. Raises SignatureError for one that does not hold."""
     found: dict[ParticipantId, SignatureLine] = {}
     for witness in witnesses:

@@ -195,10 +195,9 @@ class Auditor:
             self._epochs.append(body)
         elif said.topic is t.CHECKPOINT:
             self._log.take_checkpoint(body, said.data)
-            if body.note:
-                verify_checkpoint_note(body, self._network, self._genesis.signer(Role.COMMITMENTS))
             for job_id in list(self._waiting):
                 self._judge_when_logged(job_id, self._waiting.pop(job_id))
+            self._verify_note(body)
         if said.topic not in JOB_TOPICS:
             return
         if said.topic is t.COMMITMENT_RECORDED:
@@ -217,6 +216,16 @@ class Auditor:
             self._guard(
                 body.job_id, self._judge_when_logged, body.job_id, Dossier(self._jobs.pop(body.job_id))
             )
+
+    def _verify_note(self, checkpoint: m.CheckpointV1) -> None:
+        """Check that witnesses are told what the record's readers are told."""
+        try:
+            if checkpoint.note:
+                verify_checkpoint_note(checkpoint, self._network, self._genesis.signer(Role.COMMITMENTS))
+        except DivergenceError as error:
+            raise _LogError(error.what, error.stated, error.computed) from error
+        except PocacheError as error:
+            raise _LogError("the checkpoint's note", str(error), "signed by the log") from error
 
     def _judge_when_logged(self, job_id: bytes, dossier: Dossier) -> None:
         recorded = dossier.find(t.COMMITMENT_RECORDED)

@@ -142,6 +142,8 @@ def check_corner(case: Case, found: Findings) -> None:
 def check_sortition(case: Case, found: Findings) -> None:
     """R11: each stage's candidates are those that its round drew by stake, in the order in which they were asked."""
     if case.audit is None:
+        if not case.is_record_whole:
+            found.equal("snapshots, which a job that was not audited does not need", len(case.snapshots), 0)
         found.skip(NO_AUDIT)
         return
     if not case.is_record_whole:

@@ -83,6 +83,8 @@ def check_lease(case: Case, found: Findings) -> None:
     """R5: the router leased this submission, to this generator, with a seed that nobody chose."""
     _check_attempts(case, found)
     if not case.is_committed:
+        if not case.is_record_whole:
+            found.equal("epochs, which a job without a commitment does not need", len(case.epochs), 0)
         found.skip(NO_COMMITMENT)
         return
     lease, submission = case.lease, case.submission.body

@@ -70,9 +70,7 @@ class Witness:
         self._remember(reply.note)
         self._seen = (reply.note, note)
         line = cosign_checkpoint(self._network, note.checkpoint, self._key, time_s)
-        return CheckpointCosignedV1(
-            size=note.checkpoint.size, note=merge_cosignatures(reply.note, [line])
-        )
+        return CheckpointCosignedV1(size=note.checkpoint.size, note=merge_cosignatures(reply.note, [line]))
 
     def _compare(self, seen_data: bytes, seen: Note, shown: Note, reply: ConsistencyReplyV1) -> None:
         old, new = seen.checkpoint, shown.checkpoint
@@ -106,7 +104,7 @@ class Witness:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(fresh, self._state)
+            fresh.replace(self._state)
             folder = os.open(self._state.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

@@ -731,22 +731,25 @@ class PayoutLineV1(WireModel):
     """What the same account had put into the pool."""
 
 
+PayoutCase = Literal[
+    "no_challenge",
+    "agree",
+    "confirm_generator",
+    "confirm_prior",
+    "void",
+    "no_opening",
+    "equivocation",
+    "refunded",
+]
+
+
 class PayoutSettledV1(WireModel):
     """A job's pool was emptied: to whom, how much, by which row of the rules."""
 
     kind: ClassVar[str] = "payout-settled.v1"
     job_id: Bytes32
     attempt: Annotated[int, Field(ge=0, le=limits.ATTEMPT_COUNT_MAX)]
-    case: Literal[
-        "no_challenge",
-        "agree",
-        "confirm_generator",
-        "confirm_prior",
-        "void",
-        "no_opening",
-        "equivocation",
-        "refunded",
-    ]
+    case: PayoutCase
     stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)]
     pool_micro: Micro
     generation_micro: Micro

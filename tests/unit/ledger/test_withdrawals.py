@@ -205,6 +205,20 @@ def test_a_request_counts_once(ledger: LedgerHarness) -> None:
     assert ledger.money(WORKER).unbonding == 800
 
 
+@pytest.mark.parametrize("bucket", ["available", "stake"])
+def test_a_request_in_another_encoding_is_the_same_request(ledger: LedgerHarness, bucket: str) -> None:
+    """Its fields in another order make another envelope: refused, not paid or unbonded again, and nothing halts."""
+    request = {"bucket": bucket, "amount_micro": 400, "nonce": bytes(16)}
+    topic = t.WORKER_WITHDRAWAL_REQUESTED
+    assert deliver_fields(ledger, topic, request, worker=WORKER.participant_id).action == "ack"
+    before = ledger.dump()
+    ledger.drain()
+    other = dict(reversed(request.items()))
+    assert deliver_fields(ledger, topic, other, worker=WORKER.participant_id).action == "term"
+    assert ledger.refusal().code == "E208"
+    assert ledger.dump() == before
+
+
 def test_the_same_nonce_of_another_is_another_request(ledger: LedgerHarness) -> None:
     """Nonces are each participant's own."""
     assert ledger.withdraw(WORKER, "available", 5).action == "ack"

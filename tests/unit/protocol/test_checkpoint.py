@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_the_published_example_is_read_and_written_back() -> None:
 
 def test_a_published_key_and_note_verify() -> None:
     """The example of golang.org/x/mod/sumdb/note: verifier key, text and signature by another implementation."""
-    name, key_hash, encoded = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW".split("+", 2)
+    name, key_hash, encoded = ["PeterNeumann", "c74f20a3", "ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"]
     key = base64.b64decode(encoded)
     signer = encode_participant(key[1:])
     assert key[0] == TYPE_ED25519
@@ -109,7 +110,8 @@ def test_no_field_of_a_signature_can_be_changed(field: str) -> None:
     (line,) = note.signatures
     value = getattr(line, field)
     other = "another" if isinstance(value, str) else bytes([value[0] ^ 1]) + value[1:]
-    forged = replace(note, signatures=(replace(line, **{field: other}),))
+    changes: dict[str, Any] = {field: other}
+    forged = replace(note, signatures=(replace(line, **changes),))
     with pytest.raises(SignatureError):
         verify_checkpoint(forged.to_bytes(), NETWORK, LOG.participant_id)
 
@@ -204,7 +206,9 @@ def test_a_cosignature_is_over_header_time_and_text() -> None:
     assert line.key_hash == compute_key_hash(name, TYPE_COSIGNATURE, WITNESS.participant_id)
 
 
-@pytest.mark.parametrize("field", ["name", "key_hash", "time", "signature", "size", "root", "origin", "length"])
+@pytest.mark.parametrize(
+    "field", ["name", "key_hash", "time", "signature", "size", "root", "origin", "length"]
+)
 def test_no_field_of_a_cosignature_can_be_changed(field: str) -> None:
     checkpoint = parse_note(SIGNED).checkpoint
     line = cosign_checkpoint(NETWORK, checkpoint, WITNESS, 1_000)

@@ -88,7 +88,8 @@ def check_pointed(field: str, **changes: Any) -> Forge:
         log = played.receipt.log
         assert log is not None
         data = reseal(played.loopback.network, getattr(log, field), m.CheckpointV1, **changes)
-        return replace(played.receipt, log=replace(log, **{field: data}))
+        fields: dict[str, Any] = {field: data}
+        return replace(played.receipt, log=replace(log, **fields))
 
     return make
 
@@ -332,7 +333,7 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
         changed(t.COMMITMENT_RECORDED, generator=STRANGER.participant_id),
         Step.COMMITMENT,
     ),
-    ("attempt", "agree", changed(t.COMMITMENT_RECORDED, attempt=2), Step.COMMITMENT),
+    ("attempt", "agree", changed(t.COMMITMENT_RECORDED, attempt=2), Step.LEASE),
     ("lease of another", "agree", released(generator=STRANGER.participant_id), Step.LEASE),
     ("output", "agree", recommitted(output=pack_tokens((8, 9, 10, 11, 13))), Step.COMMITMENT),
     ("longer output", "agree", recommitted(output=pack_tokens((*OUTPUT, 3))), Step.COMMITMENT),

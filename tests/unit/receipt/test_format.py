@@ -269,5 +269,7 @@ def test_the_schema_has_the_fields_of_a_receipt() -> None:
     value = text_of(play("agree").receipt)
     assert set(schema["required"]) == set(schema["properties"]) == set(value)
     log = schema["properties"]["log"]["oneOf"][1]
-    assert set(log["required"]) == set(log["properties"]) == set(value["log"])  # type: ignore[call-overload]
+    shown = set(value["log"])  # type: ignore[call-overload]
+    # What witnesses add is there only where they have.
+    assert set(log["required"]) == shown <= set(log["properties"])
     assert schema["properties"]["kind"]["const"] == value["kind"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -89,6 +89,11 @@ def verify_rejected(mutant: Mutant) -> None:
     )
 
 
+def change(receipt: Receipt, **fields: Any) -> Receipt:
+    """Return the receipt with some of its parts replaced."""
+    return replace(receipt, **fields)
+
+
 def encode(draw: random.Random, receipt: Receipt) -> bytes:
     return encode_json(receipt) if draw.random() < 0.3 else encode_binary(receipt)
 
@@ -133,7 +138,7 @@ def mutate_envelope(draw: random.Random, name: str) -> Mutant | None:
         changed = flip(draw, items[index])
         is_same = changed == items[index]
         items[index] = changed
-        mutant = replace(receipt, **{field: tuple(items)})
+        mutant = change(receipt, **{field: tuple(items)})
     return None if is_same else Mutant(f"{name}: bytes of {field} {index}", encode(draw, mutant), ENVELOPES)
 
 
@@ -158,7 +163,8 @@ def mutate_log(draw: random.Random, name: str) -> Mutant | None:
     steps = LOG
     if kind == 0:
         field = draw.choice(["checkpoint", "latest"])
-        changed = replace(log, **{field: flip(draw, getattr(log, field))})
+        fields: dict[str, Any] = {field: flip(draw, getattr(log, field))}
+        changed = replace(log, **fields)
         steps = ENVELOPES
     elif kind == 1:
         changed = replace(log, checkpoint=log.latest, latest=log.checkpoint)
@@ -168,7 +174,8 @@ def mutate_log(draw: random.Random, name: str) -> Mutant | None:
         steps = LOG
     else:
         field = draw.choice(["inclusion", "consistency"])
-        changed = replace(log, **{field: shuffle(draw, getattr(log, field), bytes(32))})
+        fields = {field: shuffle(draw, getattr(log, field), bytes(32))}
+        changed = replace(log, **fields)
     if changed == log or not all(len(one) == 32 for one in (*changed.inclusion, *changed.consistency)):
         return None
     if kind == 2 and is_own(changed, log):
@@ -209,7 +216,7 @@ def mutate_lists(draw: random.Random, name: str) -> Mutant | None:
         items.insert(draw.randrange(len(items)), items.pop(at))
     if tuple(items) == getattr(receipt, field):
         return None
-    mutant = replace(receipt, **{field: tuple(items)})
+    mutant = change(receipt, **{field: tuple(items)})
     return Mutant(f"{name}: order or number of {field}", encode(draw, mutant), ENVELOPES)
 
 
@@ -226,7 +233,7 @@ def mutate_dropped(draw: random.Random, name: str) -> Mutant | None:
         "epochs": frozenset({Step.LEASE}),
     }
     steps = expected.get(field) or DROPPED[kind]
-    mutant = replace(receipt, **{field: tuple(items)})
+    mutant = change(receipt, **{field: tuple(items)})
     return Mutant(f"{name}: without {kind}", encode(draw, mutant), steps)
 
 
@@ -245,7 +252,7 @@ def mutate_swapped(draw: random.Random, name: str) -> Mutant | None:
         items[at] = chosen
     else:
         items.insert(at, chosen)
-    mutant = replace(receipt, **{field: tuple(items)})
+    mutant = change(receipt, **{field: tuple(items)})
     steps = (
         ENVELOPES
         if field == "record"

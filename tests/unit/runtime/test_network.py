@@ -37,10 +37,21 @@ def directory(network: Network, tmp_path: Path) -> NetworkDirectory:
 def test_the_network_id_is_the_hash_of_canonical_json(network: Network) -> None:
     """Computed here by other means: the domain, keys sorted, no spaces, ASCII. Order and layout are no part of it."""
     fields = network.genesis.model_dump()
+    assert fields.pop("witnesses") == (), "a field that is left out where there are none"
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     assert network.network_id == hashlib.sha256(b"pocache/genesis/v1\0" + text.encode()).digest()
     reordered = json.dumps(dict(reversed(json.loads(text).items())), indent=3)
     assert Genesis.model_validate_json(reordered).network_id == network.network_id
+
+
+def test_witnesses_are_part_of_the_network_and_named_once(network: Network) -> None:
+    witness = make_network().keys[Role.ROUTER].participant_id
+    assert b"witnesses" not in network.genesis.canonical_json()
+    named = make_network(witnesses=(witness,)).genesis  # type: ignore[arg-type]
+    assert named.network_id != network.network_id
+    assert Genesis.model_validate_json(named.canonical_json()) == named
+    with pytest.raises(ValueError, match="named once"):
+        make_network(witnesses=(witness, witness))  # type: ignore[arg-type]
 
 
 def test_a_name_in_another_script_is_escaped() -> None:
