@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit.endings import ENDINGS, play
+from kit.loopback import Loopback
 from kit.mutants import Mutant, make_mutant
+from kit.network import make_key
 from kit.node import CURVES, JS, PAIRING, VERIFY_JS, Judgement, get_statuses, judge_all, run_node
+from pocache.protocol.checkpoint import cosign_checkpoint, merge_cosignatures, parse_note
 from pocache.receipt.format import decode_receipt, encode_binary, encode_json
 from pocache.receipt.report import Report
 from pocache.receipt.trust import TrustRoots, load_trust
 from pocache.receipt.verify import verify_receipt
+from pocache.wire.codec import decode
+from pocache.wire.envelope import parse_envelope
+from pocache.wire.messages import CheckpointV1
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 RECEIPTS = VECTORS / "receipts"
@@ -76,19 +83,19 @@ def test_both_agree_with_the_committed_vectors() -> None:
 
 def test_a_vector_that_says_otherwise_is_found(tmp_path: Path) -> None:
     """The harness would notice: one digit of a distance, one verdict on a proof, one payout."""
-    wrong = 0
-    for name, section, change in (
-        ("distances_v1", "distances", lambda case: case.update(log2_q16=(case["log2_q16"] or 0) + 1)),
-        ("merkle_v1", "multiproofs", lambda case: case.update(valid=not case["valid"])),
-        ("envelopes_v1", "msgpack", lambda case: case.update(valid=not case["valid"])),
-        ("payoffs_v1", "settlements", lambda case: case.update(found={"pool": "1"})),
-    ):
+    changes: tuple[tuple[str, str, dict[str, object]], ...] = (
+        ("distances_v1", "distances", {"log2_q16": 1}),
+        ("envelopes_v1", "msgpack", {"valid": False}),
+        ("merkle_v1", "multiproofs", {"valid": False}),
+        ("payoffs_v1", "settlements", {"found": {"pool": "1"}}),
+    )
+    for name, section, change in changes:
         content = json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))
-        change(content[section][0])
+        content[section][0].update(change)
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-        wrong += 1
     done = run_node(JS / "vectors.mjs", *sorted(tmp_path.glob("*.json")))
-    assert len(json.loads(done.stdout)["failures"]) == wrong
+    found = [one["section"] for one in json.loads(done.stdout)["failures"]]
+    assert found == [f"{name}.{section}" for name, section, _ in changes]
 
 
 # --- receipts ------------------------------------------------------------------------------------------------------
@@ -121,6 +128,50 @@ def test_without_curves_the_pairing_is_said_to_be_unchecked(
         [judgement] = judge_all([(captured["agree"], trust)], pairing=pairing)
         assert judgement.is_valid
         assert dict(judgement.statuses)[PAIRING] == status
+
+
+def test_witnesses_and_their_quorum_are_asked_for_alike() -> None:
+    """Every eleventh byte of a cosigned note changed, its lines moved, a stranger's added; quorums that hold or do not."""
+    names = ("witness-1", "witness-2")
+    loopback = Loopback(witnesses=names)
+    receipt = loopback.get_receipt(loopback.play())
+    assert receipt.log is not None
+    own = decode(CheckpointV1, parse_envelope(receipt.log.latest).payload).note
+    network, checkpoint = loopback.network.network_id, parse_note(own).checkpoint
+    lines = [
+        cosign_checkpoint(network, checkpoint, make_key(name), 1_800_000_000) for name in (*names, "stranger")
+    ]
+    note = merge_cosignatures(own, lines[:2])
+    whole = note.splitlines(keepends=True)
+    notes = [note[:at] + bytes([note[at] ^ 1]) + note[at + 1 :] for at in range(0, len(note), 11)]
+    notes += [own, merge_cosignatures(own, lines), note[:-1], note + note]
+    notes += [b"".join([*whole[:5], whole[6], whole[5]]), b"".join([*whole, whole[5]])]
+    good = (b"", note, merge_cosignatures(own, lines[:1]))
+    pins = ((), names[:1], names, (*names, "stranger"))
+    cases = [(one, ()) for one in notes] + [(one, pinned) for one in good for pinned in pins]
+    asked = [
+        (
+            encode_binary(replace(receipt, log=replace(receipt.log, cosigned=one))),
+            pin_witnesses(loopback.trust, pinned),
+        )
+        for one, pinned in cases
+    ]
+    failed = []
+    for (data, trust), judgement in zip(asked, judge_all(asked), strict=True):
+        verify_same(judgement, verify_receipt(data, trust), "cosigned")
+        failed.append(judgement.failed)
+    assert failed[: len(notes)] == ["R7"] * len(notes)
+    # Nobody cosigned, both did, the first did: each under quorums of none, one, two, three.
+    none, both, first = ([None] * count + ["R7"] * (4 - count) for count in (1, 3, 2))
+    assert failed[len(notes) :] == [*none, *both, *first]
+
+
+def pin_witnesses(trust: TrustRoots, names: tuple[str, ...]) -> TrustRoots:
+    """Return trust roots that ask for the cosignature of every one of these."""
+    witnesses = [make_key(name).participant_id for name in names]
+    return TrustRoots.model_validate(
+        {**trust.model_dump(), "witnesses": witnesses, "witness_quorum": len(names)}
+    )
 
 
 # --- mutants -------------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class Loopback:
         self._waiting: list[tuple[Role, Delivery]] = []
         self._pending: list[Emission] = []
         self._leaves: dict[tuple[str, int, int], list[bytes]] = {}
-        self.keys = {
+        self.keys: dict[str, str] = {
             make_key(name).participant_id: name for name in (self.generator, *self.verifiers, self.user)
         }
         self.fund()
@@ -370,6 +370,7 @@ def make_result(
     now_ms: int,
     *,
     tokens: tuple[int, ...] = OUTPUT,
+    stack: str = STACK,
     **changes: Any,
 ) -> m.ResultV1:
     """Return the generator's result under a lease; ``changes`` replace fields after the binding is made."""
@@ -383,7 +384,7 @@ def make_result(
         prompt_hash=Digest(body.prompt_hash),
         output_hash=compute_token_hash(body.salt, pack_tokens(tokens)),
         model_id=ModelId(body.model_id),
-        stack=STACK,
+        stack=stack,
         sampling_digest=Sampling().digest(),
         seed=Digest(body.seed),
         schema_digest=Digest(body.schema_digest),
@@ -398,7 +399,7 @@ def make_result(
         "leaf_count": compute_leaf_count(body.prompt_count, len(tokens)),
         "root": root,
         "binding": compute_binding_digest(binding),
-        "stack": STACK,
+        "stack": stack,
         "latest_round": compute_round_at(network.chain, now_ms),
     }
     return m.ResultV1(**{**fields, **changes})

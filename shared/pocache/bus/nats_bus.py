@@ -21,6 +21,7 @@ import structlog
 from nats.aio.client import Client
 
 from pocache.bus.barrier import pass_barrier
+from pocache.bus.client import TolerantClient
 from pocache.bus.core import CoreSubscription, serve
 from pocache.bus.deadletter import compute_dead_letter
 from pocache.bus.permissions import get_inbox_prefix
@@ -77,7 +78,7 @@ class NatsBus:
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
-        self._client = Client()
+        self._client: Client = TolerantClient()
         self._replies = Replies(self._client)
         self._pullers: set[ContinuousPuller] = set()
         self._subscriptions: set[CoreSubscription] = set()

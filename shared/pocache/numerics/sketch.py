@@ -13,6 +13,7 @@ import hashlib
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,10 +90,9 @@ def get_projection(width: int, columns: int, device: torch.device) -> Tensor:
 
 def _expand_signs(label: bytes, count: int) -> Tensor:
     """Return ``count`` signs, one per bit of SHAKE256(label), lowest bit first: 0 is +1, 1 is -1."""
-    stream = bytearray(hashlib.shake_256(label).digest((count + 7) // 8))
-    octets = torch.frombuffer(stream, dtype=torch.uint8)
-    bits = (octets[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    return 1.0 - 2.0 * bits.reshape(-1)[:count].float()
+    octets = np.frombuffer(hashlib.shake_256(label).digest((count + 7) // 8), np.uint8)
+    bits = np.unpackbits(octets, count=count, bitorder="little")
+    return torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32))
 
 
 def _get_width(schema: RowSchema, kind: RowKind) -> int:

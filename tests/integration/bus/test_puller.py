@@ -290,3 +290,21 @@ def make_pull_settings(**changes: object) -> PullSettings:
 
 async def bury_nothing(_message: StoredMessage, _consumer: str, _reason: str) -> None:
     raise AssertionError("nothing is terminated here")
+
+
+async def test_a_subject_that_is_not_utf8_stops_nothing(bus: NatsBus, nats_server: EmbeddedServer) -> None:
+    """A stranger's own bytes, where its permission has a wildcard: delivered escaped, and what follows is, too."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(nats_server.url.rpartition(":")[2]))
+    writer.write(b'CONNECT {"verbose":false,"headers":true}\r\nPUB tasks.\xff\x0b1 3\r\nbad\r\n')
+    headers = b"NATS/1.0 \xff\xff\xff\r\n\r\n"
+    writer.write(b"HPUB tasks.b %d %d\r\n%sodd\r\nPING\r\n" % (len(headers), len(headers) + 3, headers))
+    await reader.readuntil(b"PONG\r\n")
+    writer.close()
+    await publish(bus, 1)
+    async with asyncio.timeout(20), bus.pull("TASKS", "generate", credit=8, batch_max=8) as batches:
+        messages = await collect(batches, 3)
+    assert [(one.subject, one.data) for one in messages] == [
+        ("tasks.\\\\xff\\x0b1", b"bad"),
+        ("tasks.b", b"odd"),
+        ("tasks.a", b"0"),
+    ]

@@ -265,6 +265,145 @@ def other_evidence(played: Played) -> Receipt:
     return forge(forged, network, t.EQUIVOCATION, second_envelope_id=network.envelope_id(again))
 
 
+def rebound(**changes: Any) -> Forge:
+    """Return a forger of the result whose binding fits what it says: only the rule itself is broken."""
+
+    def make(played: Played) -> Receipt:
+        network = played.loopback.network
+        recorded = find_said(played.receipt, network, t.COMMITMENT_RECORDED).body
+        result = open_body(network, recorded.result, m.ResultV1)
+        body = make_result(
+            network, result.lease, Digest(result.root), 0, **{"latest_round": result.latest_round, **changes}
+        )
+        data = network.seal(make_key(played.loopback.generator), body)
+        return forge(played.receipt, network, t.COMMITMENT_RECORDED, result=data)
+
+    return make
+
+
+def both(*forgers: tuple[Topic[Any], dict[str, object], dict[str, Any]]) -> Forge:
+    """Return a forger of several messages that agree with each other."""
+
+    def make(played: Played) -> Receipt:
+        receipt = played.receipt
+        for topic, which, changes in forgers:
+            receipt = forge(receipt, played.loopback.network, topic, which, **changes)
+        return receipt
+
+    return make
+
+
+def resubmitted(**changes: Any) -> Forge:
+    """Return a forger of the user's submission, signed by the user, under the job id of the first."""
+
+    def make(played: Played) -> Receipt:
+        network = played.loopback.network
+        body = find_said(played.receipt, network, t.JOB_ADMITTED).body
+        data = reseal(network, body.submission, m.SubmissionV1, **changes)
+        return forge(played.receipt, network, t.JOB_ADMITTED, submission=data)
+
+    return make
+
+
+def earlier_round(played: Played) -> Receipt:
+    """The audit by a true round of the chain that was known when the commitment was made."""
+    network = played.loopback.network
+    audit = find_said(played.receipt, network, t.AUDIT_OPENED).body
+    number = 2
+    [data] = [
+        one.data
+        for one in played.loopback.rounds
+        if open_body(network, one.data, m.BeaconRoundV1).round_number == number
+    ]
+    signature = open_body(network, data, m.BeaconRoundV1).signature
+    forged = forge(
+        played.receipt,
+        network,
+        t.AUDIT_OPENED,
+        round_number=number,
+        randomness=hashlib.sha256(signature).digest(),
+    )
+    kept = [
+        one
+        for one in played.receipt.rounds
+        if open_body(network, one, m.BeaconRoundV1).round_number != audit.round_number
+    ]
+    return replace(forged, rounds=(data, *kept))
+
+
+def challenged_attempt(played: Played) -> Receipt:
+    """The user's challenge of another attempt."""
+    network = played.loopback.network
+    body = m.ChallengeRequestV1(job_id=played.job_id, attempt=2)
+    return forge(played.receipt, network, t.AUDIT_OPENED, challenge=network.seal(make_key("user"), body))
+
+
+def evidence(signer: Any = None, lease_signer: Any = None, **lease_changes: Any) -> Forge:
+    """Return a forger of the second result: its signer, its lease."""
+
+    def make(played: Played) -> Receipt:
+        network = played.loopback.network
+        said = find_said(played.receipt, network, t.EVIDENCE).body
+        result = open_body(network, said.result, m.ResultV1)
+        lease = result.lease
+        if lease_signer is not None or lease_changes:
+            lease = reseal(network, lease, m.LeaseV1, lease_signer, **lease_changes)
+        data = reseal(network, said.result, m.ResultV1, signer, lease=lease)
+        forged = forge(played.receipt, network, t.EVIDENCE, result=data)
+        return forge(forged, network, t.EQUIVOCATION, second_envelope_id=network.envelope_id(data))
+
+    return make
+
+
+def extra_snapshot(played: Played) -> Receipt:
+    """One more snapshot than anything was drawn from."""
+    network = played.loopback.network
+    extra = reseal(network, played.receipt.snapshots[0], m.SnapshotV1, number=9)
+    return replace(played.receipt, snapshots=(*played.receipt.snapshots, extra))
+
+
+def extra_request(played: Played) -> Receipt:
+    """A stake was asked for, and the ledger's answer is not shown."""
+    network = played.loopback.network
+    said = find_said(played.receipt, network, t.VERIFIER_HOLD_REQUESTED)
+    extra = reseal(network, said.data, m.HoldRequestV1, stage=3, party=STRANGER.participant_id)
+    grown = replace(played.receipt, record=(*played.receipt.record, extra))
+    return replace_record(grown, network, lambda data: data)
+
+
+def moved_payment(played: Played) -> Receipt:
+    """One micro-unit goes to another line: the sums stay."""
+    body = find_said(played.receipt, played.loopback.network, t.PAYOUT_SETTLED).body
+    lines = [
+        one.model_copy(update={"amount_micro": one.amount_micro + change})
+        for one, change in zip(body.lines[-2:], (-1, 1), strict=True)
+    ]
+    return paid(lines=(*body.lines[:-2], *lines))(played)
+
+
+def split_line(body: m.PayoutSettledV1) -> tuple[m.PayoutLineV1, ...]:
+    """The first account has a line of nothing before its own."""
+    nothing = m.PayoutLineV1(account=body.lines[0].account, amount_micro=0, held_micro=0)
+    return (nothing, *body.lines)
+
+
+def smaller_claim(played: Played, party: m.StagePartyV1) -> dict[str, Any]:
+    """A claim of fewer leaves than its corner has, as its verifier signed it."""
+    assert party.claim is not None
+    claim = reseal(played.loopback.network, party.claim, m.ClaimSealedV1, leaf_count=3)
+    return {"leaf_count": 3, "claim": claim}
+
+
+def later_stage(played: Played, party: m.StagePartyV1) -> dict[str, Any]:
+    """The verifier of a stage that is not the one that is sealed."""
+    assert party.claim is not None
+    return {"stage": 2, "claim": reseal(played.loopback.network, party.claim, m.ClaimSealedV1, stage=2)}
+
+
+ESCROW: dict[str, object] = {"purpose": "escrow"}
+VERIFIER_STAKE: dict[str, object] = {"purpose": "verifier_stake"}
+HALF = m.CornerV1(layer_max=0, position_max=6, full_depth=False)
+
 FORGERIES: list[tuple[str, str, Forge, Step]] = [
     # R4
     ("submission", "agree", other_submission, Step.SUBMISSION),
@@ -290,6 +429,31 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
     ("model's context", "agree", modelled(context_tokens_max=4), Step.SUBMISSION),
     ("model's vocabulary", "agree", modelled(vocab_size=6), Step.SUBMISSION),
     ("not refused after all", "refused", dropped(t.HOLD_REFUSED), Step.SUBMISSION),
+    ("submission under another's id", "agree", resubmitted(expires_ms=2**50), Step.SUBMISSION),
+    (
+        "a smaller deposit",
+        "agree",
+        both(
+            (t.ROUTER_HOLD_REQUESTED, ESCROW, {"amount_micro": 1}),
+            (t.HOLD_PLACED, ESCROW, {"amount_micro": 1}),
+        ),
+        Step.SUBMISSION,
+    ),
+    (
+        "a deposit of another",
+        "agree",
+        both(
+            (t.ROUTER_HOLD_REQUESTED, ESCROW, {"party": STRANGER.participant_id}),
+            (t.HOLD_PLACED, ESCROW, {"party": STRANGER.participant_id}),
+        ),
+        Step.SUBMISSION,
+    ),
+    (
+        "another's deposit refused",
+        "refused",
+        changed(t.HOLD_REFUSED, party=STRANGER.participant_id),
+        Step.SUBMISSION,
+    ),
     # R5
     *[
         (f"lease: {name}", "agree", released(**{name: value}), Step.LEASE)
@@ -348,6 +512,19 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
     ("round to come", "agree", recommitted(latest_round=2**40), Step.COMMITMENT),
     ("too late", "agree", changed(t.COMMITMENT_RECORDED, received_ms=2**52), Step.COMMITMENT),
     ("recorded before it came", "agree", changed(t.COMMITMENT_RECORDED, recorded_ms=1), Step.COMMITMENT),
+    ("result of another attempt", "agree", recommitted(attempt=2), Step.COMMITMENT),
+    ("result of another job", "agree", recommitted(job_id=ONES), Step.COMMITMENT),
+    ("bound to another stack", "agree", rebound(stack="another/1"), Step.COMMITMENT),
+    ("bound to more tokens than were asked for", "agree", rebound(tokens=(*OUTPUT, 13)), Step.COMMITMENT),
+    (
+        "bound to tokens after the end",
+        "agree",
+        rebound(tokens=(8, 2, 10, 11, 12), finish_reason="stop"),
+        Step.COMMITMENT,
+    ),
+    ("bound to an early end", "agree", rebound(tokens=OUTPUT[:-1]), Step.COMMITMENT),
+    ("bound to an end that is none", "agree", rebound(finish_reason="stop"), Step.COMMITMENT),
+    ("bound to a token outside", "agree", rebound(tokens=(*OUTPUT[:-1], 100)), Step.COMMITMENT),
     # R7
     ("another root", "agree", recommitted(root=ONES), Step.LOG),
     ("index", "agree", changed(t.COMMITMENT_RECORDED, log_index=1), Step.LOG),
@@ -409,6 +586,17 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
         changed(t.EQUIVOCATION, first_envelope_id=ONES),
         Step.AUDIT,
     ),
+    ("challenge by a round that was known", "agree", earlier_round, Step.AUDIT),
+    ("lottery by a round that was known", "lottery", earlier_round, Step.AUDIT),
+    ("challenge of another attempt", "agree", challenged_attempt, Step.AUDIT),
+    ("evidence by another", "equivocation", evidence(STRANGER), Step.AUDIT),
+    ("evidence under a false lease", "equivocation", evidence(lease_signer=STRANGER), Step.AUDIT),
+    (
+        "evidence under another's lease",
+        "equivocation",
+        evidence(generator=STRANGER.participant_id),
+        Step.AUDIT,
+    ),
     # R10
     (
         "corner of a challenge",
@@ -431,6 +619,7 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
     ("no snapshot", "agree", lambda p: replace(p.receipt, snapshots=()), Step.SORTITION),
     ("round of the draw", "agree", changed(t.VERIFIER_DRAWN, round_number=2), Step.SORTITION),
     ("stage bound too early", "confirm_prior", changed(t.STAGE_BOUND, ended_ms=2**52), Step.SORTITION),
+    ("a snapshot too many", "agree", extra_snapshot, Step.SORTITION),
     # R12
     ("generator's root", "agree", with_party(0, lambda _p, _b: {"root": ONES}), Step.CLAIMS),
     ("generator's leaves", "agree", with_party(0, lambda _p, _b: {"leaf_count": 3}), Step.CLAIMS),
@@ -462,6 +651,9 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
             "job_id": ONES,
         }.items()
     ],
+    ("generator's corner", "agree", with_party(0, lambda _p, _b: {"corner": HALF}), Step.CLAIMS),
+    ("claim of too few leaves", "agree", with_party(1, smaller_claim), Step.CLAIMS),
+    ("verifier of another stage", "agree", with_party(1, later_stage), Step.CLAIMS),
     ("sealed after the round", "agree", sealed_as(lambda _p, _b: {"sealed_ms": 2**52}), Step.CLAIMS),
     ("no openings' end", "agree", dropped(t.OPENINGS_CLOSED), Step.ROUNDS),
     # R13
@@ -581,6 +773,19 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
     ("paid to another", "agree", line_as(1, account=STRANGER.participant_id), Step.PAYOUT),
     ("a hold that was not asked for", "agree", dropped(t.VERIFIER_HOLD_REQUESTED), Step.PAYOUT),
     ("a hold of another amount", "agree", changed(t.VERIFIER_HOLD_REQUESTED, amount_micro=1), Step.PAYOUT),
+    ("a hold without an answer", "agree", extra_request, Step.PAYOUT),
+    (
+        "a stake too small",
+        "agree",
+        both(
+            (t.VERIFIER_HOLD_REQUESTED, {}, {"amount_micro": 1}),
+            (t.HOLD_PLACED, VERIFIER_STAKE, {"amount_micro": 1}),
+        ),
+        Step.PAYOUT,
+    ),
+    ("paid one to the other", "agree", moved_payment, Step.PAYOUT),
+    ("an account in two lines", "agree", paid(lines=split_line), Step.PAYOUT),
+    ("paid for what was not done", "refunded", paid(generation_micro=1), Step.PAYOFF),
     ("refunded less", "refunded", line_as(0, amount_micro=1), Step.PAYOUT),
     ("refund's hold", "refunded", line_as(0, account=STRANGER.participant_id), Step.PAYOUT),
 ]
