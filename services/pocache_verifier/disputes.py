@@ -29,7 +29,7 @@ from pocache.wire import topics as t
 from pocache.wire.codec import decode, decode_value, encode, encode_value
 from pocache_verifier.comparison import compare_parties, keep_comparison, read_comparisons, read_leaves
 from pocache_verifier.drawing import FIRST_STAGE, announce_drawn, bind_stage, draw_stage, read_due
-from pocache_verifier.evidence import open_opening, verify_challenge
+from pocache_verifier.evidence import open_opening, verify_challenge, verify_contradiction
 from pocache_verifier.jobs import Job, Jobs
 from pocache_verifier.tables import CLAIMS, DISPUTES, OPENINGS
 
@@ -79,14 +79,12 @@ class Disputes:
         verify_challenge(self._genesis.network_id, job, inbound.body.challenge)
         self._advance(unit, job, d.Deepened())
 
-    def equivocate(self, unit: Unit, inbound: Inbound[m.EquivocationV1]) -> None:
+    def equivocate(self, unit: Unit, inbound: Inbound[m.EvidenceV1]) -> None:
         """The generator contradicted itself: it is convicted without verifiers, audited or not."""
         body = inbound.body
         job = self._jobs.get(unit.connection, body.job_id, body.attempt)
-        reason = (
-            f"the generator signed two different results, {body.first_envelope_id.hex()}"
-            f" and {body.second_envelope_id.hex()}"
-        )
+        second_id = verify_contradiction(self._genesis, job, body.result)
+        reason = f"the generator signed two different results, {job.result_id.hex()} and {second_id.hex()}"
         self._advance(unit, job, d.Equivocated(reason))
 
     def place_hold(self, unit: Unit, inbound: Inbound[m.HoldPlacedV1]) -> None:
@@ -97,9 +95,11 @@ class Disputes:
             self._advance(unit, job, d.HoldPlaced(ParticipantId(body.party), body.stage))
 
     def refuse_hold(self, unit: Unit, inbound: Inbound[m.HoldRefusedV1]) -> None:
-        """The ledger did not lock it."""
+        """The ledger did not lock it; a job whose own escrow it refused is over before it began."""
         body = inbound.body
-        if body.purpose == _VERIFIER_STAKE:
+        if body.purpose == "escrow":
+            self._jobs.refuse(unit, body.job_id)
+        elif body.purpose == _VERIFIER_STAKE:
             job = self._jobs.get(unit.connection, body.job_id, body.attempt)
             self._log.info("hold_refused", job=job.job_id.hex(), verifier=body.party, code=body.code)
             self._advance(unit, job, d.HoldRefused(ParticipantId(body.party), body.stage))

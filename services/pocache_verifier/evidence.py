@@ -1,4 +1,4 @@
-"""What parties signed, checked here once more: the user's challenge, and the openings that the store accepted.
+"""What parties signed, checked here once more: challenges, contradicting results, and openings that the store accepted.
 
 The commitment store has checked them too. This service decides about money, so it takes nobody's word for what a party
 said: it opens the party's own envelope, and follows the multiproof to the root that the party promised. Refuses what
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pocache.protocol.commitment import Promise, is_equivocation
 from pocache.protocol.dispute_terms import Party
 from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import EnvelopeError
-from pocache.protocol.ids import NetworkId
+from pocache.protocol.ids import Digest, EnvelopeId, JobId, NetworkId
 from pocache.protocol.opening import verify_opening
+from pocache.runtime.network import Genesis
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import ChallengeRequestV1, OpeningAcceptedV1, OpeningV1
 from pocache_verifier.comparison import get_schema
-from pocache_verifier.jobs import Job
+from pocache_verifier.jobs import Job, open_result
 
 
 def verify_challenge(network: NetworkId, job: Job, envelope: bytes | None) -> None:
@@ -28,6 +30,25 @@ def verify_challenge(network: NetworkId, job: Job, envelope: bytes | None) -> No
     signed = (challenge.sender, challenge.body.job_id, challenge.body.attempt)
     if signed != (job.user, job.job_id, job.attempt):
         raise EnvelopeError("the challenge is not the user's own, of this job and attempt")
+
+
+def verify_contradiction(genesis: Genesis, job: Job, envelope: bytes) -> EnvelopeId:
+    """Return the id of the second result that a job's generator signed against its recorded one (docs/protocol.md 4.9).
+
+    Raises EnvelopeError for another's result, another job's or attempt's, or one that promises the same; SignatureError.
+    """
+    result, lease = open_result(genesis, envelope, generator=job.generator)
+    body = result.body
+    of_job = (job.job_id, job.attempt)
+    if (body.job_id, body.attempt) != of_job or (lease.job_id, lease.attempt) != of_job:
+        raise EnvelopeError("the second result is of another job or attempt")
+    first = Promise(job.job_id, job.attempt, job.leaf_count, job.root, job.binding)
+    second = Promise(
+        JobId(body.job_id), body.attempt, body.leaf_count, Digest(body.root), Digest(body.binding)
+    )
+    if not is_equivocation(first, second):
+        raise EnvelopeError("the second result promises what the recorded one does")
+    return result.envelope_id
 
 
 def open_opening(

@@ -2,7 +2,7 @@
 
 Owns what a verification task tells a verifier: the prompt from the user's submission, the output, sampling and seed
 from the recorded result and its lease. Nothing of the generator's rows is here. Everything is forgotten with the
-job's settlement but that there was such a job.
+job's settlement but that there was such a job; of a job whose escrow was refused, that too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from pocache.protocol.challenge import Corner, compute_full_corner
 from pocache.protocol.errors import EnvelopeError, NotYetError, UnknownModelError
-from pocache.protocol.ids import Digest, JobId, ModelId, ParticipantId
+from pocache.protocol.ids import Digest, EnvelopeId, JobId, ModelId, ParticipantId
 from pocache.protocol.limits import TOKEN_BYTES
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, Unit
@@ -43,6 +43,8 @@ class Job:
     model: Model
     root: Digest
     leaf_count: int
+    binding: Digest
+    result_id: EnvelopeId
     prompt_count: int
     prompt: bytes
     output: bytes
@@ -85,28 +87,30 @@ class Jobs:
             raise NotYetError("the job's admission has not arrived")
         if job["is_settled"] or self.find(unit.connection, body.job_id) is not None:
             return
-        result = open_envelope(body.result, self._genesis.network_id, ResultV1)
-        lease = open_envelope(result.body.lease, self._genesis.network_id, LeaseV1)
-        if lease.sender != self._genesis.signer(Role.ROUTER):
-            raise EnvelopeError("the result's lease is not signed by the router")
-        if (body.generator, body.generator) != (result.sender, lease.body.generator):
-            raise EnvelopeError("the result is not by the generator that holds the lease")
-        if ModelId(lease.body.model_id) not in self._models:
-            raise UnknownModelError(f"model {lease.body.model_id.hex()} is not served here")
+        result, lease = open_result(self._genesis, body.result, generator=body.generator)
+        if ModelId(lease.model_id) not in self._models:
+            raise UnknownModelError(f"model {lease.model_id.hex()} is not served here")
         unit.connection.execute(
             sa.insert(COMMITMENTS).values(
                 job_id=body.job_id,
                 attempt=body.attempt,
                 generator=body.generator,
-                model_id=lease.body.model_id,
+                model_id=lease.model_id,
                 root=result.body.root,
                 leaf_count=result.body.leaf_count,
+                binding=result.body.binding,
+                result_id=result.envelope_id,
                 prompt_count=len(job["prompt"]) // TOKEN_BYTES,
                 output=result.body.output,
-                sampling=encode(lease.body.sampling),
-                seed=lease.body.seed,
+                sampling=encode(lease.sampling),
+                seed=lease.seed,
             )
         )
+
+    def refuse(self, unit: Unit, job_id: bytes) -> None:
+        """Forget a job whose escrow the ledger refused: nothing will be committed for it."""
+        if self.find(unit.connection, job_id) is None:
+            unit.connection.execute(sa.delete(JOBS).where(JOBS.c.job_id == job_id))
 
     def settle(self, unit: Unit, inbound: Inbound[PayoutSettledV1]) -> None:
         """Forget a job's tokens, openings, claims and comparisons: its pool is empty, nothing will be verified any more."""
@@ -137,6 +141,8 @@ class Jobs:
             model=self._models[ModelId(row.model_id)],
             root=Digest(row.root),
             leaf_count=row.leaf_count,
+            binding=Digest(row.binding),
+            result_id=EnvelopeId(row.result_id),
             prompt_count=row.prompt_count,
             prompt=row.prompt,
             output=row.output,
@@ -153,6 +159,19 @@ class Jobs:
         if job.attempt != attempt:
             raise EnvelopeError(f"the job's commitment is of attempt {job.attempt}, not {attempt}")
         return job
+
+
+def open_result(
+    genesis: Genesis, envelope: bytes, *, generator: str
+) -> tuple[OpenEnvelope[ResultV1], LeaseV1]:
+    """Return a result that a generator signed, and the lease that it held; EnvelopeError, SignatureError."""
+    result = open_envelope(envelope, genesis.network_id, ResultV1)
+    lease = open_envelope(result.body.lease, genesis.network_id, LeaseV1)
+    if lease.sender != genesis.signer(Role.ROUTER):
+        raise EnvelopeError("the result's lease is not signed by the router")
+    if (generator, generator) != (result.sender, lease.body.generator):
+        raise EnvelopeError("the result is not by the generator that holds the lease")
+    return result, lease.body
 
 
 def _get_row(connection: sa.Connection, job_id: bytes) -> sa.RowMapping | None:

@@ -46,7 +46,7 @@ class VerifierService:
             t.PAYOUT_SETTLED: self._jobs.settle,
             t.AUDIT_OPENED: self._disputes.open,
             t.AUDIT_DEEPENED: self._disputes.deepen,
-            t.EQUIVOCATION: self._disputes.equivocate,
+            t.EVIDENCE: self._disputes.equivocate,
             t.HOLD_PLACED: self._disputes.place_hold,
             t.HOLD_REFUSED: self._disputes.refuse_hold,
             t.CLAIM_SEALED: self._disputes.seal_claim,

@@ -61,6 +61,8 @@ COMMITMENTS: Final = sa.Table(
     sa.Column("model_id", sa.LargeBinary(32), nullable=False),
     sa.Column("root", sa.LargeBinary(32), nullable=False),
     sa.Column("leaf_count", sa.Integer, nullable=False),
+    sa.Column("binding", sa.LargeBinary(32), nullable=False),
+    sa.Column("result_id", sa.LargeBinary(32), nullable=False, comment="envelope id of the recorded result"),
     sa.Column("prompt_count", sa.Integer, nullable=False),
     sa.Column("output", sa.LargeBinary, nullable=False, comment="packed tokens; empty once settled"),
     sa.Column("sampling", sa.LargeBinary, nullable=False, comment="sampling.v1"),

@@ -218,14 +218,17 @@ class Pool:
 
     def equivocate(self) -> None:
         """The generator signed two results."""
-        body = m.EquivocationV1(
-            job_id=self.job.job_id,
-            attempt=1,
-            generator=self.job.generator.participant_id,
-            first_envelope_id=b"\x0a" * 32,
-            second_envelope_id=b"\x0b" * 32,
-        )
-        self.tell(t.EQUIVOCATION, body)
+        self.tell(t.EVIDENCE, self.make_evidence())
+
+    def make_evidence(self, signer: SigningKey | None = None, **changes: Any) -> m.EvidenceV1:
+        """Return the store's word on a second result, by default of another root.
+
+        ``changes`` replaces that result's fields, ``signer`` its generator.
+        """
+        result = self.network.open(self.job.result(), m.ResultV1)
+        second = result.model_copy(update=changes or {"root": b"\x0b" * 32})
+        envelope = self.network.seal(signer or self.job.generator, second)
+        return m.EvidenceV1(job_id=self.job.job_id, attempt=1, result=envelope)
 
     # --- what the pool says ------------------------------------------------------------------------------------
 

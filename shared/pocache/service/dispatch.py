@@ -27,11 +27,12 @@ from pocache.storage.prepared import Prepared, savepoint
 from pocache.storage.store import APPLIED, ROUNDS, Store, get_meta, set_meta
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1, RefusalV1
-from pocache.wire.topics import BEACON_ROUND, REFUSALS, Role, Topic
+from pocache.wire.topics import BEACON_ROUND, REFUSALS, Role, Stream, Topic
 
 REDELIVER_DELAY_S: Final = 0.5
 POISON_DELAY_S: Final = 2.0
 FRESH_PERIODS_MAX: Final = 2
+"""A round that is older when it arrives counts as no tick, and neither does one that comes while messages are late."""
 ROUNDS_KEPT: Final = 20_000
 """Verified rounds a service remembers; a stage, window or recheck is over long before."""
 _GET_APPLIED: Final = Prepared(
@@ -93,6 +94,7 @@ class Dispatcher:
         self._clock_ms = clock_ms
         self._handlers = service.handlers()
         self._queries = service.queries()
+        self._late_until_ms = 0
         self._log = structlog.get_logger().bind(service=service.role.value)
 
     def apply(self, deliveries: Sequence[Delivery]) -> list[Decision]:
@@ -123,13 +125,20 @@ class Dispatcher:
     def _apply_one(self, unit: Unit, delivery: Delivery) -> Decision:
         # Read again for each: a batch takes time, and what is decided in it must not count as older than it is.
         unit.now_ms = self._clock_ms()
-        tick = unit.tick
+        decision = self._decide_one(unit, delivery, unit.tick)
+        if decision.action in {"ack", "term"}:
+            self._note_lateness(unit.now_ms, delivery)
+        return decision
+
+    def _decide_one(self, unit: Unit, delivery: Delivery, tick: int) -> Decision:
         try:
             with savepoint(unit.connection):
                 self._handle(unit, delivery)
         except PocacheError as error:
             unit.tick = tick
             return self._decide(unit, delivery, error)
+        except sa.exc.OperationalError:
+            raise  # the database is away or full: nothing is acknowledged, and the process ends rather than skip
         except Exception:  # noqa: BLE001
             unit.tick = tick
             # A task's boundary: our own bug must neither pass for success nor take the process down unseen.
@@ -189,6 +198,20 @@ class Dispatcher:
             return self._genesis.round_signers
         return frozenset((self._genesis.signer(role),))
 
+    @property
+    def _late_after_ms(self) -> int:
+        return FRESH_PERIODS_MAX * self._chain.period_s * 1_000
+
+    def _note_lateness(self, now_ms: int, delivery: Delivery) -> None:
+        """Count no tick for a period after a message that waited long: others wait behind it, and nobody is late then.
+
+        Without this, whoever floods a queue would make the deadlines of those behind the flood pass. A message that is
+        to come again says nothing of the queue.
+        """
+        is_round = delivery.stream == Stream.BEACON.value
+        if not is_round and now_ms - delivery.stored_ms > self._late_after_ms:
+            self._late_until_ms = now_ms + self._chain.period_s * 1_000
+
     def _handle_round(self, unit: Unit, inbound: Inbound[BeaconRoundV1]) -> None:
         body = inbound.body
         if body.chain_hash != self._chain.chain_hash:
@@ -201,7 +224,7 @@ class Dispatcher:
         unit.connection.execute(sa.insert(ROUNDS).values(number=body.round_number, randomness=randomness))
         unit.connection.execute(sa.delete(ROUNDS).where(ROUNDS.c.number <= body.round_number - ROUNDS_KEPT))
         age_ms = unit.now_ms - compute_round_time_ms(self._chain, body.round_number)
-        is_fresh = age_ms <= FRESH_PERIODS_MAX * self._chain.period_s * 1_000
+        is_fresh = age_ms <= self._late_after_ms and unit.now_ms >= self._late_until_ms
         if is_fresh:
             unit.tick += 1
             set_meta(unit.connection, "tick", str(unit.tick))

@@ -24,6 +24,8 @@ from pocache.storage.store import OUTBOX, Store
 CREDIT: Final = 256
 BATCH_MAX: Final = 64
 OUTBOX_BATCH_MAX: Final = 256
+ASIDE_MAX: Final = 10_000
+"""Refused messages that are passed over at once; behind so many, the rest waits as well."""
 PROGRESS_S: Final = 10.0
 RETRY_DELAY_S: Final = 0.5
 
@@ -100,41 +102,53 @@ class ServiceProcess:
         return await self.submit(lambda: self._dispatcher.answer(message.subject, message.data))
 
     async def _publish_outbox(self, stop: asyncio.Event) -> None:
-        """Publish what lies in the outbox, in order, until it is empty and ``stop`` is set."""
+        """Publish what lies in the outbox, in order, until it is empty and ``stop`` is set.
+
+        What a full stream refuses waits aside, so that it does not hold up what goes elsewhere, and is tried again.
+        """
+        refused: set[int] = set()
         while True:
             self._outbox_filled.clear()
-            rows = await self._in_thread(self._read_outbox)
-            if not rows:
-                if stop.is_set():
-                    return
-                await self._outbox_filled.wait()
-                continue
-            outcomes = await asyncio.gather(
-                *(self._bus.publish(row.subject, row.data, message_id=row.message_id) for row in rows),
-                return_exceptions=True,
-            )
-            published = []
-            for row, outcome in zip(rows, outcomes, strict=True):
-                if isinstance(outcome, PocacheError):
-                    self._log.warning("publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome))
-                elif isinstance(outcome, BaseException):
-                    raise outcome
-                else:
-                    published.append(row.number)
-            if published:
-                await self._in_thread(lambda numbers=published: self._forget(numbers))  # type: ignore[misc]
-            if len(published) < len(rows):
+            rows = await self._in_thread(lambda aside=frozenset(refused): self._read_outbox(aside))  # type: ignore[misc]
+            if rows:
+                published = await self._publish(rows)
+                refused.update(row.number for row in rows if row.number not in published)
+                if published:
+                    await self._in_thread(lambda numbers=published: self._forget(numbers))  # type: ignore[misc]
+            elif refused:
                 if stop.is_set() and not self._bus.is_connected:
                     raise BusError("the bus went away with messages in the outbox; they are sent at the next start")
                 await asyncio.sleep(RETRY_DELAY_S)
+                refused.clear()
+            elif stop.is_set():
+                return
+            else:
+                await self._outbox_filled.wait()
+
+    async def _publish(self, rows: Sequence[Any]) -> list[int]:
+        """Publish rows together and return the numbers of those that the bus has stored."""
+        outcomes = await asyncio.gather(
+            *(self._bus.publish(row.subject, row.data, message_id=row.message_id) for row in rows),
+            return_exceptions=True,
+        )
+        published = []
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if isinstance(outcome, PocacheError):
+                self._log.warning("publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome))
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                published.append(row.number)
+        return published
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
 
-    def _read_outbox(self) -> Sequence[Any]:
+    def _read_outbox(self, aside: frozenset[int]) -> Sequence[Any]:
         with self._store.begin() as connection:
             return connection.execute(
                 sa.select(OUTBOX.c.number, OUTBOX.c.subject, OUTBOX.c.data, OUTBOX.c.message_id)
+                .where(OUTBOX.c.number.not_in(sorted(aside)[:ASIDE_MAX]))
                 .order_by(OUTBOX.c.number)
                 .limit(OUTBOX_BATCH_MAX)
             ).all()

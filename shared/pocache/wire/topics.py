@@ -187,9 +187,11 @@ WINDOW_CLOSED = Topic(
     "windows.closed.{job}", m.WindowClosedV1, _S.RECORD, _R.COMMITMENTS, (_R.LEDGER, _R.COMMITMENTS)
 )
 EQUIVOCATION = Topic(
-    "equivocations.found.{job}", m.EquivocationV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER, _R.COMMITMENTS)
+    "equivocations.found.{job}", m.EquivocationV1, _S.RECORD, _R.COMMITMENTS, (_R.COMMITMENTS,)
 )
-EVIDENCE = Topic("equivocations.evidence.{job}", m.EvidenceV1, _S.RECORD, _R.COMMITMENTS, (_R.COMMITMENTS,))
+EVIDENCE = Topic(
+    "equivocations.evidence.{job}", m.EvidenceV1, _S.RECORD, _R.COMMITMENTS, (_R.VERIFIER, _R.COMMITMENTS)
+)
 CHALLENGE_ISSUED = Topic(
     "challenges.issued.{worker}", m.ChallengeIssuedV1, _S.RECORD, _R.COMMITMENTS, (_R.WORKER,)
 )

@@ -299,7 +299,8 @@ def test_equivocation_during_a_stage_ends_it() -> None:
         1,
         key.participant_id,
     )
-    assert (b"\x0a" * 32).hex() in outcome.reason
+    for envelope in (pool.job.committed().result, pool.make_evidence().result):
+        assert pool.network.envelope_id(envelope).hex() in outcome.reason
     verify_settles(pool, outcome)
     everybody = tuple(party.participant for party in stage.parties)
     pool.accept(stage, stage.parties[0], (1,))
@@ -427,6 +428,20 @@ def test_a_result_of_another_than_the_leaseholder_is_refused() -> None:
     changed = {"result": body.result, "generator": other.participant_id}
     pool.tell(t.COMMITMENT_RECORDED, body.model_copy(update=changed), action="term")
     assert {body.code for body in pool.listen(t.REFUSALS[Role.VERIFIER])} == {"E102"}
+
+
+def test_a_job_whose_escrow_is_refused_is_forgotten() -> None:
+    """Nobody paid for keeping its prompt; a refusal of a stake says nothing about the job."""
+    pool = Pool()
+    pool.tell(t.JOB_ADMITTED, pool.job.admitted())
+    refused = m.HoldRefusedV1(
+        **pool.job.generator_stake().model_dump(exclude={"amount_micro"}), code="E204", reason="too short"
+    )
+    pool.tell(t.HOLD_REFUSED, refused)
+    assert len(pool.harness.dump()["jobs"]) == 1
+    fields = pool.job.escrow().model_dump(exclude={"amount_micro"})
+    pool.tell(t.HOLD_REFUSED, m.HoldRefusedV1(**fields, code="E204", reason="deposit too short"))
+    assert pool.harness.dump()["jobs"] == []
 
 
 def make_settlement(pool: Pool, case: str) -> m.PayoutSettledV1:

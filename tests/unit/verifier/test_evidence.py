@@ -129,3 +129,40 @@ def test_an_audit_is_not_deepened_by_anothers_challenge(name: str) -> None:
     pool = Pool().start()
     pool.tell(t.AUDIT_DEEPENED, pool.make_deepening(challenge=CHALLENGES[name](pool)), action="term")
     assert pool.harness.refusal().code == "E102"
+
+
+def make_foreign_lease(pool: Pool) -> m.EvidenceV1:
+    """A second result under a lease that the router did not sign."""
+    lease = pool.network.open(pool.job.lease, m.LeaseV1)
+    return pool.make_evidence(lease=pool.network.seal(pool.network.key("stranger"), lease), root=bytes(32))
+
+
+EVIDENCE: dict[str, Callable[[Pool], m.EvidenceV1]] = {
+    "another's": lambda pool: pool.make_evidence(pool.network.key("stranger")),
+    "another job's": lambda pool: pool.make_evidence(job_id=bytes(32), root=bytes(32)),
+    "another attempt's": lambda pool: pool.make_evidence(attempt=2, root=bytes(32)),
+    "under another's lease": make_foreign_lease,
+    "the same promise": lambda pool: pool.make_evidence(latest_round=2),
+}
+
+
+@pytest.mark.parametrize("make", EVIDENCE.values(), ids=EVIDENCE.keys())
+def test_nobody_is_convicted_by_evidence_that_does_not_hold(make: Any) -> None:
+    """The store's word is not enough: the generator's own second signature must contradict its first."""
+    pool = Pool()
+    pool.commit()
+    pool.tell(t.EVIDENCE, make(pool), action="term")
+    assert pool.harness.refusal().code == "E102"
+    assert pool.listen(t.OUTCOME_DECIDED) == []
+    pool.equivocate()
+    assert pool.outcome.case == "equivocation"
+
+
+@pytest.mark.parametrize("field", ["root", "binding", "leaf_count"])
+def test_each_part_of_the_promise_convicts(field: str) -> None:
+    pool = Pool()
+    pool.commit()
+    value = pool.job.leaf_count + 1 if field == "leaf_count" else b"\x0c" * 32
+    evidence = pool.make_evidence(**{field: value})
+    pool.tell(t.EVIDENCE, evidence)
+    assert pool.network.envelope_id(evidence.result).hex() in pool.outcome.reason
