@@ -11,15 +11,21 @@ import numpy as np
 from nacl.signing import SigningKey as BareKey
 
 from bench.measure import Row, compare
-from pocache.protocol.beacon import compute_secret, sign_round, verify_round
-from pocache.protocol.beacon import Chain, Scheme, compute_public_key
+from pocache.protocol.beacon import (
+    Chain,
+    Scheme,
+    compute_public_key,
+    compute_secret,
+    sign_round,
+    verify_round,
+)
 from pocache.protocol.encoding import FloatFormat
+from pocache.protocol.ids import NetworkId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.matching import compute_log2_distance_q16
 from pocache.protocol.merkle import MerkleTree, hash_leaf, verify_multiproof
 from pocache.wire.envelope import open_envelope, seal
 from pocache.wire.messages import LeaseRequestV1
-from pocache.protocol.ids import NetworkId
 
 COLUMNS, ROWS, WIDTH = 16, 33, 64
 LEAVES, LEAF_BYTES = 4_096, 4_096

@@ -30,6 +30,13 @@ from pocache.wire.codec import decode, decode_value, encode, encode_value
 from pocache_verifier.comparison import compare_parties, keep_comparison, read_comparisons, read_leaves
 from pocache_verifier.drawing import FIRST_STAGE, announce_drawn, bind_stage, draw_stage, read_due
 from pocache_verifier.evidence import open_opening, verify_challenge, verify_contradiction
+from pocache_verifier.holding import (
+    hold_closing,
+    is_partial_match,
+    read_held,
+    read_held_due,
+    release_closing,
+)
 from pocache_verifier.jobs import Job, Jobs
 from pocache_verifier.tables import CLAIMS, DISPUTES, OPENINGS
 
@@ -78,6 +85,9 @@ class Disputes:
         job = self._jobs.get(unit.connection, inbound.body.job_id, inbound.body.attempt)
         verify_challenge(self._genesis.network_id, job, inbound.body.challenge)
         self._advance(unit, job, d.Deepened())
+        held = read_held(unit.connection, job)
+        if held is not None:
+            self._close(unit, job, held)
 
     def equivocate(self, unit: Unit, inbound: Inbound[m.EvidenceV1]) -> None:
         """The generator contradicted itself: it is convicted without verifiers, audited or not."""
@@ -153,9 +163,18 @@ class Disputes:
             is_open = party.participant in body.opened
             if is_open and not within <= read_leaves(unit.connection, job, party.participant).keys():
                 raise NotYetError(f"not every leaf of {party.participant} has arrived")
-        opened = frozenset(map(ParticipantId, body.opened))
-        self._advance(unit, job, d.OpeningsClosed(body.stage, body.retry, positions, opened))
-        unit.connection.execute(sa.delete(OPENINGS).where(OPENINGS.c.job_id == job.job_id))
+        is_early = unit.get_latest_round() <= job.window_close_round
+        if is_early and is_partial_match(unit.connection, job, state, _read_closing(body)):
+            hold_closing(unit.connection, job, body)
+            return
+        self._close(unit, job, body)
+
+    def close_held(self, unit: Unit) -> None:
+        """Go on with every match at partial depth that no user can have deepened any more."""
+        for job_id, body in read_held_due(unit.connection, unit.get_latest_round()):
+            job = self._jobs.find(unit.connection, job_id)
+            assert job is not None, "a dispute refers to its commitment"
+            self._close(unit, job, body)
 
     def expire_due(self, unit: Unit) -> None:
         """End the wait for every claim whose deadline has passed."""
@@ -186,6 +205,12 @@ class Disputes:
                 drawn=state.drawn,
             )
             self._advance(unit, job, d.OrderDrawn(state.stage, order))
+
+    def _close(self, unit: Unit, job: Job, body: m.OpeningsClosedV1) -> None:
+        """End a stage's openings: compare, and forget the leaves."""
+        release_closing(unit.connection, job)
+        self._advance(unit, job, _read_closing(body))
+        unit.connection.execute(sa.delete(OPENINGS).where(OPENINGS.c.job_id == job.job_id))
 
     def _advance(self, unit: Unit, job: Job, event: d.Event) -> None:
         """Apply an event, and the verdicts that it makes the machine ask for."""
@@ -327,6 +352,11 @@ def _make_stage(unit: Unit, job: Job, command: d.SealStage) -> m.StageSealedV1:
         sample_count=command.sample_count,
         sealed_ms=unit.now_ms,
     )
+
+
+def _read_closing(body: m.OpeningsClosedV1) -> d.OpeningsClosed:
+    opened = frozenset(map(ParticipantId, body.opened))
+    return d.OpeningsClosed(body.stage, body.retry, unpack_tokens(body.positions), opened)
 
 
 def _make_corner(corner: Corner) -> m.CornerV1:

@@ -19,7 +19,7 @@ from pocache.protocol.limits import TOKEN_BYTES
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, Unit
 from pocache.wire.codec import encode
-from pocache.wire.envelope import open_envelope
+from pocache.wire.envelope import OpenedEnvelope, open_envelope
 from pocache.wire.messages import (
     CommitmentRecordedV1,
     JobAdmittedV1,
@@ -45,6 +45,7 @@ class Job:
     leaf_count: int
     binding: Digest
     result_id: EnvelopeId
+    window_close_round: int
     prompt_count: int
     prompt: bytes
     output: bytes
@@ -100,6 +101,7 @@ class Jobs:
                 leaf_count=result.body.leaf_count,
                 binding=result.body.binding,
                 result_id=result.envelope_id,
+                window_close_round=body.window_close_round,
                 prompt_count=len(job["prompt"]) // TOKEN_BYTES,
                 output=result.body.output,
                 sampling=encode(lease.sampling),
@@ -143,6 +145,7 @@ class Jobs:
             leaf_count=row.leaf_count,
             binding=Digest(row.binding),
             result_id=EnvelopeId(row.result_id),
+            window_close_round=row.window_close_round,
             prompt_count=row.prompt_count,
             prompt=row.prompt,
             output=row.output,
@@ -163,7 +166,7 @@ class Jobs:
 
 def open_result(
     genesis: Genesis, envelope: bytes, *, generator: str
-) -> tuple[OpenEnvelope[ResultV1], LeaseV1]:
+) -> tuple[OpenedEnvelope[ResultV1], LeaseV1]:
     """Return a result that a generator signed, and the lease that it held; EnvelopeError, SignatureError."""
     result = open_envelope(envelope, genesis.network_id, ResultV1)
     lease = open_envelope(result.body.lease, genesis.network_id, LeaseV1)

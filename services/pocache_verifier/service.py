@@ -59,7 +59,8 @@ class VerifierService:
         return {}
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
-        """End what this tick ends, draw what this round decides, take the snapshot for the rounds to come."""
+        """End what this tick or round ends, draw what this round decides, take the snapshot for the rounds to come."""
         self._disputes.expire_due(unit)
+        self._disputes.close_held(unit)
         self._disputes.draw_due(unit)
         self._membership.take_snapshot(unit, view)

@@ -63,6 +63,7 @@ COMMITMENTS: Final = sa.Table(
     sa.Column("leaf_count", sa.Integer, nullable=False),
     sa.Column("binding", sa.LargeBinary(32), nullable=False),
     sa.Column("result_id", sa.LargeBinary(32), nullable=False, comment="envelope id of the recorded result"),
+    sa.Column("window_close_round", sa.BigInteger, nullable=False, comment="as first announced"),
     sa.Column("prompt_count", sa.Integer, nullable=False),
     sa.Column("output", sa.LargeBinary, nullable=False, comment="packed tokens; empty once settled"),
     sa.Column("sampling", sa.LargeBinary, nullable=False, comment="sampling.v1"),
@@ -79,7 +80,14 @@ DISPUTES: Final = sa.Table(
     sa.Column("deadline_tick", sa.BigInteger, nullable=True, comment="of the claim, while one is awaited"),
     sa.Column("draw_round", sa.BigInteger, nullable=True, comment="that draws the current stage's verifiers"),
     sa.Column("snapshot", sa.BigInteger, nullable=True, comment="that they were drawn from"),
+    sa.Column(
+        "held_until", sa.BigInteger, nullable=True, comment="round before which the window may be open"
+    ),
+    sa.Column(
+        "held", sa.LargeBinary, nullable=True, comment="openings-closed.v1 of a match at partial depth"
+    ),
     sa.Column("state", sa.LargeBinary, nullable=False),
+    sa.Index("disputes_by_hold", "held_until"),
     sa.Index("disputes_by_deadline", "phase", "deadline_tick"),
     sa.Index("disputes_by_round", "phase", "draw_round"),
     comment="The state of each job's dispute (pocache.protocol.dispute).",

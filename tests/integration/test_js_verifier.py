@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from dataclasses import replace
@@ -20,8 +21,8 @@ from pocache.receipt.format import decode_receipt, encode_binary, encode_json
 from pocache.receipt.report import Report
 from pocache.receipt.trust import TrustRoots, load_trust
 from pocache.receipt.verify import verify_receipt
-from pocache.wire.codec import decode
-from pocache.wire.envelope import parse_envelope
+from pocache.wire.codec import decode, encode_value
+from pocache.wire.envelope import ENVELOPE_BYTES_MAX, parse_envelope
 from pocache.wire.messages import CheckpointV1
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -128,6 +129,61 @@ def test_without_curves_the_pairing_is_said_to_be_unchecked(
         [judgement] = judge_all([(captured["agree"], trust)], pairing=pairing)
         assert judgement.is_valid
         assert dict(judgement.statuses)[PAIRING] == status
+
+
+def test_a_forgery_fails_at_the_same_step() -> None:
+    """One for each field that a step checks, signed again by whoever must: the table of the first verifier's tests."""
+    path = Path(__file__).parents[1] / "unit" / "receipt" / "test_forgeries.py"
+    spec = importlib.util.spec_from_file_location("forgeries", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    forged = [
+        (name, encode_binary(forger(play(ending))), play(ending).loopback.trust, step)
+        for name, ending, forger, step in module.FORGERIES
+    ]
+    judgements = judge_all((data, trust) for _, data, trust, _ in forged)
+    for (name, data, trust, step), judgement in zip(forged, judgements, strict=True):
+        verify_same(judgement, verify_receipt(data, trust), name)
+        assert judgement.failed == step.value, name
+    assert len(forged) >= 100
+
+
+def test_other_spellings_and_orders_fail_at_the_same_step() -> None:
+    """Of the file, of an envelope in it, of the record; and bytes that are no receipt at all."""
+    played = play("agree")
+    receipt, trust = played.receipt, played.loopback.trust
+    text, packed = encode_json(receipt), encode_binary(receipt)
+    value = json.loads(text)
+    envelope = parse_envelope(receipt.record[0])
+    fields = {"sig": envelope.sig, "kind": envelope.kind, "payload": envelope.payload, "kid": envelope.kid}
+    turned = encode_value(fields, bytes_max=ENVELOPE_BYTES_MAX)
+    kinds = [parse_envelope(data).kind for data in receipt.record]
+    first = next(at for at in range(len(kinds)) if kinds[at] == kinds[at + 1])
+    swapped = list(receipt.record)
+    swapped[first : first + 2] = reversed(swapped[first : first + 2])
+    cases = [
+        ("R1", text.rstrip(b"\n")),
+        ("R1", b" " + text),
+        ("R1", text.replace(b'":', b'": ', 1)),
+        ("R1", json.dumps(dict(reversed(value.items())), separators=(",", ":")).encode() + b"\n"),
+        ("R1", text.replace(b"receipt.v1", b"rece\\u0069pt.v1")),
+        ("R1", text.replace(b'"kind":', b'"kind":"receipt.v1","kind":', 1)),
+        ("R1", text.replace(b'"log":{', b'"log":{"cosigned":"",', 1)),
+        ("R1", text.replace(b"receipt.v1", b"receipt.v2")),
+        ("R1", b"\xde\x00\x08" + packed[1:]),
+        ("R1", packed + b"\xc0"),
+        *(
+            ("R1", data)
+            for data in (b"", b"{", b"[]\n", b"\x80", b"\x91" * 2_000, b"{" + b"[" * 2_000, b"\xff" * 64)
+        ),
+        ("R3", encode_binary(replace(receipt, record=(turned, *receipt.record[1:])))),
+        ("R3", encode_binary(replace(receipt, record=tuple(swapped)))),
+    ]
+    for (step, data), judgement in zip(cases, judge_all((data, trust) for _, data in cases), strict=True):
+        verify_same(judgement, verify_receipt(data, trust), str(data[:60]))
+        assert judgement.failed == step, data[:60]
 
 
 def test_witnesses_and_their_quorum_are_asked_for_alike() -> None:

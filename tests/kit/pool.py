@@ -202,6 +202,10 @@ class Pool:
         self.audit(corner)
         return self
 
+    def close_window(self) -> None:
+        """Let rounds pass until the one after the window's."""
+        self.harness.pass_rounds_to(self.job.committed().window_close_round + 1)
+
     def deepen(self) -> None:
         """The user challenges."""
         self.tell(t.AUDIT_DEEPENED, self.make_deepening())

@@ -67,15 +67,17 @@ def list_inclusions(trees: dict[int, MerkleTree]) -> list[Vector]:
 
 
 def list_consistencies(tree: MerkleTree) -> list[Vector]:
-    """Proofs of growth."""
+    """Proofs of growth, true and changed; and true ones against other roots."""
     result: list[Vector] = []
     for old, new in product((0, 1, 3, 4, 7, 8, 12, 20, 21), (0, 1, 7, 8, 21)):
-        roots = (tree.root(old), tree.root(new))
-        proof = tree.consistency_proof(old, new) if old <= new else ()
-        for one in vary_proof(proof):
-            valid = is_accepted(lambda: verify_consistency(old, new, *roots, one))
-            case = {"old_size": old, "new_size": new, "old_root": roots[0].hex(), "new_root": roots[1].hex()}
-            result.append({**case, "proof": to_hex(one), "valid": valid})
+        roots, other = (tree.root(old), tree.root(new)), tree.root(5)
+        genuine = tree.consistency_proof(old, new) if old <= new else ()
+        cases = [(roots, proof) for proof in vary_proof(genuine)]
+        cases += [((other, roots[1]), genuine), ((roots[0], other), genuine)]
+        for (old_root, new_root), proof in cases:
+            valid = is_accepted(lambda: verify_consistency(old, new, old_root, new_root, proof))
+            case = {"old_size": old, "new_size": new, "old_root": old_root.hex(), "new_root": new_root.hex()}
+            result.append({**case, "proof": to_hex(proof), "valid": valid})
     return result
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from kit.endings import ENDINGS, STATED, Played, play
+from kit.endings import ALWAYS, ENDINGS, STATED, Played, play
 from kit.loopback import Loopback
+from kit.network import make_key
 from pocache.protocol.errors import NotAuthorizedError, NotYetError, UnknownJobError
 from pocache.protocol.ids import JobId
 from pocache.receipt.explain import explain_job
 from pocache.receipt.format import decode_receipt, encode_binary, encode_json
-from pocache.receipt.report import Status, Step
+from pocache.receipt.report import Report, Status, Step
 from pocache.receipt.verify import examine_receipt, verify_receipt
 from pocache.wire import messages as m
+from pocache.wire import topics as t
 from pocache_commitments import receipts
 
 
@@ -57,6 +61,49 @@ def test_steps_without_anything_to_look_at_say_so(ending: str, idle: set[Step]) 
     assert idle <= found
     assert all(one.reason for one in report.steps if one.status is Status.NOT_APPLICABLE)
     assert Step.PAYOUT not in found or ending == "refused"
+
+
+def play_held(interrupt: Callable[[Loopback, JobId], None]) -> Report:
+    """Have the lottery's audit match at partial depth, interrupt in the window's rest, and judge the job's receipt."""
+    sections = {**ALWAYS, "audit": {**ALWAYS["audit"], "window_rounds": 20}}
+    loopback = Loopback(sections)
+    job_id = loopback.submit()
+    while loopback.find(t.OPENINGS_CLOSED, job_id) is None:
+        loopback.act()
+        loopback.tick()
+    loopback.tick(2)
+    assert loopback.find(t.OUTCOME_DECIDED, job_id) is None
+    interrupt(loopback, job_id)
+    for _ in range(40):
+        loopback.act()
+        loopback.tick()
+    return verify_receipt(encode_binary(loopback.get_receipt(job_id)), loopback.trust)
+
+
+def test_a_challenge_after_a_partial_match_is_taken_and_has_a_receipt_that_holds() -> None:
+    """The window is the user's, whatever the lottery found in a part of the job."""
+
+    def challenge(loopback: Loopback, job_id: JobId) -> None:
+        loopback.challenge(job_id)
+        assert loopback.find(t.AUDIT_DEEPENED, job_id) is not None
+
+    report = play_held(challenge)
+    assert (report.failure, report.case) == (None, "agree")
+    assert {one.status for one in report.steps if one.step in (Step.COMPARISONS, Step.OUTCOME)} == {
+        Status.HOLDS
+    }
+
+
+def test_an_equivocation_after_a_partial_match_has_a_receipt_that_holds() -> None:
+    def contradict(loopback: Loopback, job_id: JobId) -> None:
+        key = make_key(loopback.generator)
+        recorded = loopback.find(t.COMMITMENT_RECORDED, job_id)
+        first = loopback.network.open(recorded.result, m.ResultV1)
+        second = first.model_copy(update={"root": b"\x07" * 32})
+        loopback.say(t.RESULT_COMPLETED, second, key, worker=key.participant_id, job=job_id)
+
+    report = play_held(contradict)
+    assert (report.failure, report.case) == (None, "equivocation")
 
 
 def test_a_seed_whose_key_is_not_published_is_left_open_and_not_called_checked() -> None:

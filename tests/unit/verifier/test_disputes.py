@@ -155,6 +155,7 @@ def test_a_cheat_that_only_shows_behind_a_shallow_corner_passes_it() -> None:
     pool.hold()
     pool.seal()
     pool.open(positions=(9,))
+    pool.close_window()
     (comparison,) = pool.outcome.comparisons
     assert (comparison.verdict, comparison.row_count) == ("match", 2)
 
@@ -272,6 +273,72 @@ def test_a_challenge_during_a_partial_audit_has_the_match_looked_at_in_full() ->
     pool.tell(t.CLAIM_SEALED, pool.make_claim(task), key)
     pool.open()
     assert (pool.outcome.case, pool.listen(t.OUTCOME_DECIDED)) == ("agree", [])
+
+
+def start_held() -> Pool:
+    """Return a pool whose lottery's audit matched at partial depth; behind the corner the generator cheated."""
+
+    def compute(kind: RowKind, layer: int) -> float:
+        return HONEST if kind in (RowKind.K, RowKind.V) and layer == 0 else CHEAT
+
+    pool = Pool(rows={0: compute}).start(Job(Pool().network).corner(layer_max=0))
+    pool.play()
+    return pool
+
+
+def test_a_match_at_partial_depth_waits_for_the_end_of_the_window() -> None:
+    """Until then its user may still have the whole job looked at."""
+    pool = start_held()
+    pool.harness.pass_rounds_to(pool.job.committed().window_close_round)
+    assert pool.listen(t.OUTCOME_DECIDED) == []
+    pool.close_window()
+    assert (pool.outcome.case, pool.harness.dump()["openings"]) == ("agree", [])
+    pool.harness.pass_rounds(3)
+    assert pool.harness.drain() == []
+
+
+def test_a_match_at_partial_depth_is_final_once_the_window_is_closed() -> None:
+    pool = Pool()
+    pool.commit()
+    pool.close_window()
+    pool.audit(pool.job.corner(**SHALLOW))
+    pool.play()
+    assert pool.outcome.case == "agree"
+
+
+def test_a_challenge_after_a_match_at_partial_depth_has_it_looked_at_in_full() -> None:
+    """In the window's last round, too: what the lottery passed is no excuse."""
+    pool = start_held()
+    pool.harness.pass_rounds_to(pool.job.committed().window_close_round)
+    pool.deepen()
+    task, key = pool.take_task()
+    assert (task.retry, task.corner, pool.listen(t.OUTCOME_DECIDED)) == (1, pool.job.corner(), [])
+    pool.tell(t.CLAIM_SEALED, pool.make_claim(task), key)
+    pool.open()
+    pool.play()
+    outcome = pool.outcome
+    assert (outcome.case, [c.verdict for c in outcome.comparisons]) == (
+        "confirm_prior",
+        ["match", "mismatch", "mismatch", "match"],
+    )
+    verify_settles(pool, outcome)
+
+
+def test_equivocation_after_a_match_at_partial_depth_decides_at_once() -> None:
+    pool = start_held()
+    pool.equivocate()
+    outcome = pool.outcome
+    assert (outcome.case, outcome.comparisons) == ("equivocation", ())
+    verify_settles(pool, outcome)
+    pool.close_window()
+    assert pool.harness.drain() == []
+
+
+def test_a_mismatch_at_partial_depth_waits_for_nobody() -> None:
+    pool = Pool(rows={0: CHEAT}).start(Job(Pool().network).corner(**SHALLOW))
+    pool.play()
+    pool.play()
+    assert pool.outcome.case == "confirm_prior"
 
 
 def test_a_prior_with_a_smaller_corner_is_compared_on_what_both_have() -> None:

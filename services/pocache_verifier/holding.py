@@ -1,0 +1,64 @@
+"""Matches at partial depth: they wait for the end of the window, in which the user may still ask for the whole job.
+
+Owns which end of openings is held back, and until when (docs/protocol.md 8.7.2). The machine is told nothing meanwhile: its
+stage stays open, so that a challenge or an equivocation comes before the end of the openings, as it could at any time.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from pocache.protocol import dispute_terms as d
+from pocache.protocol.dispute import advance
+from pocache.protocol.matching import Verdict
+from pocache.wire.codec import decode, encode
+from pocache.wire.messages import OpeningsClosedV1
+from pocache_verifier.comparison import compare_parties
+from pocache_verifier.jobs import Job
+from pocache_verifier.tables import DISPUTES
+
+
+def is_partial_match(
+    connection: sa.Connection, job: Job, state: d.DisputeState, event: d.OpeningsClosed
+) -> bool:
+    """Whether an end of openings would decide for the generator by a part of the job that nobody challenged."""
+    if state.is_deepened or state.corner.full_depth:
+        return False
+    commands = advance(state, event).commands
+    # The generator is always compared first; without a comparison, this end decides against it or begins a stage.
+    return any(
+        isinstance(one, d.Compare) and compare_parties(connection, job, one).verdict is Verdict.MATCH
+        for one in commands
+    )
+
+
+def hold_closing(connection: sa.Connection, job: Job, body: OpeningsClosedV1) -> None:
+    """Keep an end of openings until the round after the window's: a challenge of its last moment has a round to come."""
+    _update(connection, job, held=encode(body), held_until=job.window_close_round + 1)
+
+
+def release_closing(connection: sa.Connection, job: Job) -> None:
+    """Forget what was held."""
+    _update(connection, job, held=None, held_until=None)
+
+
+def read_held(connection: sa.Connection, job: Job) -> OpeningsClosedV1 | None:
+    """Return the end of openings that is held of a job."""
+    data = connection.execute(
+        sa.select(DISPUTES.c.held).where(DISPUTES.c.job_id == job.job_id)
+    ).scalar_one_or_none()
+    return None if data is None else decode(OpeningsClosedV1, data)
+
+
+def read_held_due(connection: sa.Connection, latest_round: int) -> list[tuple[bytes, OpeningsClosedV1]]:
+    """Return what need not be held any longer, by job."""
+    rows = connection.execute(
+        sa.select(DISPUTES.c.job_id, DISPUTES.c.held)
+        .where(DISPUTES.c.held_until <= latest_round)
+        .order_by(DISPUTES.c.held_until, DISPUTES.c.job_id)
+    ).all()
+    return [(row.job_id, decode(OpeningsClosedV1, row.held)) for row in rows]
+
+
+def _update(connection: sa.Connection, job: Job, **values: bytes | int | None) -> None:
+    connection.execute(sa.update(DISPUTES).where(DISPUTES.c.job_id == job.job_id).values(**values))
