@@ -162,7 +162,7 @@ def test_nobody_is_convicted_by_evidence_that_does_not_hold(make: Any) -> None:
 def test_each_part_of_the_promise_convicts(field: str) -> None:
     pool = Pool()
     pool.commit()
-    value = pool.job.leaf_count + 1 if field == "leaf_count" else b"\x0c" * 32
-    evidence = pool.make_evidence(**{field: value})
+    changes: dict[str, Any] = {field: pool.job.leaf_count + 1 if field == "leaf_count" else b"\x0c" * 32}
+    evidence = pool.make_evidence(**changes)
     pool.tell(t.EVIDENCE, evidence)
     assert pool.network.envelope_id(evidence.result).hex() in pool.outcome.reason
