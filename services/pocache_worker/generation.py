@@ -56,7 +56,7 @@ TASK_RETURN_S: Final = 5.0
 """How long such a task stays away."""
 STAKE_BACKOFF_S: Final = 10.0
 """How long an identity without free stake asks for nothing: the tasks are for others meanwhile."""
-PROGRESS_S: Final = 10.0
+PROGRESS_S: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from pocache_worker.tables import CLAIMS
 
 BATCH_MAX: Final = 8
 """Verifications in one call of the engine."""
-PROGRESS_S: Final = 10.0
+PROGRESS_S: Final = 1.5
 
 JOB_FAILURES: Final = (EngineError, AdmissionError, InputError, VerificationError)
 """What one job's work may raise and the worker goes on."""

@@ -6,24 +6,30 @@ import importlib.util
 import json
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from kit.endings import ENDINGS, play
+from kit.endings import ENDINGS, Played, play
+from kit.forging import find_said
 from kit.loopback import Loopback
-from kit.mutants import Mutant, make_mutant
+from kit.mutants import Forger, Mutant, make_mutant
 from kit.network import make_key
 from kit.node import CURVES, JS, PAIRING, VERIFY_JS, Judgement, get_statuses, judge_all, run_node
 from pocache.protocol.checkpoint import cosign_checkpoint, merge_cosignatures, parse_note
-from pocache.receipt.format import decode_receipt, encode_binary, encode_json
+from pocache.protocol.commitment import compute_sampling_seed
+from pocache.receipt.draws import compute_orders
+from pocache.receipt.format import LogProof, Receipt, decode_receipt, encode_binary, encode_json
 from pocache.receipt.report import Report
 from pocache.receipt.trust import TrustRoots, load_trust
-from pocache.receipt.verify import verify_receipt
+from pocache.receipt.verify import examine_receipt, verify_receipt
 from pocache.wire.codec import decode, encode_value
 from pocache.wire.envelope import ENVELOPE_BYTES_MAX, parse_envelope
-from pocache.wire.messages import CheckpointV1
+from pocache.wire.messages import CheckpointV1, EpochV1
+from pocache.wire.topics import VERIFIER_DRAWN, Role
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 RECEIPTS = VECTORS / "receipts"
@@ -131,14 +137,20 @@ def test_without_curves_the_pairing_is_said_to_be_unchecked(
         assert dict(judgement.statuses)[PAIRING] == status
 
 
-def test_a_forgery_fails_at_the_same_step() -> None:
-    """One for each field that a step checks, signed again by whoever must: the table of the first verifier's tests."""
+def load_forgeries() -> ModuleType:
+    """The first verifier's tests of forgeries, with their table and their forgers."""
     path = Path(__file__).parents[1] / "unit" / "receipt" / "test_forgeries.py"
     spec = importlib.util.spec_from_file_location("forgeries", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_a_forgery_fails_at_the_same_step() -> None:
+    """One for each field that a step checks, signed again by whoever must: the table of the first verifier's tests."""
+    module = load_forgeries()
     forged = [
         (name, encode_binary(forger(play(ending))), play(ending).loopback.trust, step)
         for name, ending, forger, step in module.FORGERIES
@@ -148,6 +160,73 @@ def test_a_forgery_fails_at_the_same_step() -> None:
         verify_same(judgement, verify_receipt(data, trust), name)
         assert judgement.failed == step.value, name
     assert len(forged) >= 100
+
+
+def test_forgeries_that_one_check_alone_finds_fail_at_the_same_step() -> None:
+    """A late result, a note that the log did not sign, a published key, somebody drawn whom the rules did not ask."""
+    module, played = load_forgeries(), play("agree")
+    network = played.loopback.network
+    latest = decode(CheckpointV1, parse_envelope(found_log(played.receipt).latest).payload)
+    unsigned = latest.note[:-8] + (b"AAAA" if latest.note[-8:-4] != b"AAAA" else b"BBBB") + latest.note[-4:]
+    cases = [
+        ("R6", module.released(deadline_ms=1)(played)),
+        *(("R7", module.check_pointed(field, note=unsigned)(played)) for field in ("checkpoint", "latest")),
+    ]
+    drawn = find_said(played.receipt, network, VERIFIER_DRAWN).body
+    for number in range(1, 4):
+        name = make_key(f"verifier-{number}").participant_id
+        said = network.seal(
+            network.keys[Role.VERIFIER], drawn.model_copy(update={"place": 1, "participant": name})
+        )
+        record = Forger(network).sort([*played.receipt.record, said])
+        step = "R16" if name == draw_second(played) else "R11"
+        cases.append((step, replace(played.receipt, record=record)))
+    assert [step for step, _ in cases].count("R16") == 1
+    asked = [(encode_binary(receipt), played.loopback.trust) for _, receipt in cases]
+    for (step, _), (data, trust), judgement in zip(cases, asked, judge_all(asked), strict=True):
+        verify_same(judgement, verify_receipt(data, trust), step)
+        assert judgement.failed == step
+
+
+def draw_second(played: Played) -> str:
+    """Return whom the round of the first stage drew second."""
+    _, case = examine_receipt(encode_binary(played.receipt), played.loopback.trust)
+    assert case is not None
+    return compute_orders(case)[1][1]
+
+
+def found_log(receipt: Receipt) -> LogProof:
+    """Return the proofs of a receipt that has some."""
+    assert receipt.log is not None
+    return receipt.log
+
+
+def test_a_seed_of_a_published_epoch_is_computed_alike() -> None:
+    """Right key, wrong key, a key that is not the announced one, an epoch left out."""
+    module, played = load_forgeries(), play("epoch_seed")
+    network, key, other = played.loopback.network, b"k" * 32, b"o" * 32
+    seed = compute_sampling_seed(None, key, played.job_id)
+
+    def epochs(*announced: tuple[int, bytes, bytes | None]) -> tuple[bytes, ...]:
+        bodies = [
+            EpochV1(number=number, key_hash=sha256(own).digest(), previous_key=published)
+            for number, own, published in announced
+        ]
+        return tuple(network.seal(network.keys[Role.ROUTER], body) for body in bodies)
+
+    leased = module.released(seed=seed)(played)
+    shown = [
+        ("ok", epochs((1, key, None), (2, other, key))),
+        ("not-checked", epochs((1, key, None), (3, other, key))),
+        ("not-checked", epochs((1, other, None), (2, other, key))),
+        ("not-checked", epochs((1, other, None), (2, key, other))),
+        ("not-checked", epochs((1, key, None))),
+        ("failed", ()),
+    ]
+    asked = [(encode_binary(replace(leased, epochs=one)), played.loopback.trust) for _, one in shown]
+    for (status, _), (data, trust), judgement in zip(shown, asked, judge_all(asked), strict=True):
+        verify_same(judgement, verify_receipt(data, trust), status)
+        assert dict(judgement.statuses)["R5"] == status
 
 
 def test_other_spellings_and_orders_fail_at_the_same_step() -> None:

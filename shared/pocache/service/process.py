@@ -26,7 +26,7 @@ BATCH_MAX: Final = 64
 OUTBOX_BATCH_MAX: Final = 256
 ASIDE_MAX: Final = 10_000
 """Refused messages that are passed over at once; behind so many, the rest waits as well."""
-PROGRESS_S: Final = 10.0
+PROGRESS_S: Final = 1.5
 RETRY_DELAY_S: Final = 0.5
 
 T = TypeVar("T")

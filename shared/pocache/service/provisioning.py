@@ -20,8 +20,9 @@ from pocache.wire import topics as t
 from pocache.wire.topics import TOPICS, Role, Stream, Topic
 
 GIB: Final = 1 << 30
-ACK_WAIT_S: Final = 30.0
-"""Longer than a handler may take without saying ``in_progress``."""
+ACK_WAIT_S: Final = 5.0
+"""How long what a killed process held stays undelivered: shorter than any deadline, longer than the interval of
+``in_progress``."""
 DELIVER_MAX: Final = 20
 """After this many deliveries a message goes to the dead letters, where the consumer may skip at all."""
 TASK_DELIVER_MAX: Final = 1_000
