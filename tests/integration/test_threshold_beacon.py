@@ -213,7 +213,7 @@ async def test_a_part_in_anothers_name_is_refused(world: World) -> None:
     stranger = make_key("stranger")
     with capture_logs() as logs:
         async with world.run([2, 3]):
-            for subject, data in (
+            said = (
                 (
                     BEACON_PARTIAL.subject(signer=stranger.participant_id),
                     seal(stranger, genesis.network_id, part),
@@ -221,9 +221,13 @@ async def test_a_part_in_anothers_name_is_refused(world: World) -> None:
                 (own, seal(KEYS[1], genesis.network_id, part)),
                 (own, seal(KEYS[0], genesis.network_id, part.model_copy(update={"chain_hash": bytes(32)}))),
                 (own, b"no envelope"),
-            ):
-                await world.bus.publish_core(subject, data)
-            await _wait_for(logs, "part_refused", 8)
+            )
+            async with asyncio.timeout(60):
+                # Parts travel at most once: what a member did not hear is said again.
+                while sum(log["event"] == "part_refused" for log in logs) < 2 * len(said):
+                    for subject, data in said:
+                        await world.bus.publish_core(subject, data)
+                    await asyncio.sleep(0.05)
         assert await world.bus.get_last("BEACON", BEACON_ROUND.subject()) is None
     assert not [log for log in logs if log["event"] == "false_part"]
 
@@ -249,6 +253,7 @@ async def test_a_taken_message_id_hides_no_round(world: World) -> None:
     await world.bus.publish(BEACON_ROUND.subject(), rubbish, message_id=shared)
     async with world.run([1, 2, 3]):
         await world.wait_round(6)
+        await world.wait_round(1)  # said again under another id once its absence is seen, later rounds may precede it
     assert sorted(set(await world.read_rounds())) == [1, 2, 3, 4, 5, 6]
 
 
