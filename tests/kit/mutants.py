@@ -41,9 +41,9 @@ class Mutant:
     trust: TrustRoots
 
     @property
-    def is_signed(self) -> bool:
-        """Whether its changes were signed again by those who must."""
-        return "signed" in self.name
+    def must_fail(self) -> bool:
+        """Whether nobody signed what it says: neither a forger, nor the same keys in another history of the same job."""
+        return "signed" not in self.name and "swapped" not in self.name
 
 
 def make_mutant(number: int, seed: str = "mutants") -> Mutant:
