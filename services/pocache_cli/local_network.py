@@ -166,10 +166,10 @@ def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncC
 def _make_children(
     directory: NetworkDirectory, url: str, workers: Sequence[WorkerProcess], model: str, log_level: str
 ) -> dict[str, Child]:
-    relay = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_")}
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
     common = {
         **pick_python_environment(),
-        **relay,
+        **passed_on,
         "POCACHE_NETWORK_DIR": str(directory.path),
         "POCACHE_NATS_URL": url,
         "POCACHE_LOG_LEVEL": log_level,
