@@ -137,7 +137,12 @@ USER_WITHDRAWAL_REQUESTED = Topic(
     "withdrawals.requested.user.{user}", m.WithdrawalRequestV1, _S.INTAKE, _R.USER, (_R.LEDGER,), "user"
 )
 WORKER_WITHDRAWAL_REQUESTED = Topic(
-    "withdrawals.requested.worker.{worker}", m.WithdrawalRequestV1, _S.INTAKE, _R.WORKER, (_R.LEDGER,), "worker"
+    "withdrawals.requested.worker.{worker}",
+    m.WithdrawalRequestV1,
+    _S.INTAKE,
+    _R.WORKER,
+    (_R.LEDGER,),
+    "worker",
 )
 
 GENERATE_TASK = Topic("tasks.generate.{model}", m.GenerateTaskV1, _S.TASKS, _R.ROUTER, (_R.WORKER,))
@@ -210,6 +215,7 @@ OUTCOME_DECIDED = Topic(
     "outcomes.decided.{job}", m.OutcomeV1, _S.RECORD, _R.VERIFIER, (_R.LEDGER, _R.COMMITMENTS)
 )
 
+OWNER_DECLARED = Topic("owners.declared.{participant}", m.OwnerV1, _S.RECORD, _R.OPERATOR, (_R.VERIFIER,))
 DEPOSITED = Topic("accounts.deposited.{participant}", m.DepositV1, _S.RECORD, _R.OPERATOR, (_R.LEDGER,))
 HOLD_PLACED = Topic(
     "holds.placed.{job}", m.HoldPlacedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER, _R.COMMITMENTS)
