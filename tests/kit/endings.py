@@ -76,6 +76,8 @@ def _make(ending: str) -> tuple[Loopback, dict[str, Any]]:
         return Loopback(habits={name: Habit(name) for name in names}), {"challenge": True}
     if ending == "refunded":
         return Loopback(habits={"worker": Habit(commits=False)}), {}
+    if ending == "cancelled":
+        return Loopback(), {"challenge": True, "cancel": True}
     if ending == "epoch_seed":
         return Loopback(), {"seed": None}
     if ending == "refused":
@@ -139,6 +141,7 @@ ENDINGS = (
     "equivocation",
     "void",
     "refunded",
+    "cancelled",
     "epoch_seed",
     "refused",
     "committee_no_challenge",
@@ -157,6 +160,7 @@ ENDINGS = (
 STATED = {
     "lottery": "agree",
     "deepened": "agree",
+    "cancelled": "agree",
     "epoch_seed": "no_challenge",
     "silent_verifier": "confirm_generator",
     "committee_no_challenge": "no_challenge",
