@@ -12,8 +12,9 @@ import pytest
 from pydantic import BaseModel
 
 from pocache.protocol import errors, limits
+from pocache.protocol.payoff import RULES_DEFAULT
 from pocache.runtime.network import AuditConfig, Bounds, Deadlines
-from pocache.runtime.rules import RULES_DEFAULT, CommitteeRules, UnifiedPoolRules
+from pocache.runtime.rules import CommitteeRules, UnifiedPoolRules
 from pocache.wire import messages
 from pocache.wire.model import WireModel
 from pocache.wire.topics import TOPICS, Topic

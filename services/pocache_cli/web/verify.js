@@ -1345,7 +1345,7 @@ const withDefaults = (shape) => [
 const UNIFIED_POOL = "unified-pool";
 const FIXED_FEE_COMMITTEE = "fixed-fee-committee";
 /** What a genesis means that does not name its rules. */
-const RULES_DEFAULT = UNIFIED_POOL;
+const RULES_DEFAULT = FIXED_FEE_COMMITTEE;
 const commonRules = { lease_fee_micro: [micro, 1_000n], unbonding_ticks: [ticks, 10_000] };
 
 const RULES_SHAPES = {

@@ -17,6 +17,7 @@ from pocache.protocol.committee_terms import COMMITTEE_COUNT_MAX, COMMITTEE_SIZE
 from pocache.protocol.limits import MICRO_MAX, STAGE_COUNT_MAX
 from pocache.protocol.payoff import (
     FIXED_FEE_COMMITTEE,
+    RULES_DEFAULT,
     UNIFIED_POOL,
     FixedFeeCommittee,
     Rational,
@@ -25,9 +26,6 @@ from pocache.protocol.payoff import (
 )
 from pocache.protocol.pricing import PriceList, validate_prices
 from pocache.protocol.procedure import CommitteeProcedure, Procedure, UnifiedProcedure
-
-RULES_DEFAULT: Final = UNIFIED_POOL
-"""What a genesis means that does not name its rules."""
 
 DETERRED_OUTPUT_TOKENS: Final = 128
 DETERRED_COLLUSION: Final = Fraction(1, 3)
