@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pocache.protocol.payoff import RULES_DEFAULT
 from pocache_cli.failure import exit_on_error
+from pocache_cli.rules_option import RULES
+
+if TYPE_CHECKING:
+    from pocache.runtime.network import Genesis
 
 _NETWORK_DIR = click.option(
     "--network-dir",
@@ -38,6 +43,11 @@ def keys() -> None:
     "--period-s", type=click.IntRange(1, 86_400), default=3, show_default=True, help="Seconds between rounds."
 )
 @click.option(
+    "--rules",
+    type=click.Choice(RULES),
+    help=f"The rules of payment (default: what the sections say, else {RULES_DEFAULT}).",
+)
+@click.option(
     "--sections",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds.",
@@ -51,6 +61,7 @@ def create(
     workers: tuple[str, ...],
     witnesses: tuple[str, ...],
     period_s: int,
+    rules: str | None,
     sections: Path | None,
     as_json: bool,
 ) -> None:
@@ -67,7 +78,7 @@ def create(
                 name,
                 users,
                 workers,
-                sections=_read_sections(sections),
+                sections=_choose_rules(_read_sections(sections), rules),
                 period_s=period_s,
                 witnesses=witnesses,
             )
@@ -76,6 +87,13 @@ def create(
             raise ConfigError(f"not a genesis: {error}") from error
         roles = {one: role.value for one, role in read_roles(directory).items()}
         network_id = directory.genesis.network_id.hex()
+        needed = get_committee_size(directory.genesis) + 1
+        if len(workers) < needed:
+            click.echo(
+                f"note: a dispute takes {needed} workers that verify, this network has {len(workers)} in all; with fewer"
+                " it ends void. Set rules.committee_size, or add workers.",
+                err=True,
+            )
     if as_json:
         click.echo(json.dumps({"network_dir": str(path), "network_id": network_id, "participants": roles}))
     else:
@@ -173,6 +191,25 @@ def nats_config(*, network_dir: str, form: str, as_json: bool) -> None:
         click.echo(json.dumps({"users": names, "authorization": authorization, "helm_values": values}))
     else:
         click.echo(authorization if form == "conf" else json.dumps(values, indent=1), nl=form == "helm")
+
+
+def _choose_rules(sections: dict[str, Any], rules: str | None) -> dict[str, Any]:
+    """Return the sections with the rules that were asked for; ConfigError where they say others."""
+    from pocache.protocol.errors import ConfigError
+
+    if rules is None:
+        return sections
+    stated = sections.get("rules", {})
+    if stated.get("name", rules) != rules:
+        raise ConfigError(f"--rules says {rules}, the sections say {stated['name']}: leave one out")
+    return {**sections, "rules": {**stated, "name": rules}}
+
+
+def get_committee_size(genesis: Genesis) -> int:
+    """Return how many verifiers a committee takes; 0 under rules without one."""
+    from pocache.runtime.rules import CommitteeRules
+
+    return genesis.rules.committee_size if isinstance(genesis.rules, CommitteeRules) else 0
 
 
 def _read_sections(file: Path | None) -> dict[str, Any]:
