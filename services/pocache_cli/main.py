@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "witness": ("pocache_cli.witness", "witness", "Cosign the commitment log as long as it only grows."),
     "balance": ("pocache_cli.balance", "balance", "Show what a participant has, has staked, and has locked."),
     "deposit": ("pocache_cli.deposit", "deposit", "Credit a participant, as the operator."),
+    "owner": ("pocache_cli.owner", "owner", "Attest whose a participant is, as the operator."),
     "keys": ("pocache_cli.keys", "keys", "Make a network's keys, and divide them for a deployment."),
     "provision": ("pocache_cli.provision", "provision", "Create a network's streams and consumers."),
     "calibrate": ("pocache_cli.calibrate", "calibrate", "Measure what honest looks like for a model on this machine."),
