@@ -15,6 +15,7 @@ from pocache.service import dispatch
 from pocache.service.dispatch import AHEAD_MIN, Delivery
 from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
 from pocache.wire import messages as m
+from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import BEACON_ROUND, LEASE_DENIED, LEASE_REQUESTED, Role, Topic
 
 
@@ -198,12 +199,12 @@ def test_a_bug_in_opening_is_raised_at_its_message(network: Network, monkeypatch
     service = Recorder()
     harness = Harness(service, network)
     batch = make_batch(harness, range(1, 6))
-    broken, honest = batch[2].data, dispatch.open_envelope
+    broken = batch[2].data
 
     def fail(data: bytes, *rest: Any) -> Any:
         if data == broken:
             raise ZeroDivisionError
-        return honest(data, *rest)
+        return open_envelope(data, *rest)
 
     monkeypatch.setattr(dispatch, "open_envelope", fail)
     decisions = harness.dispatcher.apply(batch)
