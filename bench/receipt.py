@@ -1,9 +1,10 @@
 """Judging a receipt, without recomputing: a job of 1,000 tokens with 16 openings of each side.
 
-Nothing waits here, so what is counted is the computing time of one thread. Command: ``make bench ARGS=receipt``. Recorded figures: bench/RESULTS.md. The budget is 50 ms beyond start-up for the
+Nothing waits here, so what is counted is the computing time of one thread. The budget is 50 ms beyond start-up for the
 shape of the demo's model; an 8B model's is shown beside it. The verifier's rows are close to the generator's and never the
-same, as on two machines. The baseline is what nobody can leave out: the signatures
-of the envelopes and rounds.
+same, as on two machines. The baseline is what nobody can leave out: the signatures of the envelopes and rounds.
+
+Command: ``make bench ARGS=receipt``. Recorded figures: bench/RESULTS.md.
 """
 
 from __future__ import annotations

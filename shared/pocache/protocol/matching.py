@@ -18,7 +18,7 @@ from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
-from math import floor, inf, log2
+from math import dist, floor, hypot, inf, log2
 from operator import mul, sub
 from struct import unpack
 from typing import Any, Final, TypeAlias
@@ -58,7 +58,6 @@ _LOG_BITS: Final = 58
 """Fraction bits of the first try, so that a mantissa is two digits of CPython's integers."""
 _LOG_SLACK: Final = 1 << 34
 """More than 15 truncated squarings can lose, in units of the last fraction bit (each at most ×4 + 3)."""
-_HALF_Q16: Final = 1 << _LOG_STEPS
 _ESTIMATE_SLACK: Final = 1 / 1024
 """How near to a whole number float64 decides nothing: far more than its error."""
 
@@ -250,17 +249,15 @@ def _estimate_log2_distance_q16(ours: bytes, theirs: bytes, fmt: FloatFormat) ->
 
     Every float16 and float32 is a float64, and no square of one or of a difference over- or underflows there. Each
     difference, square and addition of positive terms is off by 2⁻⁵³ of itself at most: for the widest row, of 2¹⁶ floats,
-    the quotient by less than 2⁻³⁵ of itself, and the result, with the logarithm's own error, by less than 2⁻¹⁸. So an
-    estimate further than 2⁻¹⁰ from every whole number has the exact result's floor.
+    both norms, however they are added up, by less than 2⁻³⁶ of themselves, and the result, with the logarithm's own error,
+    by less than 2⁻¹⁸. So an estimate further than 2⁻¹⁰ from every whole number has the exact result's floor.
     """
     layout = f"<{len(ours) // fmt.size}{'e' if fmt is FloatFormat.F16 else 'f'}"
-    our_floats, their_floats = unpack(layout, ours), unpack(layout, theirs)
-    difference = list(map(sub, our_floats, their_floats))
-    numerator = sum(map(mul, difference, difference))
-    denominator = sum(map(mul, their_floats, their_floats))
-    if not 0 < numerator < inf or not 0 < denominator < inf:  # a NaN is neither
+    their_floats = unpack(layout, theirs)
+    distance, norm = dist(unpack(layout, ours), their_floats), hypot(*their_floats)
+    if not 0 < distance < inf or not 0 < norm < inf:  # a NaN is neither
         return None
-    estimate = log2(numerator / denominator) * _HALF_Q16
+    estimate = log2(distance / norm) * ONE_Q16
     whole = floor(estimate)
     return whole if _ESTIMATE_SLACK < estimate - whole < 1 - _ESTIMATE_SLACK else None
 
