@@ -219,6 +219,6 @@ async def _open_purse(network_dir: str, asker: str) -> AsyncIterator[Purse]:
     settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default="")
     directory = settings.directory
     role = read_roles(directory).get(asker, Role.USER)
-    nats = NatsSettings(url=settings.nats_url, name=asker, nkey_seed=directory.transport_seed(asker))
+    nats = NatsSettings.of(directory, settings.nats_url, asker)
     async with connect_bus(nats) as bus:
         yield Purse(bus, directory.genesis, directory.signing_key(asker), role)

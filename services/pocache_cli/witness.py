@@ -89,7 +89,7 @@ async def _watch(name: str, network_dir: str, memory: Path, every_s: float | Non
     settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default="")
     directory, genesis = settings.directory, settings.directory.genesis
     key, watcher = open_witness(directory, name, memory)
-    nats = NatsSettings(url=settings.nats_url, name=name, nkey_seed=directory.transport_seed(name))
+    nats = NatsSettings.of(directory, settings.nats_url, name)
     async with connect_bus(nats) as bus:
         while True:
             before = watcher.seen_size

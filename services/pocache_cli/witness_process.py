@@ -31,7 +31,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     if memory.with_name(f"{memory.name}.fork.json").exists():
         raise ConfigError(f"the log forked from what {name} cosigned: look at {memory.name}.fork.json")
     log = structlog.get_logger()
-    nats = NatsSettings(url=settings.nats_url, name=name, nkey_seed=directory.transport_seed(name))
+    nats = NatsSettings.of(directory, settings.nats_url, name)
     async with connect_bus(nats) as bus:
         log.info("ready", service=name)
         while not stop.is_set():

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
@@ -24,13 +24,15 @@ from pocache.protocol.errors import BeaconError, ConflictError, Disposition, Env
 from pocache.protocol.ids import NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis
-from pocache.service.unit import Inbound, RoundView, Service, Unit
+from pocache.runtime.tracing import NO_TRACER, Tracer
+from pocache.service.unit import Inbound, RoundView, Service, StateObserver, Unit
 from pocache.storage.prepared import Prepared, savepoint
 from pocache.storage.store import APPLIED, ROUNDS, Store, get_meta, set_meta
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1, RefusalV1
-from pocache.wire.topics import BEACON_ROUND, REFUSALS, Role, Stream, Topic
+from pocache.wire.topics import BEACON_ROUND, JOB_SUBMITTED, REFUSALS, Role, Stream, Topic
 
 AHEAD_MIN: Final = 4
 """A smaller batch is not worth the second thread."""
@@ -63,6 +65,7 @@ class Delivery:
     stream: str
     sequence: int
     stored_ms: int
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,11 @@ class Dispatcher:
         key: SigningKey,
         genesis: Genesis,
         clock_ms: Callable[[], int] = read_clock_ms,
+        metrics: Metrics | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
+        self.metrics = metrics
+        self.tracer = tracer
         self._service = service
         self._store = store
         self._key = key
@@ -117,7 +124,24 @@ class Dispatcher:
                 # What follows a message that halts the service waits for it: nothing is applied past it.
                 decisions.append(decisions[-1] if is_halted else self._apply_one(unit, delivery, open_it))
             unit.flush()
-            return decisions
+        self._count(deliveries, decisions, unit)
+        return decisions
+
+    def observe_state(self) -> None:
+        """Count what lies in the database, where the service has something to count there."""
+        if self.metrics is not None and isinstance(self._service, StateObserver):
+            with self._store.begin() as connection:
+                self._service.observe_state(connection, self.metrics)
+
+    def _count(self, deliveries: Sequence[Delivery], decisions: Sequence[Decision], unit: Unit) -> None:
+        if self.metrics is None:
+            return
+        metrics, now_ms = self.metrics, self._clock_ms()
+        metrics.batch_messages.observe(len(deliveries))
+        for delivery, decision in zip(deliveries, decisions, strict=True):
+            metrics.messages.labels(delivery.stream, decision.action).inc()
+            metrics.message_age_s.labels(delivery.stream).observe(max(0, now_ms - delivery.stored_ms) / 1_000)
+        metrics.observe_said(unit.said)
 
     def answer(self, subject: str, data: bytes) -> bytes:
         """Answer a query in a signed envelope: the reply, or a refusal."""
@@ -138,6 +162,7 @@ class Dispatcher:
             now_ms=self._clock_ms(),
             tick=tick,
             is_gathering=self._service.gathers,
+            tracer=self.tracer,
         )
 
     def _open_ahead(self, deliveries: Sequence[Delivery]) -> Iterator[_Open]:
@@ -210,7 +235,11 @@ class Dispatcher:
         if inbound.topic is BEACON_ROUND:
             self._handle_round(unit, inbound)
         else:
-            self._handlers[inbound.topic](unit, inbound)
+            job_id = getattr(inbound.body, "job_id", None)
+            if inbound.topic is JOB_SUBMITTED:
+                job_id = inbound.envelope_id
+            with self.tracer.working(f"{self._service.role.value} {inbound.topic.model.kind}", job_id, delivery.headers):
+                self._handlers[inbound.topic](unit, inbound)
         _ADD_APPLIED.run(
             unit.connection,
             envelope_id=inbound.envelope_id,
@@ -277,6 +306,9 @@ class Dispatcher:
         unit.connection.execute(sa.insert(ROUNDS).values(number=body.round_number, randomness=randomness))
         unit.connection.execute(sa.delete(ROUNDS).where(ROUNDS.c.number <= body.round_number - ROUNDS_KEPT))
         age_ms = unit.now_ms - compute_round_time_ms(self._chain, body.round_number)
+        if self.metrics is not None:
+            self.metrics.round.set(body.round_number)
+            self.metrics.round_age_s.observe(max(0, age_ms) / 1_000)
         is_fresh = age_ms <= self._late_after_ms and unit.now_ms >= self._late_until_ms
         if is_fresh:
             unit.tick += 1
@@ -292,6 +324,8 @@ class Dispatcher:
             self._log.critical("halted", **fields)
             return Decision("halt", reason=f"{error.code}: {error}")
         self._log.info("refused", **fields)
+        if self.metrics is not None:
+            self.metrics.refusals.labels(error.code).inc()
         topic = REFUSALS.get(self._service.role)
         if topic is not None:  # what a worker refuses came from a service, which listens to no refusals
             unit.emit(

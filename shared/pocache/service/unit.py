@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sa
 
@@ -19,6 +19,8 @@ from pocache.protocol.errors import LimitError
 from pocache.protocol.ids import Digest, EnvelopeId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.runtime.metrics import Metrics
+from pocache.runtime.tracing import NO_TRACER, Tracer
 from pocache.storage.prepared import Prepared
 from pocache.storage.store import OUTBOX, ROUNDS
 from pocache.wire.envelope import UnsignedEnvelope, prepare_envelope, seal_identified
@@ -85,6 +87,7 @@ class Unit:
         now_ms: int,
         tick: int,
         is_gathering: bool = False,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.connection = connection
         self.now_ms = now_ms
@@ -92,7 +95,10 @@ class Unit:
         self._key = key
         self._network = network
         self._is_gathering = is_gathering
-        self._said: list[_Said] = []
+        self._gathered: list[_Said] = []
+        self._tracer = tracer
+        self.said: list[WireModel] = []
+        """What was emitted, for who counts it once it is durable."""
 
     def sign(self, body: WireModel) -> tuple[bytes, EnvelopeId]:
         """Return ``body`` in an envelope of this service, and the envelope's id."""
@@ -104,35 +110,36 @@ class Unit:
 
     def emit(self, topic: Topic[M], body: M, **tokens: str | bytes) -> EnvelopeId:
         """Publish ``body`` once this transaction is durable. Raises LimitError when it is too large to travel."""
-        said = _Said(topic.subject(**tokens), self._prepare(topic, body))
-        self._say(said)
-        assert isinstance(said.message, UnsignedEnvelope)
-        return said.message.envelope_id
+        subject = topic.subject(**tokens)
+        message = self._prepare(topic, subject, body)
+        self._say(_Said(subject, message))
+        return message.envelope_id
 
     def emit_last(self, topic: Topic[M], make: Callable[[], M], **tokens: str | bytes) -> None:
         """Publish what ``make`` returns at the end of this transaction, and of several on one subject the last alone.
 
         For what tells a state: nobody can see one that was over before the transaction was durable.
         """
-        self._say(_Said(topic.subject(**tokens), lambda: self._prepare(topic, make())))
+        subject = topic.subject(**tokens)
+        self._say(_Said(subject, lambda: self._prepare(topic, subject, make())))
 
-    def mark(self) -> int:
+    def mark(self) -> tuple[int, int]:
         """Return how much was said so far, for :meth:`rewind`."""
-        return len(self._said)
+        return len(self._gathered), len(self.said)
 
-    def rewind(self, mark: int) -> None:
+    def rewind(self, mark: tuple[int, int]) -> None:
         """Forget what was said since ``mark``: its message was refused, and the database forgets the rest."""
-        del self._said[mark:]
+        del self._gathered[mark[0] :], self.said[mark[1] :]
 
     def flush(self) -> None:
         """Sign what was gathered, and write it into the outbox."""
-        latest = {said.subject: at for at, said in enumerate(self._said) if callable(said.message)}
+        latest = {said.subject: at for at, said in enumerate(self._gathered) if callable(said.message)}
         messages = [
             (said.subject, said.message() if callable(said.message) else said.message)
-            for at, said in enumerate(self._said)
+            for at, said in enumerate(self._gathered)
             if not callable(said.message) or latest[said.subject] == at
         ]
-        self._said.clear()
+        self._gathered.clear()
         if messages:
             _PUT.run_many(
                 self.connection,
@@ -147,14 +154,18 @@ class Unit:
             )
 
     def _say(self, said: _Said) -> None:
-        self._said.append(said)
+        self._gathered.append(said)
         if not self._is_gathering:
             self.flush()
 
-    def _prepare(self, topic: Topic[M], body: M) -> UnsignedEnvelope:
+    def _prepare(self, topic: Topic[M], subject: str, body: M) -> UnsignedEnvelope:
         message = prepare_envelope(self._key.participant_id, self._network, body)
         if len(message) > PAYLOAD_BYTES_MAX:
             raise LimitError(f"{topic.model.kind} of {len(message)} bytes exceeds {PAYLOAD_BYTES_MAX}")
+        self._tracer.carry(
+            _compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None)
+        )
+        self.said.append(body)
         return message
 
     def get_randomness(self, round_number: int) -> bytes | None:
@@ -196,4 +207,13 @@ class Service(Protocol):
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
         """Do what is due in this round. Called once per round, in order of arrival."""
+        ...
+
+
+@runtime_checkable
+class StateObserver(Protocol):
+    """A service with something to count in its database, besides what it says."""
+
+    def observe_state(self, connection: sa.Connection, metrics: Metrics) -> None:
+        """Set the gauges that the database's state is shown by; called now and then, in the state thread."""
         ...
