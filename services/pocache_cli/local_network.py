@@ -45,6 +45,7 @@ SERVICE_MODULES: Final[Mapping[str, str]] = {
     "deadletters": "pocache.service.deadletters",
 }
 WORKER_MODULE: Final = "pocache_worker"
+WITNESS_MODULE: Final = "pocache_cli.witness_process"
 READY_S: Final = 90.0
 QUERY_S: Final = 10.0
 
@@ -128,9 +129,13 @@ async def run_network(
     model: str,
     log_level: str = "info",
     port: int = 0,
+    witnesses: Sequence[str] = (),
     say: Callable[[str], None] = lambda _text: None,
 ) -> AsyncIterator[LocalNetwork]:
-    """Start everything and wait until it is ready; stop it in order when the context ends."""
+    """Start everything and wait until it is ready; stop it in order when the context ends.
+
+    ``witnesses`` are those of the genesis that run here as well.
+    """
     parties = load_parties(directory)
     models = directory.load_models()
     async with AsyncExitStack() as stack:
@@ -150,7 +155,7 @@ async def run_network(
         operator = await stack.enter_async_context(_connect(directory, server.url, Role.OPERATOR.value))
         network = LocalNetwork(directory, server, operator)
         stack.push_async_callback(_stop_children, network)
-        network.children.update(_make_children(directory, server.url, workers, model, log_level))
+        network.children.update(_make_children(directory, server.url, workers, model, log_level, witnesses))
         say(f"starting {len(network.children)} processes")
         await asyncio.gather(*(child.start() for child in network.children.values()))
         for child in network.children.values():
@@ -164,7 +169,12 @@ def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncC
 
 
 def _make_children(
-    directory: NetworkDirectory, url: str, workers: Sequence[WorkerProcess], model: str, log_level: str
+    directory: NetworkDirectory,
+    url: str,
+    workers: Sequence[WorkerProcess],
+    model: str,
+    log_level: str,
+    witnesses: Sequence[str],
 ) -> dict[str, Child]:
     passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
     common = {
@@ -180,6 +190,10 @@ def _make_children(
         for service, module in SERVICE_MODULES.items()
         for name in _get_process_names(directory, service)
     }
+    for name in witnesses:
+        children[name] = Child(
+            name, WITNESS_MODULE, {**common, "POCACHE_NAME": name}, logs / f"{name}.log"
+        )
     for worker in workers:
         environ = {
             **common,
