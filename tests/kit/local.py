@@ -66,12 +66,13 @@ async def start_network(
     witnesses: Sequence[str] = (),
     money: Mapping[str, int] = MappingProxyType({}),
     encoding: str = "sketch",
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> AsyncIterator[LocalNetwork]:
     """Create, calibrate, start and fund a network; return when deposits are booked and verifiers may be drawn.
 
     ``idle_workers`` are identities with a stake that no process runs, ``idle_models`` entries that no process serves:
     what a test plays by hand; ``idle_users`` have keys and no account. ``money`` says what a name has where that is
-    not ``MONEY_MICRO``.
+    not ``MONEY_MICRO``; ``options`` go on to ``run_network``.
     """
     processes = tuple(workers) if workers is not None else honest_processes()
     names = (*(name for process in processes for name in process.identities), *idle_workers)
@@ -92,7 +93,7 @@ async def start_network(
         prompts = draw_prompts(engine.capabilities(), count=6)
         profile = await asyncio.to_thread(run_calibration, engine, engine, prompts, max_tokens=16)
         register_model(directory, describe(engine.capabilities(), profile, "test"))
-    async with run_network(directory, processes, model=model) as network:
+    async with run_network(directory, processes, model=model, **options) as network:
         deposits = [(name, "available") for name in users] + [(name, "stake") for name in names]
         for name, bucket in deposits:
             await network.deposit(name, bucket, money.get(name, MONEY_MICRO), f"test/{name}")
