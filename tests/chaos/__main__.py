@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -63,6 +64,9 @@ def main() -> int:
 
 
 def _run(folder: Path, plan: Plan) -> Report:
+    # Ended from outside, it still stops its processes and takes its disks away.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return asyncio.run(run_chaos(folder, plan, say=_say))
 
 
