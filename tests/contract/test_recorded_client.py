@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pydantic import Field
 
 from kit.loopback import Loopback
 from kit.network import make_key, make_network
+from kit.recording import describe
 from pocache.protocol.errors import CodecError, EnvelopeError
 from pocache.runtime.network import Genesis, Model
 from pocache.wire import messages as m
@@ -45,11 +45,6 @@ def open_network(head: dict[str, Any]) -> Loopback:
 
 def read_payouts(loopback: Loopback) -> list[dict[str, Any]]:
     """Return what was paid, as the recording says it."""
-    sys.path.insert(0, str(VECTORS))
-    try:
-        from make_recorded import describe
-    finally:
-        sys.path.remove(str(VECTORS))
     network_id = loopback.network.network_id
     found = [
         describe(open_envelope(entry.data, network_id, m.PayoutSettledV1).body)
@@ -88,7 +83,7 @@ class NextChallengeRequestV1(m.ChallengeRequestV1):
     depth: int | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
-BODY = {"job_id": bytes(32), "attempt": 3}
+BODY: dict[str, Any] = {"job_id": bytes(32), "attempt": 3}
 
 
 def test_a_field_of_the_next_release_that_is_not_used_is_not_seen() -> None:

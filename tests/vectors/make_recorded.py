@@ -20,6 +20,7 @@ FILE: Final = Path(__file__).parent / "recorded_v1.jsonl.gz"
 def make_recorded() -> bytes:
     """Return the lines of a session: its genesis, every message that no service said, with the time, then every payout."""
     from kit.loopback import Habit, Loopback
+    from kit.recording import describe
     from pocache.wire import topics as t
     from pocache.wire.envelope import open_envelope, parse_envelope
 
@@ -38,7 +39,7 @@ def make_recorded() -> bytes:
     try:
         loopback = Loopback(habits={"verifier-2": Habit("lazy")})
         for options in ({}, {"challenge": True}, {"challenge": True}, {"seed": None}):
-            loopback.play(**options)  # type: ignore[arg-type]
+            loopback.play(**options)
         loopback.tick(3)
     finally:
         Loopback._store = store  # type: ignore[method-assign]
@@ -54,16 +55,6 @@ def make_recorded() -> bytes:
         "model": base64.b64encode(network.model_envelope).decode("ascii"),
     }
     return b"".join(json.dumps(line, sort_keys=True).encode() + b"\n" for line in (head, *lines, *payouts))
-
-
-def describe(body: Any) -> dict[str, Any]:
-    """Return what a payout says, apart from which message said it."""
-    return {
-        "job": body.job_id.hex(),
-        "case": body.case,
-        "slashed": sorted(body.slashed),
-        "lines": sorted((line.account, line.amount_micro) for line in body.lines),
-    }
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ class TolerantClient(Client):
             await super()._process_connect_init()
         except BaseException:
             if self._transport is not None:
-                self._transport.close()
+                self._transport.close()  # type: ignore[no-untyped-call]
             raise
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:

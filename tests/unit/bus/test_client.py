@@ -55,7 +55,7 @@ async def test_a_connection_without_a_greeting_is_closed() -> None:
     await client.connect(
         f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}",
         max_reconnect_attempts=-1,
-        reconnect_time_wait=0.01,
+        reconnect_time_wait=0,
         error_cb=ignore,
     )
     try:
