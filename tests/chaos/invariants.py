@@ -31,6 +31,10 @@ MEMORY_GROWTH_KB_MAX: Final = 40 * 1024
 """A process may end a run with so much more than it had after its first wave, whichever is more."""
 
 
+SLOPE_KB_PER_1000_JOBS_MAX: Final = 2_048
+"""What a process may keep of a thousand jobs: a service's answer to a leak of two kilobytes a job is to run out of memory."""
+
+
 class BrokenInvariantError(AssertionError):
     """Something that must hold does not."""
 
@@ -156,3 +160,16 @@ def find_grown(samples: Sequence[Mapping[str, int]]) -> dict[str, tuple[int, int
         if after - before > max(MEMORY_GROWTH_KB_MAX, before * MEMORY_GROWTH_MAX):
             grown[name] = (before, after)
     return grown
+
+
+def compute_slopes(samples: Sequence[Mapping[str, int]], jobs_per_sample: int) -> dict[str, int]:
+    """Return each process's growth in kilobytes for 1,000 jobs: least squares over the second half of the samples."""
+    half = samples[len(samples) // 2 :]
+    slopes: dict[str, int] = {}
+    for name in samples[-1]:
+        values = [one[name] for one in half if name in one]
+        if len(values) < 3:
+            continue
+        fitted = statistics.linear_regression(range(len(values)), values)
+        slopes[name] = round(fitted.slope * 1_000 / jobs_per_sample)
+    return slopes

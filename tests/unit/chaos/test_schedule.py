@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chaos.faults import ALL_KINDS, PROCESSES, USERS, Kind, draw_schedule
-from chaos.invariants import MEMORY_GROWTH_KB_MAX, find_grown
+from chaos.invariants import MEMORY_GROWTH_KB_MAX, compute_slopes, find_grown
 
 
 def test_a_seed_gives_the_same_faults_again() -> None:
@@ -32,3 +32,12 @@ def test_memory_that_did_not_come_back_is_named(last: int, is_grown: bool) -> No
     """By the medians of the first and the last samples: one sample more or less says nothing."""
     samples = [{"router": size} for size in (60_000, 60_000, 500_000, last, last, last, last)]
     assert bool(find_grown(samples)) == is_grown
+
+
+def test_the_slope_is_what_a_thousand_jobs_leave_behind() -> None:
+    """Warming up is not counted, and who was not there long enough has none."""
+    samples = [{"router": 50_000 + 9_000 * number} for number in range(4)]
+    samples += [{"router": 90_000 + 10 * number, "late": 1} for number in range(4)]
+    samples[4].pop("late")
+    samples[5].pop("late")
+    assert compute_slopes(samples, 100) == {"router": 100}
