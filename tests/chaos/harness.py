@@ -341,8 +341,7 @@ async def run_chaos_network(
             )
         )
         stack.callback(chaos.heal)
-        seed = chaos.network.directory.transport_seed(PROVISIONER)
-        provisioner = NatsSettings(chaos.network.server.url, PROVISIONER, nkey_seed=seed)
+        provisioner = NatsSettings.of(chaos.network.directory, chaos.network.server.url, PROVISIONER)
         chaos.provisioner = await stack.enter_async_context(connect_bus(provisioner))
         await stack.enter_async_context(_supervise(chaos, say))
         users = chaos.add_proxy(USERS)
@@ -354,7 +353,7 @@ async def run_chaos_network(
 @asynccontextmanager
 async def _open_user(chaos: ChaosNetwork, proxy: Proxy, name: str) -> AsyncIterator[PocacheClient]:
     directory = chaos.network.directory
-    settings = NatsSettings(url=proxy.url, name=name, nkey_seed=directory.transport_seed(name))
+    settings = NatsSettings.of(directory, proxy.url, name)
     async with (
         connect_bus(settings) as bus,
         open_client(bus, directory.genesis, directory.signing_key(name)) as client,

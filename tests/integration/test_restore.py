@@ -65,7 +65,7 @@ async def verify_all(network: LocalNetwork, client: PocacheClient, jobs: list[Jo
 async def follow_again(network: LocalNetwork, jobs: list[Job]) -> None:
     """Wait with a client of a later day for jobs that another one submitted."""
     directory = network.directory
-    settings = NatsSettings(network.server.url, USER, nkey_seed=directory.transport_seed(USER))
+    settings = NatsSettings.of(directory, network.server.url, USER)
     async with (
         connect_bus(settings) as bus,
         open_client(bus, directory.genesis, directory.signing_key(USER)) as client,
