@@ -80,7 +80,7 @@ def get_stream_specs(bounds: Bounds) -> tuple[StreamSpec, ...]:
             # would be late without knowing of them.
             max_msgs_per_subject=TASKS_PER_JOB_MAX * bounds.open_jobs_max,
             discard_new_per_subject=True,
-            max_bytes=4 * GIB,
+            max_bytes=GIB,
             **queue,
         ),
         StreamSpec(
