@@ -293,8 +293,8 @@ class ChaosNetwork:
 
     async def _challenge(self, index: int, submitted: asyncio.Task[Job]) -> None:
         """Challenge a job as soon as it is committed, if that comes in time and the bus is there."""
-        job = await asyncio.shield(submitted)
         with contextlib.suppress(PocacheError, TimeoutError):
+            job = await asyncio.shield(submitted)  # what became of it is told by whoever submitted it
             async with asyncio.timeout(SETTLE_S):
                 await self.clients[index].wait(job, Phase.COMMITTED)
                 if not job.is_over:

@@ -20,6 +20,7 @@ from chaos.invariants import (
     verify_invariants,
 )
 from pocache.client import Job
+from pocache.protocol.errors import PocacheError
 
 AUDIT_EVERY_WAVES: Final = 10
 
@@ -90,7 +91,7 @@ async def run_chaos(folder: Path, plan: Plan, *, say: Callable[[str], None]) -> 
             grown = find_grown(report.rss_kb)
             if grown:
                 raise BrokenInvariantError(f"memory did not come back (kB): {grown}")
-        except (BrokenInvariantError, TimeoutError, ExceptionGroup) as error:
+        except (BrokenInvariantError, PocacheError, TimeoutError, ExceptionGroup) as error:
             report.broken = f"wave {len(report.wave_seconds) + 1}: {error}"
             if isinstance(error, ExceptionGroup):
                 report.broken += f" {error.exceptions!r}"
