@@ -1,6 +1,6 @@
 """What participants of an earlier release said, said to today's services: the same jobs end in the same payouts.
 
-And the rules by which two adjacent releases understand each other (docs/protocol.md 11.8).
+And the rules by which two adjacent releases understand each other (docs/protocol.md 11.10).
 """
 
 from __future__ import annotations
