@@ -1,7 +1,7 @@
 """Record what participants of release 0.1 said, and what came of it: ``python tests/vectors/make_recorded.py``.
 
 Run once a release that changes what participants say, under a new file name; a file that was released is never written
-again. ``tests/contract/test_recorded_client.py`` plays each against today's services.
+again (``--unreleased`` while 0.1 is not). ``tests/contract/test_recorded_client.py`` plays each against today's services.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def make_recorded() -> bytes:
 
 def main() -> None:
     """Write the file, unless it is there."""
-    if FILE.exists():
-        sys.exit(f"{FILE} is there: what was released is never written again")
+    if FILE.exists() and sys.argv[1:] != ["--unreleased"]:
+        sys.exit(f"{FILE} is there: what was released is never written again; before that, with --unreleased")
     sys.path[:0] = [str(ROOT / name) for name in ("tests", "shared", "services")]
     import structlog
 
