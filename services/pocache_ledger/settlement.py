@@ -163,6 +163,8 @@ def settle(unit: Unit, rules: RuleSet, job: sa.Row[Any], ending: Ending, cause: 
     The announced lines are the rules' own: what each account had in the pool of Cg and Cv, and what it got.
     Raises LedgerError and PayoffError; the job stays open then.
     """
+    if ending.stage > rules.seat_max:
+        raise LedgerError(f"an outcome at stage {ending.stage}: the rules have {rules.seat_max}")
     holds = get_holds(unit.connection, job.job_id)
     reserve_micro = get_balance(unit.connection, RESERVE) or 0
     settlement = payoff.settle(

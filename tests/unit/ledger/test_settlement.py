@@ -265,7 +265,7 @@ def test_an_outcome_of_nothing_is_refused_in_the_end(
 
 
 def test_outcomes_that_contradict_what_is_held_are_refused(ledger: LedgerHarness, job: Job) -> None:
-    """Another attempt, a corner outside the commitment, a verifier without a stake, no row of the rules."""
+    """Another attempt, a corner outside the commitment, a verifier without a stake, no row of the rules, a stage beyond K."""
     ledger.commit(job, V1)
     good = job.outcome("agree", (V1,))
     far = job.corner(layer_max=1, position_max=job.leaf_count)
@@ -278,6 +278,7 @@ def test_outcomes_that_contradict_what_is_held_are_refused(ledger: LedgerHarness
         (good.model_copy(update={"verifiers": (stranger,), "deciding": V2.participant_id}), "E402"),
         (good.model_copy(update={"deciding": None}), "E401"),
         (good.model_copy(update={"case": "confirm_prior"}), "E401"),
+        (good.model_copy(update={"stage": ledger.network.genesis.rules.stage_max + 1}), "E402"),
     ):
         assert refused_without_trace(ledger, t.OUTCOME_DECIDED, outcome) == code
     ledger.must(t.OUTCOME_DECIDED, good)
