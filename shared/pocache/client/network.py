@@ -27,6 +27,8 @@ from pocache.protocol.encoding import pack_tokens, unpack_tokens
 from pocache.protocol.errors import (
     CommitmentError,
     ConflictError,
+    ExpiredError,
+    NotYetError,
     PocacheError,
     ReceiptError,
     UnknownJobError,
@@ -120,14 +122,16 @@ class PocacheClient:
     async def challenge_by_id(self, job_id: JobId, *, refusal_s: float = 1.0) -> None:
         """Challenge a job of this user's that may have been submitted elsewhere, by its last event.
 
-        Raises UnknownJobError, CommitmentError when nothing is committed yet, RefusedError when the network says no
-        within ``refusal_s`` seconds; a challenge that is taken is not answered.
+        Raises UnknownJobError, NotYetError when nothing is committed yet, ExpiredError when the job is over, RefusedError
+        when the network says no within ``refusal_s`` seconds; a challenge that is taken is not answered.
         """
         event = await self.get_event(job_id)
         if event is None:
             raise UnknownJobError("this user has no such job")
+        if event.phase in TERMINAL_PHASES:
+            raise ExpiredError(f"the job is {event.phase}: its window is closed")
         if event.result is None:
-            raise CommitmentError(f"the job is {event.phase}: there is no commitment that could be challenged")
+            raise NotYetError(f"the job is {event.phase}: there is no commitment that could be challenged yet")
         data = self._seal_challenge(job_id, event.attempt)
         message_hash = hashlib.sha256(data).digest()
         refused: asyncio.Future[RefusedError] = asyncio.get_running_loop().create_future()
