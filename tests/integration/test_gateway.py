@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -24,13 +25,14 @@ import pytest_asyncio
 
 from kit.gateway import Gateway, open_gateway
 from kit.local import GENERATORS, SECTIONS, USER, VERIFIERS, start_network
-from kit.node import JS, find_node
+from kit.node import JS, ROOT, find_node
 from kit.says import say
 from kit.sse import iterate_events, read_events, wait_until
 from pocache.receipt.trust import make_trust
 from pocache.receipt.verify import examine_receipt
 from pocache.wire import messages as m
 from pocache.wire import topics as t
+from pocache_cli.bootstrap import TRUST_FILE
 from pocache_cli.children import Child, pick_python_environment
 from pocache_cli.local_network import LocalNetwork, WorkerProcess
 
@@ -40,6 +42,8 @@ NO_LOTTERY = {**SECTIONS, "audit": {**SECTIONS["audit"], "lottery_share": "0/1"}
 PROMPT = "user: Hello\nassistant:"
 """What the plain chat template makes of one message."""
 LONG = 1_000
+EXAMPLES = ROOT / "examples"
+TOKENS = [str(one) for one in b"Hello"]
 POOR_MICRO = 1_000
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
@@ -53,6 +57,21 @@ class Ground:
     gateway: Gateway
     patient: Gateway
     """Waits for a client that went away."""
+
+    @property
+    def trust(self) -> str:
+        """The file of trust roots that whoever made the network has."""
+        return str(self.network.directory.path / TRUST_FILE)
+
+    @property
+    def http(self) -> list[str]:
+        """The arguments of an example over HTTP."""
+        return [self.gateway.url, self.gateway.secret, "test", "Hello"]
+
+    @property
+    def bus(self) -> list[str]:
+        """The arguments of an example over the bus."""
+        return [str(self.network.directory.path), USER, self.network.server.url]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -89,8 +108,9 @@ def ask_long(count: int, **changes: Any) -> dict[str, Any]:
 
 async def run_program(*command: str) -> str:
     """Run a program to its end and return what it printed."""
+    environ = {**os.environ, **pick_python_environment()}
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
@@ -413,3 +433,57 @@ def find_free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+# --- the examples --------------------------------------------------------------------------------------------------
+
+
+async def run_example(*command: str) -> list[str]:
+    """Run an example and return the lines that it printed."""
+    return (await run_program(*command)).splitlines()
+
+
+async def test_openais_client(ground: Ground) -> None:
+    *_, last = await run_example(sys.executable, str(EXAMPLES / "openai_stream.py"), *ground.http)
+    assert "is committed; its receipt: /v1/receipts/" in last
+
+
+async def test_our_client_over_http(ground: Ground) -> None:
+    """Streams, challenges, and judges the receipt on its own side."""
+    *_, last = await run_example(
+        sys.executable, str(EXAMPLES / "gateway_receipt.py"), *ground.http, ground.trust
+    )
+    assert "agree, receipt valid in" in last
+
+
+async def test_our_client_over_the_bus(ground: Ground) -> None:
+    """Cancels after some tokens: they are paid for, and the receipt says so."""
+    *_, last = await run_example(
+        sys.executable, str(EXAMPLES / "network_stream.py"), *ground.bus, ground.trust, *TOKENS
+    )
+    assert last.endswith("receipt valid")
+    count = int(last.split(": ")[1].split(" ")[0])
+    assert 8 <= count < 200
+
+
+async def test_our_client_over_the_bus_without_asyncio(ground: Ground) -> None:
+    first, *_, last = await run_example(
+        sys.executable, str(EXAMPLES / "network_blocking.py"), *ground.bus, ground.trust, *TOKENS
+    )
+    assert [int(one) for one in first.split()] == list(say("Hello", 8).tokens)
+    assert last.endswith("receipt valid")
+
+
+async def test_any_nats_client_in_javascript(ground: Ground, tmp_path: Path) -> None:
+    """Stored, generated, committed, settled: by what the documents say and Node's own cryptography."""
+    node = find_node()
+    example = tmp_path / "publish_job.mjs"  # beside the packages that it imports
+    example.write_bytes((EXAMPLES / "publish_job.mjs").read_bytes())
+    (tmp_path / "node_modules").symlink_to(JS / "node_modules")
+    lines = [json.loads(line) for line in await run_example(node, str(example), *ground.bus, *TOKENS)]
+    expected = say("Hello", 8)
+    assert lines[0]["stream"] == "SUBMISSIONS"
+    assert [one["phase"] for one in lines if "phase" in one][-1] == "settled"
+    assert [one["output"] for one in lines if "output" in one] == [list(expected.tokens)]
+    streamed = [token for one in lines for token in one.get("tokens", ())]
+    assert streamed == list(expected.tokens)

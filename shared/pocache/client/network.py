@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from pocache.bus.port import Bus, CoreMessage
+from pocache.client.judging import judge_receipt
 from pocache.job import STREAMS_KEPT_MAX, Job, Piece, RefusedError, TokenStream, verify_lease, verify_stream
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
@@ -37,6 +38,8 @@ from pocache.protocol.ids import JobId, ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.lifecycle import TERMINAL_PHASES, Phase
 from pocache.receipt.format import compute_receipt_hash
+from pocache.receipt.report import Report
+from pocache.receipt.trust import TrustRoots
 from pocache.runtime.network import Genesis
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -50,6 +53,7 @@ M = TypeVar("M", bound=WireModel)
 QUIET_S: Final = 5.0
 """After this long without news of a job, its last event is asked for."""
 VALIDITY_MS: Final = 300_000
+RECEIPT_RETRY_S: Final = 0.2
 
 
 class PocacheClient:
@@ -131,7 +135,9 @@ class PocacheClient:
         if event.phase in TERMINAL_PHASES:
             raise ExpiredError(f"the job is {event.phase}: its window is closed")
         if event.result is None:
-            raise NotYetError(f"the job is {event.phase}: there is no commitment that could be challenged yet")
+            raise NotYetError(
+                f"the job is {event.phase}: there is no commitment that could be challenged yet"
+            )
         data = self._seal_challenge(job_id, event.attempt)
         message_hash = hashlib.sha256(data).digest()
         refused: asyncio.Future[RefusedError] = asyncio.get_running_loop().create_future()
@@ -168,9 +174,7 @@ class PocacheClient:
             ended.clear()
 
     def _seal_challenge(self, job_id: JobId, attempt: int) -> bytes:
-        return seal(
-            self._key, self._genesis.network_id, m.ChallengeRequestV1(job_id=job_id, attempt=attempt)
-        )
+        return seal(self._key, self._genesis.network_id, m.ChallengeRequestV1(job_id=job_id, attempt=attempt))
 
     async def _publish_challenge(self, job_id: JobId, data: bytes) -> None:
         subject = t.CHALLENGE_REQUESTED.subject(user=self.user, job=job_id)
@@ -272,6 +276,30 @@ class PocacheClient:
         if compute_receipt_hash(data) != parts[0].receipt_hash:
             raise ReceiptError("the parts do not make the receipt that the store announced")
         return data
+
+    async def verify_receipt(self, job: Job | JobId, trust: TrustRoots, *, wait_s: float = 120.0) -> Report:
+        """Wait for a job's end, fetch its receipt, and judge it here.
+
+        Raises ReceiptError naming what does not hold, NotYetError when there is none after ``wait_s`` seconds.
+        """
+        job_id = job.job_id if isinstance(job, Job) else job
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.wait_end(job_id)
+                data = await self._fetch_receipt(job_id)
+        except TimeoutError:
+            raise NotYetError(f"the job has no receipt after {wait_s:g} s") from None
+        return await asyncio.to_thread(judge_receipt, data, trust, job_id)
+
+    async def _fetch_receipt(self, job_id: JobId) -> bytes:
+        """Return a receipt that is due now: the store may hear of a payout a moment after its user does."""
+        while True:
+            try:
+                return await self.get_receipt(job_id)
+            except RefusedError as error:
+                if error.refusal_code != NotYetError.code:
+                    raise
+            await asyncio.sleep(RECEIPT_RETRY_S)
 
     # --- what is heard ---------------------------------------------------------------------------------------
 
