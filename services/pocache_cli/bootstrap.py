@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pocache.bus.accounts import OperatorConfig
 from pocache.bus.deadletter import ADVISORY_CONSUMER
 from pocache.bus.permissions import (
     NatsUser,
@@ -23,18 +24,20 @@ from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.receipt.trust import make_trust
 from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, write_secret
-from pocache.service.provisioning import Party, compute_user
+from pocache.service.provisioning import Party, compute_observer, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
 from pocache_cli.bootstrap_beacon import BeaconPlan, create_chain
+from pocache_cli.trust import Trust
 
 PARTIES_FILE: Final = "parties.json"
 TRUST_FILE: Final = "trust.json"
 """Whom this network's users trust, for `pocache verify`: who makes a network knows that it is this one."""
 PROVISIONER: Final = "provisioner"
 DEADLETTERS: Final = "deadletters"
-"""NATS users that sign nothing: the one creates streams and consumers, the other collects dead letters."""
+OBSERVER: Final = "observer"
+"""NATS users that sign nothing: one creates streams and consumers, one collects dead letters, one only listens."""
 
 PROMPT_TOKEN_MICRO: Final = 1_000
 OUTPUT_TOKEN_MICRO: Final = 10_000
@@ -55,6 +58,8 @@ class NetworkPlan:
     beacon: BeaconPlan = field(default_factory=BeaconPlan)
     witnesses: tuple[str, ...] = ()
     """Who cosigns the log; on the bus they are users that ask and say no more than that."""
+    has_accounts: bool = True
+    """Whether nobody shares a NATS account with those it need not trust; else all are keys in one account."""
 
 
 def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
@@ -71,7 +76,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     parties.update(dict.fromkeys(plan.workers, Role.WORKER))
     parties.update(dict.fromkeys(plan.witnesses, Role.USER))
     keys = {name: _create_keys(path, name) for name in parties}
-    for name in (PROVISIONER, DEADLETTERS):
+    for name in (PROVISIONER, DEADLETTERS, OBSERVER):
         _create_transport_key(path, name)
     ids = {name: key.participant_id for name, key in keys.items()}
     if members:
@@ -94,7 +99,25 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     )
     directory.write_genesis(genesis)
     (path / TRUST_FILE).write_text(make_trust(genesis).to_json(), encoding="ascii")
+    if plan.has_accounts:
+        create_accounts(directory)
     return directory
+
+
+def create_accounts(directory: NetworkDirectory) -> Trust:
+    """Make the NATS operator, an account for the services and one for each guest, and everybody's JWT.
+
+    Raises ConfigError on a network that has accounts.
+    """
+    trust = Trust(directory)
+    if trust.exists:
+        raise ConfigError(f"{directory.path} has accounts already")
+    if not (directory.path / "transport" / f"{OBSERVER}.seed").exists():
+        _create_transport_key(directory.path, OBSERVER)
+    roles = read_roles(directory)
+    guests = [name for name, role in roles.items() if role in (Role.USER, Role.WORKER)]
+    trust.create((*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS), (*guests, OBSERVER))
+    return trust
 
 
 def load_parties(directory: NetworkDirectory) -> tuple[Party, ...]:
@@ -147,7 +170,20 @@ def compute_users(
             (ADVISORY_CONSUMER.stream, ADVISORY_CONSUMER.durable),
             name=DEADLETTERS,
         ),
+        *_compute_observers(directory),
     )
+
+
+def compute_operator(directory: NetworkDirectory, users: Sequence[NatsUser]) -> OperatorConfig | None:
+    """Return the accounts of these users as the server has to know them; None on a network without accounts."""
+    trust = Trust(directory)
+    return trust.compute_operator(users) if trust.exists else None
+
+
+def _compute_observers(directory: NetworkDirectory) -> tuple[NatsUser, ...]:
+    if not (directory.path / "transport" / f"{OBSERVER}.seed").exists():
+        return ()  # a network made before there were observers
+    return (compute_observer(OBSERVER, get_public_key(directory.transport_seed(OBSERVER))),)
 
 
 def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) -> ModelEntryV1:
