@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import statistics
 import sys
 import tempfile
@@ -117,7 +119,7 @@ async def _open(
         "bench", (USER,), (*generators, "verifier-1"), is_demo=True, sections=QUIET, period_s=1
     )
     directory = create_network(folder / "network", plan)
-    prompts = draw_prompts(engine.capabilities(), count=2)
+    prompts = draw_prompts(engine.capabilities(), count=3)
     profile = run_calibration(engine, engine, prompts, max_tokens=8)
     entry = register_model(directory, describe(engine.capabilities(), profile, "bench"))
     record_source(directory, entry.model_id, model)
@@ -205,7 +207,7 @@ def _run_own_loop(engine: TransformersEngine) -> float:
 async def _measure_connections() -> Row:
     """Open 500 streams at once against a gateway process whose engine is a stub, and read each to its end."""
     command = (sys.executable, "-m", "bench.gateway_stub")
-    environ = {**_get_environment()}
+    environ = _get_environment()
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environ
     )
@@ -260,16 +262,12 @@ def _read_rss_kib(pid: int, name: str) -> int:
 
 
 def _get_environment() -> dict[str, str]:
-    import os
-
     root = Path(__file__).parents[1]
     paths = pick_python_environment()["PYTHONPATH"]
     return {**os.environ, "PYTHONPATH": f"{paths}:{root}:{root / 'tests'}"}
 
 
 def _find_port() -> int:
-    import socket
-
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
