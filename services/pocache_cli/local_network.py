@@ -46,6 +46,8 @@ SERVICE_MODULES: Final[Mapping[str, str]] = {
 }
 WORKER_MODULE: Final = "pocache_worker"
 WITNESS_MODULE: Final = "pocache_cli.witness_process"
+GATEWAY: Final = "gateway"
+GATEWAY_MODULE: Final = "pocache_gateway"
 READY_S: Final = 90.0
 QUERY_S: Final = 10.0
 
@@ -143,6 +145,7 @@ async def run_network(
     log_level: str = "info",
     port: int = 0,
     witnesses: Sequence[str] = (),
+    gateway_port: int | None = None,
     say: Callable[[str], None] = lambda _text: None,
     open_server: OpenServer = EmbeddedServer,
     replicas: int = 1,
@@ -150,7 +153,7 @@ async def run_network(
 ) -> AsyncIterator[LocalNetwork]:
     """Start everything and wait until it is ready; stop it in order when the context ends.
 
-    ``witnesses`` are those of the genesis that run here as well.
+    ``witnesses`` are those of the genesis that run here as well; with ``gateway_port`` a gateway listens there too.
     ``open_server`` starts the bus, ``replicas`` is how many of its servers keep each stream, and ``adapt_child`` sees
     each process before it is started: what disturbs a network on purpose stands in between by these.
     """
@@ -173,7 +176,7 @@ async def run_network(
         operator = await stack.enter_async_context(_connect(directory, server.url, Role.OPERATOR.value))
         network = LocalNetwork(directory, server, operator)
         stack.push_async_callback(_stop_children, network)
-        plans = _plan_children(directory, server.url, workers, model, log_level, witnesses)
+        plans = _plan_children(directory, server.url, workers, model, log_level, witnesses, gateway_port)
         for plan in map(adapt_child, plans):
             network.children[plan.name] = Child(plan.name, plan.module, plan.environ, plan.log_file)
         say(f"starting {len(network.children)} processes")
@@ -195,6 +198,7 @@ def _plan_children(
     model: str,
     log_level: str,
     witnesses: Sequence[str],
+    gateway_port: int | None,
 ) -> list[ChildPlan]:
     passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
     common = {
@@ -231,6 +235,10 @@ def _plan_children(
                 f"{name}:{cheat}" for name, cheat in worker.cheats.items()
             )
         children.append(ChildPlan(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log"))
+    if gateway_port is not None:
+        told = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_GATEWAY_")}
+        environ = {**common, **told, "POCACHE_NAME": GATEWAY, "POCACHE_GATEWAY_PORT": str(gateway_port)}
+        children.append(ChildPlan(GATEWAY, GATEWAY_MODULE, environ, logs / f"{GATEWAY}.log"))
     return children
 
 

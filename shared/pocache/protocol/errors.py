@@ -36,7 +36,8 @@ PocacheError
 ├── BusError                   E801  the bus is unreachable, denied, or not provisioned
 ├── HaltedError                E802  declared in pocache.service.process
 ├── ChildFailedError           E803  declared in pocache_cli.children
-└── DiskFullError              E804  declared in pocache.storage.store
+├── DiskFullError              E804  declared in pocache.storage.store
+└── GatewayError               E805  declared in pocache.client.http
 """
 
 from __future__ import annotations
