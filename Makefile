@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "For the CPU build stop now and run: make install TORCH_INDEX=<the CPU index that pytorch.org's install page names>"; \
 	fi
 	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,postgres,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,gateway,postgres,dev]'
 	@touch $(STAMP)
 
 run: $(STAMP) ## play the demo: a whole network here, with cheats among the workers
