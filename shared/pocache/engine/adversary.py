@@ -21,6 +21,7 @@ from pocache.engine.port import (
     Engine,
     GenerateRequest,
     GenerationSession,
+    OnStep,
     VerifyCapture,
     VerifyRequest,
 )
@@ -111,7 +112,7 @@ class SwappedPromptEngine:
     def generate(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate from a prompt in which every token differs."""
@@ -146,7 +147,7 @@ class GarbageEngine:
     def generate(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate honestly."""
@@ -187,7 +188,7 @@ class SpoofEngine:
     def generate(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Draft one job and dress it up."""
