@@ -23,7 +23,7 @@ from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.receipt.trust import make_trust
 from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, write_secret
-from pocache.service.provisioning import Party, compute_user
+from pocache.service.provisioning import Party, compute_observer_user, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
@@ -34,7 +34,8 @@ TRUST_FILE: Final = "trust.json"
 """Whom this network's users trust, for `pocache verify`: who makes a network knows that it is this one."""
 PROVISIONER: Final = "provisioner"
 DEADLETTERS: Final = "deadletters"
-"""NATS users that sign nothing: the one creates streams and consumers, the other collects dead letters."""
+OBSERVER: Final = "observer"
+"""NATS users that sign nothing: one creates streams and consumers, one collects dead letters, one reads the record."""
 
 PROMPT_TOKEN_MICRO: Final = 1_000
 OUTPUT_TOKEN_MICRO: Final = 10_000
@@ -71,7 +72,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     parties.update(dict.fromkeys(plan.workers, Role.WORKER))
     parties.update(dict.fromkeys(plan.witnesses, Role.USER))
     keys = {name: _create_keys(path, name) for name in parties}
-    for name in (PROVISIONER, DEADLETTERS):
+    for name in (PROVISIONER, DEADLETTERS, OBSERVER):
         _create_transport_key(path, name)
     ids = {name: key.participant_id for name, key in keys.items()}
     if members:
@@ -137,8 +138,13 @@ def get_workers(parties: Iterable[Party]) -> tuple[ParticipantId, ...]:
 def compute_users(
     directory: NetworkDirectory, parties: Sequence[Party], models: Iterable[ModelId]
 ) -> tuple[NatsUser, ...]:
-    """Return the NATS user of each party, of the provisioner, and of the dead-letter collector."""
+    """Return the NATS user of each party, of the provisioner, of the dead-letter collector, and of the observer.
+
+    A network that was made before there was an observer gets its key here.
+    """
     model_ids = tuple(models)
+    if not (directory.path / "transport" / f"{OBSERVER}.seed").exists():
+        _create_transport_key(directory.path, OBSERVER)
     return (
         *(compute_user(party, model_ids) for party in parties),
         compute_provisioner_permissions(get_public_key(directory.transport_seed(PROVISIONER)), name=PROVISIONER),
@@ -147,6 +153,7 @@ def compute_users(
             (ADVISORY_CONSUMER.stream, ADVISORY_CONSUMER.durable),
             name=DEADLETTERS,
         ),
+        compute_observer_user(OBSERVER, get_public_key(directory.transport_seed(OBSERVER))),
     )
 
 

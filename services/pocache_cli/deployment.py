@@ -20,7 +20,7 @@ from pocache.protocol.ids import ParticipantId
 from pocache.runtime.network import NetworkDirectory, read_secret, write_secret
 from pocache.service.provisioning import Party
 from pocache.wire.topics import Role
-from pocache_cli.bootstrap import DEADLETTERS, PROVISIONER, load_parties, read_roles
+from pocache_cli.bootstrap import DEADLETTERS, OBSERVER, PROVISIONER, load_parties, read_roles
 
 PARTICIPANTS_FILE: Final = "participants.json"
 """Who takes part, in public: the provisioner makes consumers for workers whose keys it never sees."""
@@ -72,7 +72,7 @@ def plan_secrets(directory: NetworkDirectory) -> dict[str, dict[str, Path]]:
             continue
         group = _NUMBERED.sub("", name) if role is Role.WORKER else name
         plan.setdefault(NAME_START + group, {}).update(_list_keys(directory, name, role))
-    for name in (PROVISIONER, DEADLETTERS):
+    for name in (PROVISIONER, DEADLETTERS, OBSERVER):
         plan[NAME_START + name] = _list_keys(directory, name, None)
     return plan
 
@@ -123,10 +123,11 @@ def install_network(given: Path, directory: NetworkDirectory, name: str) -> tupl
         for file in sorted(one for one in (given / source).iterdir() if one.is_file()):
             shutil.copyfile(file, folder / file.name)
     installed = []
-    for suffix, target in _SUFFIXES.items():
-        file = given / KEYS_FOLDER / f"{name}.{suffix}"
-        if file.is_file():
-            installed.append(_install_key(file, directory.path / target.format(name=name)))
+    for owner in (name, OBSERVER):  # the gateway shows the record as the observer, where it was given that key too
+        for suffix, target in _SUFFIXES.items():
+            file = given / KEYS_FOLDER / f"{owner}.{suffix}"
+            if file.is_file():
+                installed.append(_install_key(file, directory.path / target.format(name=owner)))
     if not (given / KEYS_FOLDER / f"{name}.transport.seed").is_file():
         raise ConfigError(
             f"no {name}.transport.seed in {given / KEYS_FOLDER}: the Secret lacks it, or POCACHE_NAME is wrong"

@@ -10,6 +10,7 @@ import structlog
 from pocache.runtime.config import Settings
 from pocache.service.entry import serve_until
 from pocache_gateway.app import build_app
+from pocache_gateway.explorer.process import open_explorer
 from pocache_gateway.server import serve_http
 from pocache_gateway.settings import read_gateway_settings
 from pocache_gateway.state import GatewayState
@@ -26,13 +27,17 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             genesis=settings.directory.genesis,
             models=settings.directory.load_models(),
         )
+        explorer = await stack.enter_async_context(open_explorer(settings))
 
         async def run(stop: asyncio.Event) -> None:
-            async with serve_http(build_app(state), gateway) as port:
+            pages = () if explorer is None else explorer.routes()
+            async with serve_http(build_app(state, pages), gateway) as port:
                 structlog.get_logger().info("listening", host=gateway.host, port=port)
                 is_serving.set()
                 await stop.wait()
                 state.drain.is_draining = True
+                if explorer is not None:
+                    explorer.broadcast.close()  # who follows live has nothing in hand
                 await state.drain.wait_empty()
 
         await serve_until(stack, settings, run, stop, lambda: is_serving.is_set() and state.is_ready())

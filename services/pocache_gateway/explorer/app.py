@@ -32,24 +32,14 @@ from pocache_gateway.explorer.live import Broadcast, answer_live
 from pocache_gateway.explorer.pages import PAGES, NotFoundError, PageContext
 
 PREFIX: Final = "/explorer"
-CONTENT_SECURITY_POLICY: Final = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "font-src 'none'",
-        "base-uri 'none'",
-        "form-action 'self'",
-        "frame-ancestors 'none'",
-    )
+CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HEADERS: Final[Mapping[str, str]] = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
@@ -116,7 +106,11 @@ class Explorer:
         return [
             *pages,
             Route(f"{PREFIX}/", self._to_start, methods=["GET"]),
-            Route(f"{PREFIX}/live", partial(answer_live, self.model, self.broadcast, self._names), methods=["GET"]),
+            Route(
+                f"{PREFIX}/live",
+                partial(answer_live, self.model, self.broadcast, self._names),
+                methods=["GET"],
+            ),
             Route(f"{PREFIX}/trust.json", self._answer_trust, methods=["GET"]),
             Route(f"{PREFIX}/jobs/{{job}}/receipt.json", self._answer_receipt, methods=["GET"]),
             Route(f"{PREFIX}/static/{{name}}", self._answer_static, methods=["GET"]),

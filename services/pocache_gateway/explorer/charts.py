@@ -14,6 +14,7 @@ _FLOW_TOP: Final = 26.0
 _FLOW_SIDE: Final = 180.0
 BARS_HEIGHT: Final = 100.0
 LINE_WIDTH, LINE_HEIGHT = 600.0, 120.0
+_LINE_MARGIN: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,12 @@ def _tone(put: int, taken: int, slashed: bool) -> str:
 
 
 def _stack(
-    amounts: Sequence[tuple[str, int, str]], total: int, height: float, pool_y: float, outer_x: float, pool_x: float
+    amounts: Sequence[tuple[str, int, str]],
+    total: int,
+    height: float,
+    pool_y: float,
+    outer_x: float,
+    pool_x: float,
 ) -> tuple[FlowBand, ...]:
     sizes = [max(1.5, _FLOW_HEIGHT * amount / total) for _, amount, _ in amounts]
     used = sum(sizes) + _FLOW_GAP * max(0, len(sizes) - 1)
@@ -115,23 +121,26 @@ def _stack(
             f"M{outer_x:.1f} {y:.1f}C{middle:.1f} {y:.1f} {middle:.1f} {inner:.1f} {pool_x:.1f} {inner:.1f}"
             f"V{inner + size:.1f}C{middle:.1f} {inner + size:.1f} {middle:.1f} {y + size:.1f} {outer_x:.1f} {y + size:.1f}Z"
         )
-        bands.append(FlowBand(account, amount, round(y, 1), round(size, 1), round(y + size / 2, 1), path, tone))
+        bands.append(
+            FlowBand(account, amount, round(y, 1), round(size, 1), round(y + size / 2, 1), path, tone)
+        )
         y += size + _FLOW_GAP
         inner += size
     return tuple(bands)
 
 
 def draw_steps(points: Sequence[tuple[int, int]]) -> str:
-    """Return a step line through (time, value), from zero at the bottom to the largest value at the top."""
+    """Return a step line through (time, value), from the least value near the bottom to the largest near the top."""
     if len(points) < 2:
         return ""
     first, last = points[0][0], points[-1][0]
-    top = max(value for _, value in points) or 1
+    low, high = min(value for _, value in points), max(value for _, value in points)
     parts = []
     y_before = 0.0
     for index, (at, value) in enumerate(points):
         x = LINE_WIDTH * (at - first) / max(1, last - first)
-        y = LINE_HEIGHT - (LINE_HEIGHT - 8) * value / top
+        share = (value - low) / (high - low) if high > low else 0.5
+        y = LINE_HEIGHT - _LINE_MARGIN - (LINE_HEIGHT - 2 * _LINE_MARGIN) * share
         parts.append(f"M{x:.1f} {y:.1f}" if index == 0 else f"L{x:.1f} {y_before:.1f}L{x:.1f} {y:.1f}")
         y_before = y
     return "".join(parts)

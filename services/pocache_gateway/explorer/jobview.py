@@ -39,7 +39,10 @@ _HEAT_BELOW: Final = 6
 
 MILESTONES: Final[Mapping[str, tuple[str, str]]] = {
     "job-admitted.v1": ("admitted", "The router took the job; its id is the hash of the submission."),
-    "commitment-recorded.v1": ("committed", "One root over the KV cache, in the log before its round exists."),
+    "commitment-recorded.v1": (
+        "committed",
+        "One root over the KV cache, in the log before its round exists.",
+    ),
     "commitment-rebound.v1": ("bound anew", "Its round came too early: a later one decides."),
     "audit-opened.v1": ("audit opened", "The commitment is to be verified."),
     "audit-deepened.v1": ("deepened", "The user challenged during the audit: it goes on at full depth."),
@@ -177,7 +180,10 @@ class JobViews:
             "moments": self._list_moments(connection, row),
             "payouts": payouts,
             "flow": draw_flow(
-                [(one["account"], one["held_micro"], one["amount_micro"], one["is_slashed"]) for one in payouts]
+                [
+                    (one["account"], one["held_micro"], one["amount_micro"], one["is_slashed"])
+                    for one in payouts
+                ]
             ),
         }
         try:
@@ -198,7 +204,9 @@ class JobViews:
             except PocacheError as error:
                 problems.append(str(error))
         texts, tokens = self._read_texts(case)
-        return JobView(case=case, problem="; ".join(dict.fromkeys(problems)), texts=texts, tokens=tokens, **shown)
+        return JobView(
+            case=case, problem="; ".join(dict.fromkeys(problems)), texts=texts, tokens=tokens, **shown
+        )
 
     def _read_texts(self, case: Case) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
         tokens = {"prompt": case.prompt, "output": case.output if case.is_committed else ()}
@@ -243,9 +251,7 @@ def make_grid(heat: Heatmap) -> HeatGrid:
         is_layer = kind in (RowKind.K, RowKind.V)
         span = 1 if not is_layer else (2 if kind is RowKind.K else 0)
         rows.append(HeatRow(str(layer) if is_layer else _KIND_NAMES[kind], kind.name, span, cells))
-    columns = tuple(
-        (one, "prompt" if one < heat.prompt_count - 1 else "output") for one in heat.positions
-    )
+    columns = tuple((one, "prompt" if one < heat.prompt_count - 1 else "output") for one in heat.positions)
     return HeatGrid(
         heat=heat,
         rows=tuple(rows),
@@ -267,8 +273,14 @@ def compute_tone(standard_q16: int, limit_q16: int) -> str:
 
 def _draw_cell(heat: Heatmap, cell: Cell) -> HeatCell:
     is_over = cell.standard_q16 > heat.peak_mismatch_min_q16
-    where = f"layer {cell.layer}, {_KIND_NAMES[cell.kind]}" if cell.kind in (RowKind.K, RowKind.V) else _KIND_NAMES[cell.kind]
-    distance = "equal bit for bit" if cell.log2_q16 <= -40 * 65_536 else f"distance 2^{cell.log2_q16 / 65_536:.1f}"
+    where = (
+        f"layer {cell.layer}, {_KIND_NAMES[cell.kind]}"
+        if cell.kind in (RowKind.K, RowKind.V)
+        else _KIND_NAMES[cell.kind]
+    )
+    distance = (
+        "equal bit for bit" if cell.log2_q16 <= -40 * 65_536 else f"distance 2^{cell.log2_q16 / 65_536:.1f}"
+    )
     text = (
         f"position {cell.position}, {where}: {distance}, {cell.standard_q16 / 65_536:.2f} spreads above the honest centre,"
         f" limit {heat.peak_mismatch_min_q16 / 65_536:.2f}{': over' if is_over else ''}"
@@ -295,7 +307,10 @@ def _tabulate(draw: Draw) -> Sortition:
                 high=high,
                 place=one.place,
                 is_drawn=one.participant in draw.drawn,
-                has_ticket=draw.ticket is not None and low is not None and high is not None and low <= draw.ticket < high,
+                has_ticket=draw.ticket is not None
+                and low is not None
+                and high is not None
+                and low <= draw.ticket < high,
                 why_not=one.why_not,
             )
         )

@@ -64,7 +64,9 @@ async def answer_live(
     """Answer with the stream of changes."""
     if broadcast.live_count >= broadcast.live_max:
         reason = "too many live connections: reload the page later"
-        return JSONResponse({"error": {"code": "busy", "message": reason}}, 503, headers={"retry-after": "10"})
+        return JSONResponse(
+            {"error": {"code": "busy", "message": reason}}, 503, headers={"retry-after": "10"}
+        )
     after = read_last_id(request.headers.get("last-event-id") or request.query_params.get("after"))
     return EventSourceResponse(
         _stream(model, broadcast, names, after),

@@ -71,7 +71,9 @@ def make_overview(page: PageContext) -> dict[str, Any]:
         "here": "overview",
         "overview": overview,
         "cursor": page.model.get_cursor(Stream.RECORD.value),
-        "bars": draw_bars([(f"{show_time(at)[:5]}: {count} jobs", count) for at, count, _ in overview.minutes], top),
+        "bars": draw_bars(
+            [(f"{show_time(at)[:5]}: {count} jobs", count) for at, count, _ in overview.minutes], top
+        ),
         "bars_top": top,
         "bars_from": overview.minutes[0][0] if overview.minutes else 0,
         "per_minute": sum(one[1] for one in overview.minutes[-6:-1]) / 5,
@@ -98,7 +100,9 @@ def make_jobs(page: PageContext) -> dict[str, Any]:
     if text:
         is_prefix = _PREFIX.fullmatch(text) is not None
         rows = queries.find_jobs(page.connection, text) if is_prefix else ()
-        problem = "" if is_prefix else "A job is looked for by the first four or more hexadecimal digits of its id."
+        problem = (
+            "" if is_prefix else "A job is looked for by the first four or more hexadecimal digits of its id."
+        )
         return {**values, "page": queries.Page(rows, None), "problem": problem}
     found = queries.list_jobs(
         page.connection,

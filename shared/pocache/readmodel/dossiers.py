@@ -109,9 +109,7 @@ def to_job_id(text: str) -> JobId | None:
     return JobId(bytes.fromhex(text))
 
 
-def _prove(
-    model: ReadModel, connection: sa.Connection, dossier: Dossier, job_id: bytes
-) -> LogProof | None:
+def _prove(model: ReadModel, connection: sa.Connection, dossier: Dossier, job_id: bytes) -> LogProof | None:
     """Return that the job's entry is in the log, under its own checkpoint and the last before the job's end."""
     recorded = dossier.find(t.COMMITMENT_RECORDED)
     if recorded is None:

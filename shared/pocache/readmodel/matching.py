@@ -179,7 +179,8 @@ class Measured:
     ) -> Draw:
         case = self.case
         said = sorted(
-            (one for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage == stage), key=lambda one: one.place
+            (one for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage == stage),
+            key=lambda one: one.place,
         )
         drawn = tuple(one.participant for one in said)
         if stage not in orders:
@@ -188,10 +189,10 @@ class Measured:
         snapshot = find_snapshot(case, stage)
         members = () if snapshot is None else snapshot.members
         places = {one: place for place, one in enumerate(orders[stage])}
-        before = {
-            one.participant for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage < stage
-        }
-        candidates = [_judge(case, one, places, before) for one in sorted(members, key=lambda one: one.participant)]
+        before = {one.participant for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage < stage}
+        candidates = [
+            _judge(case, one, places, before) for one in sorted(members, key=lambda one: one.participant)
+        ]
         total = sum(one.stake_micro for one in candidates if one.place is not None)
         seed = compute_seed(
             Tag.VERIFIERS,

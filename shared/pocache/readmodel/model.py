@@ -77,7 +77,9 @@ class ReadModel:
         """Forget everything: the stream has begun anew."""
         with self._writing:
             with self._engine.begin() as connection:
-                tag = connection.execute(sa.select(tb.META.c.value).where(tb.META.c.name == "tag")).scalar_one()
+                tag = connection.execute(
+                    sa.select(tb.META.c.value).where(tb.META.c.name == "tag")
+                ).scalar_one()
                 tb.empty(connection, tag)
             self.tree = MerkleTree()
 

@@ -108,7 +108,9 @@ class Projection:
         bounds, jobs = self._bounds, tb.JOBS.c
         over = sa.or_(jobs.ending != "", jobs.phase == "refused")
         while (beyond := get_tally(connection, "sum", "dossier_bytes") - bounds.dossier_bytes_max) > 0:
-            oldest = sa.select(jobs.number, jobs.job_id, jobs.dossier_bytes).where(over, jobs.dossier_bytes > 0)
+            oldest = sa.select(jobs.number, jobs.job_id, jobs.dossier_bytes).where(
+                over, jobs.dossier_bytes > 0
+            )
             rows = connection.execute(oldest.order_by(jobs.number).limit(_FORGOTTEN_AT_ONCE)).all()
             for row in rows:
                 if beyond > 0:
@@ -191,7 +193,9 @@ class Projection:
         connection.execute(insert(tb.ENTRIES).values(**entry).on_conflict_do_nothing())
         _use_round(connection, body.audit_round, number, "lottery")
 
-    def _take_rebound(self, connection: sa.Connection, record: StreamRecord, body: m.CommitmentReboundV1) -> None:
+    def _take_rebound(
+        self, connection: sa.Connection, record: StreamRecord, body: m.CommitmentReboundV1
+    ) -> None:
         number = _change_job(connection, record, body.job_id)
         _use_round(connection, body.audit_round, number, "lottery")
 
@@ -209,7 +213,9 @@ class Projection:
         _use_round(connection, body.round_number, number, "positions")
 
     def _take_outcome(self, connection: sa.Connection, record: StreamRecord, body: m.OutcomeV1) -> None:
-        row = connection.execute(sa.select(tb.JOBS.c.generator).where(tb.JOBS.c.job_id == body.job_id)).first()
+        row = connection.execute(
+            sa.select(tb.JOBS.c.generator).where(tb.JOBS.c.job_id == body.job_id)
+        ).first()
         generator = None if row is None else row.generator
         shown = [one for one in body.comparisons if generator in (one.left, one.right)]
         changes: dict[str, Any] = {}
@@ -237,7 +243,11 @@ class Projection:
         for line in body.lines:
             account = line.account.removeprefix(STAKE_ACCOUNT)
             is_slashed = account in body.slashed
-            values = {"held_micro": line.held_micro, "amount_micro": line.amount_micro, "is_slashed": is_slashed}
+            values = {
+                "held_micro": line.held_micro,
+                "amount_micro": line.amount_micro,
+                "is_slashed": is_slashed,
+            }
             statement = insert(tb.PAYOUTS).values(account=account, number=number, **values)
             connection.execute(
                 statement.on_conflict_do_update(
@@ -282,7 +292,9 @@ class Projection:
         )
         if connection.execute(known).first() is not None:
             return  # the ledger credits a reference once
-        _add_transfer(connection, record, body.participant, "deposit", body.bucket, body.amount_micro, body.reference)
+        _add_transfer(
+            connection, record, body.participant, "deposit", body.bucket, body.amount_micro, body.reference
+        )
         _add_to_participant(connection, record, body.participant, deposited_micro=body.amount_micro)
         _tally(connection, "sum", "deposited_micro", body.amount_micro)
 
@@ -352,7 +364,9 @@ def set_cursor(connection: sa.Connection, stream: str, sequence: int) -> None:
     """Remember how far a stream was read."""
     values = {"name": f"cursor {stream}", "value": str(sequence)}
     statement = insert(tb.META).values(**values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": str(sequence)}))
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["name"], set_={"value": str(sequence)})
+    )
 
 
 def get_tally(connection: sa.Connection, kind: str, name: str) -> int:
@@ -398,7 +412,9 @@ def _change_job(connection: sa.Connection, record: StreamRecord, job_id: bytes, 
     where = tb.JOBS.c.job_id == job_id
     row = connection.execute(sa.select(tb.JOBS).where(where)).mappings().first()
     if row is None:
-        connection.execute(insert(tb.JOBS).values(number=record.sequence, job_id=job_id, changed=record.sequence))
+        connection.execute(
+            insert(tb.JOBS).values(number=record.sequence, job_id=job_id, changed=record.sequence)
+        )
         row = connection.execute(sa.select(tb.JOBS).where(where)).mappings().one()
         _tally(connection, "sum", "jobs", 1)
     connection.execute(sa.update(tb.JOBS).where(where).values(changed=record.sequence, **changes))
@@ -437,7 +453,12 @@ def _add_part(
 
 
 def _add_to_participant(
-    connection: sa.Connection, record: StreamRecord, participant: str, *, flag: str | None = None, **amounts: int
+    connection: sa.Connection,
+    record: StreamRecord,
+    participant: str,
+    *,
+    flag: str | None = None,
+    **amounts: int,
 ) -> None:
     values: dict[str, Any] = {**amounts, "seen_ms": record.stored_ms}
     changes: dict[str, Any] = {name: tb.PARTICIPANTS.c[name] + amount for name, amount in amounts.items()}

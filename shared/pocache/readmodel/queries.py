@@ -112,7 +112,9 @@ def _read_minutes(connection: sa.Connection, now_ms: int) -> list[tuple[int, int
             sa.select(minute, sa.func.count()).where(column >= first * _MINUTE_MS).group_by(minute)
         )
         counts.append({int(row[0]): int(row[1]) for row in rows})
-    return [(one * _MINUTE_MS, counts[0].get(one, 0), counts[1].get(one, 0)) for one in range(first, last + 1)]
+    return [
+        (one * _MINUTE_MS, counts[0].get(one, 0), counts[1].get(one, 0)) for one in range(first, last + 1)
+    ]
 
 
 def list_jobs(
@@ -172,21 +174,30 @@ def find_jobs(connection: sa.Connection, prefix_hex: str, limit: int = PAGE_ROWS
 def list_events(connection: sa.Connection, job_id: bytes) -> Sequence[Row]:
     """Return what the router said about a job, in order."""
     events = tb.EVENTS.c
-    statement = sa.select(tb.EVENTS).where(events.job_id == job_id).order_by(events.sequence).limit(PAGE_ROWS_MAX)
+    statement = (
+        sa.select(tb.EVENTS).where(events.job_id == job_id).order_by(events.sequence).limit(PAGE_ROWS_MAX)
+    )
     return connection.execute(statement).mappings().all()
 
 
 def list_messages(connection: sa.Connection, job_id: bytes) -> Sequence[Row]:
     """Return when which message about a job was stored, in order."""
     messages = tb.MESSAGES.c
-    columns = (messages.sequence, messages.kind, messages.stored_ms, sa.func.length(messages.data).label("size"))
+    columns = (
+        messages.sequence,
+        messages.kind,
+        messages.stored_ms,
+        sa.func.length(messages.data).label("size"),
+    )
     statement = sa.select(*columns).where(messages.job_id == job_id).order_by(messages.sequence)
     return connection.execute(statement.limit(PAGE_ROWS_MAX)).mappings().all()
 
 
 def list_parts(connection: sa.Connection, number: int) -> Sequence[Row]:
     """Return who took part in a job."""
-    statement = sa.select(tb.PARTS).where(tb.PARTS.c.number == number).order_by(tb.PARTS.c.role, tb.PARTS.c.stage)
+    statement = (
+        sa.select(tb.PARTS).where(tb.PARTS.c.number == number).order_by(tb.PARTS.c.role, tb.PARTS.c.stage)
+    )
     return connection.execute(statement.limit(PAGE_ROWS_MAX)).mappings().all()
 
 
@@ -230,7 +241,9 @@ def list_involvements(
     return _page(connection, statement, parts.number, limit)
 
 
-def list_slashes(connection: sa.Connection, account: str | None = None, *, limit: int = PAGE_ROWS) -> Sequence[Row]:
+def list_slashes(
+    connection: sa.Connection, account: str | None = None, *, limit: int = PAGE_ROWS
+) -> Sequence[Row]:
     """Return the jobs in which somebody, or this account, was slashed; the latest first."""
     payouts = tb.PAYOUTS.c
     where = [payouts.is_slashed, *([payouts.account == account] if account is not None else [])]
@@ -284,7 +297,14 @@ def list_entries(connection: sa.Connection, *, before: int | None = None, limit:
     joined = tb.ENTRIES.outerjoin(tb.JOBS, entries.number == jobs.number).outerjoin(
         tb.CHECKPOINTS, checkpoints.size == entries.log_index + 1
     )
-    columns = (entries.log_index, entries.leaf_hash, jobs.job_id, jobs.generator, checkpoints.root, checkpoints.at_ms)
+    columns = (
+        entries.log_index,
+        entries.leaf_hash,
+        jobs.job_id,
+        jobs.generator,
+        checkpoints.root,
+        checkpoints.at_ms,
+    )
     statement = sa.select(*columns).select_from(joined)
     if before is not None:
         statement = statement.where(entries.log_index < before)

@@ -33,6 +33,9 @@ ANSWERED: Final[Mapping[Role, tuple[Topic[Any], ...]]] = {
 }
 """Who answers which questions."""
 
+OBSERVED: Final = (Stream.RECORD, Stream.BEACON)
+"""What an observer reads: everything that was decided, and the rounds that it rests on."""
+
 SERVICES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.VERIFIER, Role.LEDGER)
 
 
@@ -172,6 +175,17 @@ def compute_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
         core_subscriptions=(t.BEACON_ROUND.filter(), t.BEACON_PARTIAL.filter()) if is_beacon else queries,
         read_streams=(Stream.BEACON.value,) if is_beacon else (),
         serves_requests=bool(queries),
+    )
+
+
+def compute_observer_user(name: str, transport_public: str) -> NatsUser:
+    """Return the NATS user of whoever shows the record: it reads RECORD and BEACON, hears that they grow, and says nothing."""
+    heard = [topic.filter() for topic in TOPICS if topic.stream in OBSERVED]
+    return compute_permissions(
+        name,
+        transport_public,
+        core_subscriptions=tuple(dict.fromkeys(heard)),
+        read_streams=tuple(stream.value for stream in OBSERVED),
     )
 
 

@@ -173,7 +173,7 @@ function follow() {
     const news = JSON.parse(event.data);
     if (page.dataset.livePage === "overview") {
       showNumbers(news.overview);
-      const table = document.querySelector('table[data-live="jobs"]');
+      const table = document.querySelector('table[data-live-table="jobs"]');
       if (table) for (const change of news.jobs) showChange(table, change);
       else if (news.jobs.length) location.reload();
       return;

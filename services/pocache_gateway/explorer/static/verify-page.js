@@ -13,7 +13,7 @@ const STATUS = {
   "not-applicable": ["not needed", ""],
   "not-checked": ["not checked here", "warn"],
 };
-const DETAIL_CHARS_MAX = 400;
+const DETAIL_CHARS_MAX = 2_000;
 const prefix = document.body.dataset.prefix;
 const canVerify = window.isSecureContext && Boolean(globalThis.crypto?.subtle);
 
@@ -30,10 +30,16 @@ function showStep(list, step) {
   item.dataset.step = step.id;
   item.dataset.status = step.status;
   item.append(makeElement("code", "", step.id), makeElement("span", `badge ${tone}`, word));
-  const title = makeElement("span", "step-title", step.title);
-  if (step.detail) {
-    const cut = step.detail.length > DETAIL_CHARS_MAX ? `${step.detail.slice(0, DETAIL_CHARS_MAX)}…` : step.detail;
-    title.append(makeElement("span", "detail", cut));
+  const title = makeElement("div", "step-title");
+  const cut = step.detail.length > DETAIL_CHARS_MAX ? `${step.detail.slice(0, DETAIL_CHARS_MAX)}…` : step.detail;
+  if (!cut) {
+    title.textContent = step.title;
+  } else if (step.status === "ok") {
+    const details = makeElement("details");
+    details.append(makeElement("summary", "", step.title), makeElement("span", "detail", cut));
+    title.append(details);
+  } else {
+    title.append(step.title, makeElement("span", "detail", cut));
   }
   item.append(title);
   list.append(item);
