@@ -23,6 +23,7 @@ _CLOSE_S: Final = 5
 _KEEP_ALIVE_S: Final = 30
 _HEAD_BYTES_MAX: Final = 32_768
 _BACKLOG: Final = 2_048
+_SEND_BUFFER_BYTES: Final = 131_072
 
 
 class _Server(uvicorn.Server):
@@ -61,9 +62,12 @@ async def serve_http(app: ASGIApp, settings: GatewaySettings) -> AsyncIterator[i
 
 def _bind(settings: GatewaySettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named: asyncio turns Nagle's algorithm off only where it knows that it is TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by every connection: how much a client that does not read can make this machine keep.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind((settings.host, settings.port))
         listener.listen(_BACKLOG)
     except OSError as error:

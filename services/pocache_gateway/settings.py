@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from pocache.protocol.errors import ConfigError
@@ -33,6 +34,8 @@ class GatewaySettings:
     """How long a streaming client that went away may take to come back before its job is cancelled."""
     public_url: str = ""
     """What ``receipt_url`` begins with; empty: a path."""
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
+    """Directories of tokenizers, by the names or ids of models; for others, where a local network's came from."""
 
 
 def read_gateway_settings(settings: Settings) -> GatewaySettings:
@@ -55,4 +58,14 @@ def read_gateway_settings(settings: Settings) -> GatewaySettings:
         receipt_wait_s_max=number("RECEIPT_WAIT_S_MAX", 120, 1, 3_600),
         reconnect_s=number("RECONNECT_S", 0, 0, 600),
         public_url=url,
+        tokenizers=_read_tokenizers(variables.get("POCACHE_GATEWAY_TOKENIZERS", "")),
     )
+
+
+def _read_tokenizers(text: str) -> dict[str, str]:
+    pairs = [one.partition("=") for one in text.split(",") if one.strip()]
+    if any(not separator or not name.strip() or not path.strip() for name, separator, path in pairs):
+        raise ConfigError(
+            f"POCACHE_GATEWAY_TOKENIZERS is {text!r}; it must be MODEL=DIRECTORY, several with commas between"
+        )
+    return {name.strip(): path.strip() for name, _, path in pairs}

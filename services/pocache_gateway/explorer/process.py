@@ -20,6 +20,7 @@ from pocache.readmodel.follow import follow
 from pocache.readmodel.model import ReadModel
 from pocache.runtime.config import Settings
 from pocache.runtime.network import NetworkDirectory
+from pocache_gateway.catalogue import Catalogue
 from pocache_gateway.explorer.app import Explorer, ExplorerSettings
 
 OBSERVER: Final = "observer"
@@ -82,6 +83,17 @@ def read_names(directory: NetworkDirectory) -> dict[str, str]:
         return {str(participant): name for name, participant in directory.participants().items()}
     except PocacheError:
         return {}
+
+
+def make_decoder(catalogue: Catalogue) -> Decode:
+    """Return what writes a model's tokens as text, by the tokenizers that the gateway has loaded."""
+    codecs = {bytes(one.model.model_id): one.codec for one in catalogue.served}
+
+    def decode(model_id: bytes, tokens: tuple[int, ...]) -> str | None:
+        codec = codecs.get(model_id)
+        return None if codec is None else codec.decode(tokens)
+
+    return decode
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

@@ -24,10 +24,16 @@ from pocache.bus.port import Bus, CoreMessage
 from pocache.job import STREAMS_KEPT_MAX, Job, Piece, RefusedError, TokenStream, verify_lease, verify_stream
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
-from pocache.protocol.errors import CommitmentError, ConflictError, PocacheError, ReceiptError
+from pocache.protocol.errors import (
+    CommitmentError,
+    ConflictError,
+    PocacheError,
+    ReceiptError,
+    UnknownJobError,
+)
 from pocache.protocol.ids import JobId, ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
-from pocache.protocol.lifecycle import Phase
+from pocache.protocol.lifecycle import TERMINAL_PHASES, Phase
 from pocache.receipt.format import compute_receipt_hash
 from pocache.runtime.network import Genesis
 from pocache.wire import messages as m
@@ -54,6 +60,8 @@ class PocacheClient:
         # Held as long as their callers hold them: a client that lives for months forgets what nobody follows.
         self._jobs: WeakValueDictionary[JobId, Job] = WeakValueDictionary()
         self._refusable: WeakValueDictionary[bytes, Job] = WeakValueDictionary()
+        self._challenges: dict[bytes, asyncio.Future[RefusedError]] = {}
+        self._ended: WeakValueDictionary[JobId, asyncio.Event] = WeakValueDictionary()
         self._log = structlog.get_logger().bind(user=key.participant_id)
         self.user = key.participant_id
 
@@ -104,12 +112,65 @@ class PocacheClient:
         """
         if job.result is None:
             raise CommitmentError("nothing is committed yet that could be challenged")
-        request = m.ChallengeRequestV1(job_id=job.job_id, attempt=job.result.attempt)
-        data = seal(self._key, self._genesis.network_id, request)
+        data = self._seal_challenge(job.job_id, job.result.attempt)
         job.challenge_hash = hashlib.sha256(data).digest()
         self._refusable[job.challenge_hash] = job
-        subject = t.CHALLENGE_REQUESTED.subject(user=self.user, job=job.job_id)
-        await self._bus.publish(subject, data, message_id=job.challenge_hash.hex())
+        await self._publish_challenge(job.job_id, data)
+
+    async def challenge_by_id(self, job_id: JobId, *, refusal_s: float = 1.0) -> None:
+        """Challenge a job of this user's that may have been submitted elsewhere, by its last event.
+
+        Raises UnknownJobError, CommitmentError when nothing is committed yet, RefusedError when the network says no
+        within ``refusal_s`` seconds; a challenge that is taken is not answered.
+        """
+        event = await self.get_event(job_id)
+        if event is None:
+            raise UnknownJobError("this user has no such job")
+        if event.result is None:
+            raise CommitmentError(f"the job is {event.phase}: there is no commitment that could be challenged")
+        data = self._seal_challenge(job_id, event.attempt)
+        message_hash = hashlib.sha256(data).digest()
+        refused: asyncio.Future[RefusedError] = asyncio.get_running_loop().create_future()
+        self._challenges[message_hash] = refused
+        try:
+            await self._publish_challenge(job_id, data)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(refusal_s):
+                    raise await refused
+        finally:
+            del self._challenges[message_hash]
+
+    async def get_event(self, job_id: JobId) -> m.JobEventV1 | None:
+        """Return the last that the router said of a job of this user's, None when it said nothing."""
+        subject = t.JOB_EVENT.subject(user=self.user, job=job_id)
+        record = await self._bus.get_last(Stream.RECORD.value, subject)
+        return None if record is None else self._open(record.data, m.JobEventV1, Role.ROUTER)
+
+    async def wait_end(self, job_id: JobId) -> m.JobEventV1:
+        """Wait until a job of this user's is over, wherever it was submitted, and return its last event.
+
+        Raises UnknownJobError when the router never spoke of it.
+        """
+        ended = self._ended.setdefault(job_id, asyncio.Event())
+        while True:
+            event = await self.get_event(job_id)
+            if event is None:
+                raise UnknownJobError("this user has no such job")
+            if event.phase in TERMINAL_PHASES:
+                return event
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_S):
+                    await ended.wait()
+            ended.clear()
+
+    def _seal_challenge(self, job_id: JobId, attempt: int) -> bytes:
+        return seal(
+            self._key, self._genesis.network_id, m.ChallengeRequestV1(job_id=job_id, attempt=attempt)
+        )
+
+    async def _publish_challenge(self, job_id: JobId, data: bytes) -> None:
+        subject = t.CHALLENGE_REQUESTED.subject(user=self.user, job=job_id)
+        await self._bus.publish(subject, data, message_id=hashlib.sha256(data).hexdigest())
 
     async def cancel(self, job: Job | JobId) -> None:
         """Ask for no more of the job: its output ends with the token in hand, and what was not generated is refunded.
@@ -246,6 +307,8 @@ class PocacheClient:
 
     async def _on_event(self, data: bytes) -> None:
         event = self._open(data, m.JobEventV1, Role.ROUTER)
+        if event.phase in TERMINAL_PHASES and (ended := self._ended.get(JobId(event.job_id))) is not None:
+            ended.set()
         job = self._jobs.get(JobId(event.job_id))
         if job is None or event in job.events:
             return
@@ -302,6 +365,9 @@ class PocacheClient:
 
     async def _on_challenge_refusal(self, data: bytes) -> None:
         refusal = self._open(data, m.RefusalV1, Role.COMMITMENTS)
+        waiting = self._challenges.get(refusal.message_hash)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(RefusedError(refusal.code, refusal.reason))
         job = self._refusable.get(refusal.message_hash)
         if job is None or refusal.message_hash != job.challenge_hash:
             return

@@ -42,6 +42,8 @@ VARIABLES: Final[Mapping[str, str]] = {
     "POCACHE_GATEWAY_HOST": "gateway only: where it listens (default: 127.0.0.1)",
     "POCACHE_GATEWAY_PORT": "gateway only: its port (default: 8080; 0 is any free one, which is logged)",
     "POCACHE_GATEWAY_PUBLIC_URL": "gateway only: what receipt_url begins with (default: nothing, a path)",
+    "POCACHE_GATEWAY_TOKENIZERS": "gateway only: MODEL=DIRECTORY of its tokenizer, several with commas between "
+    "(default: where a local network's models came from)",
     "POCACHE_GATEWAY_BODY_BYTES_MAX": "gateway only: the largest body of a request (default: 1000000)",
     "POCACHE_GATEWAY_CONNECTIONS_MAX": "gateway only: open connections (default: 2000)",
     "POCACHE_GATEWAY_OPEN_JOBS_MAX": "gateway only: jobs in hand at once; more are answered 429 (default: 1000)",

@@ -1,0 +1,233 @@
+"""Text around tokens: a model's tokenizer and chat template, text out of a stream of tokens, and stop strings.
+
+Owns what turns text into tokens and tokens into text; torch is never loaded for it. What comes out of a stream is never
+half a character. A chat template is the model's own, run in a sandbox as its makers' library does; a model without one
+gets the plain form that is written down here. Refuses messages that a template refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pocache.protocol.errors import ConfigError, PromptError
+
+FAKE_PREFIX: Final = "fake:"
+TEMPLATE_TEXT_BYTES_MAX: Final = 4_000_000
+"""A rendered conversation beyond this is refused before it is tokenised."""
+_UNFINISHED: Final = "\ufffd"
+"""What a decoder shows for bytes of a character whose last byte has not come."""
+_HELD_TOKENS_MAX: Final = 64
+"""So many tokens that never make a character are no beginning of one."""
+_PLAIN_TEMPLATE: Final = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A model's tokenizer."""
+
+    encode: Callable[[str], Sequence[int]]
+    """Text as a prompt, with the special tokens that the tokenizer itself adds."""
+    encode_plain: Callable[[str], Sequence[int]]
+    """Text in which the special tokens are written out, as a rendered chat has them."""
+    decode: Callable[[Sequence[int]], str]
+    template: str | None = None
+    """The model's own chat template; None: the plain form."""
+    specials: Mapping[str, str] = field(default_factory=dict)
+    """What templates may ask for: ``bos_token``, ``eos_token`` and the like."""
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return a conversation as the model's template writes it, up to where the assistant begins.
+
+        Raises PromptError when the template refuses it.
+        """
+        return _render(self.template or _PLAIN_TEMPLATE, messages, self.specials)
+
+
+class Detokenizer:
+    """Text out of tokens that come in pieces: each piece of it once, never half a character."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        """The last tokens whose text was complete, as context for what follows, and what came since."""
+        self._fresh = 0
+        self._shown = ""
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        """Return the text that these tokens complete."""
+        self._window.extend(tokens)
+        self._fresh += len(tokens)
+        text = self._decode(self._window)
+        stable = text.rstrip(_UNFINISHED)
+        is_stuck = self._fresh > _HELD_TOKENS_MAX
+        if is_stuck and text != stable:
+            stable = text[:-1]
+        if not stable.startswith(self._shown):
+            return ""  # the decoder took something back: wait for it to settle
+        added, self._shown = stable[len(self._shown) :], stable
+        if stable == text and self._fresh:
+            self._keep(self._fresh)
+        elif is_stuck:
+            self._keep(1)
+            self._shown = ""
+        return added
+
+    def end(self) -> str:
+        """Return what is left, half characters as the decoder shows them."""
+        text = self._decode(self._window)
+        return text[len(self._shown) :] if text.startswith(self._shown) else ""
+
+    def _keep(self, count: int) -> None:
+        self._window = self._window[-count:]
+        self._fresh = 0
+        self._shown = self._decode(self._window)
+
+
+class StopFilter:
+    """Lets text through up to the first stop string in it; what may be the beginning of one waits."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.is_stopped = False
+
+    def feed(self, text: str) -> str:
+        """Return what may be shown."""
+        if self.is_stopped:
+            return ""
+        self._held += text
+        found = [index for index in (self._held.find(stop) for stop in self._stops) if index >= 0]
+        if found:
+            self.is_stopped = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        kept = self._count_kept()
+        cut = len(self._held) - kept
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def end(self) -> str:
+        """Return what waited: nothing follows that could complete a stop string."""
+        shown, self._held = self._held, ""
+        return shown
+
+    def _count_kept(self) -> int:
+        longest = min(len(self._held), max((len(stop) for stop in self._stops), default=0))
+        for count in range(longest, 0, -1):
+            if any(stop.startswith(self._held[-count:]) for stop in self._stops):
+                return count
+        return 0
+
+
+def load_codec(source: str) -> Codec | None:
+    """Return the tokenizer of a model directory, or of ``fake:NAME`` (its tokens are bytes); None where there is none.
+
+    Raises ConfigError for files that are not what they should be, or when the package ``tokenizers`` is missing.
+    """
+    if source.startswith(FAKE_PREFIX):
+        return _make_byte_codec()
+    folder = Path(source)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ConfigError(
+            "reading a tokenizer needs the package tokenizers: pip install 'proof-of-cache[gateway]'"
+        ) from None
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+        settings = _read_json(folder / "tokenizer_config.json")
+        template = _read_template(folder, settings)
+    except ConfigError:
+        raise
+    except Exception as error:
+        # The library raises plain Exception for a file that it cannot read.
+        raise ConfigError(f"{file} is no tokenizer: {error}") from error
+    return Codec(
+        encode=lambda text: tokenizer.encode(text).ids,
+        encode_plain=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+        decode=lambda tokens: str(tokenizer.decode(list(tokens))),
+        template=template,
+        specials=_read_specials(settings),
+    )
+
+
+def _make_byte_codec() -> Codec:
+    def encode(text: str) -> list[int]:
+        return list(text.encode())
+
+    return Codec(
+        encode=encode,
+        encode_plain=encode,
+        decode=lambda tokens: bytes(one for one in tokens if one < 256).decode(errors="replace"),
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _read_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _read_specials(settings: Mapping[str, Any]) -> dict[str, str]:
+    specials = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = settings.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            specials[name] = text
+    return specials
+
+
+def _render(template: str, messages: Sequence[Mapping[str, str]], specials: Mapping[str, str]) -> str:
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ConfigError(
+            "a chat template needs the package jinja2: pip install 'proof-of-cache[gateway]'"
+        ) from None
+
+    def refuse(message: str) -> str:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(  # what is rendered is a prompt, never a page
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: time.strftime(form, time.gmtime())
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    try:
+        text = environment.from_string(template).render(
+            messages=[dict(one) for one in messages], add_generation_prompt=True, **specials
+        )
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise PromptError(f"the model's chat template refuses these messages: {error}") from error
+    if len(text.encode(errors="replace")) > TEMPLATE_TEXT_BYTES_MAX:
+        raise PromptError("the conversation is too long")
+    return text
