@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pocache.bus.accounts import OperatorConfig
 from pocache.bus.deadletter import ADVISORY_CONSUMER
 from pocache.bus.permissions import (
     NatsUser,
@@ -23,11 +24,12 @@ from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.receipt.trust import make_trust
 from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, write_secret
-from pocache.service.provisioning import Party, compute_observer_user, compute_user
+from pocache.service.provisioning import Party, compute_observer, compute_reader, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
 from pocache_cli.bootstrap_beacon import BeaconPlan, create_chain
+from pocache_cli.trust import Trust
 
 PARTIES_FILE: Final = "parties.json"
 TRUST_FILE: Final = "trust.json"
@@ -35,7 +37,9 @@ TRUST_FILE: Final = "trust.json"
 PROVISIONER: Final = "provisioner"
 DEADLETTERS: Final = "deadletters"
 OBSERVER: Final = "observer"
-"""NATS users that sign nothing: one creates streams and consumers, one collects dead letters, one reads the record."""
+READER: Final = "reader"
+"""NATS users that sign nothing: one creates streams and consumers, one collects dead letters, one only listens to what is
+public, one reads all of the record for the explorer and for the operator's commands."""
 
 PROMPT_TOKEN_MICRO: Final = 1_000
 OUTPUT_TOKEN_MICRO: Final = 10_000
@@ -56,6 +60,8 @@ class NetworkPlan:
     beacon: BeaconPlan = field(default_factory=BeaconPlan)
     witnesses: tuple[str, ...] = ()
     """Who cosigns the log; on the bus they are users that ask and say no more than that."""
+    has_accounts: bool = True
+    """Whether nobody shares a NATS account with those it need not trust; else all are keys in one account."""
 
 
 def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
@@ -72,7 +78,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     parties.update(dict.fromkeys(plan.workers, Role.WORKER))
     parties.update(dict.fromkeys(plan.witnesses, Role.USER))
     keys = {name: _create_keys(path, name) for name in parties}
-    for name in (PROVISIONER, DEADLETTERS, OBSERVER):
+    for name in (PROVISIONER, DEADLETTERS, OBSERVER, READER):
         _create_transport_key(path, name)
     ids = {name: key.participant_id for name, key in keys.items()}
     if members:
@@ -95,7 +101,26 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     )
     directory.write_genesis(genesis)
     (path / TRUST_FILE).write_text(make_trust(genesis).to_json(), encoding="ascii")
+    if plan.has_accounts:
+        create_accounts(directory)
     return directory
+
+
+def create_accounts(directory: NetworkDirectory) -> Trust:
+    """Make the NATS operator, an account for the services and one for each guest, and everybody's JWT.
+
+    Raises ConfigError on a network that has accounts.
+    """
+    trust = Trust(directory)
+    if trust.exists:
+        raise ConfigError(f"{directory.path} has accounts already")
+    for name in (OBSERVER, READER):
+        if not (directory.path / "transport" / f"{name}.seed").exists():
+            _create_transport_key(directory.path, name)
+    roles = read_roles(directory)
+    guests = [name for name, role in roles.items() if role in (Role.USER, Role.WORKER)]
+    trust.create((*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS, READER), (*guests, OBSERVER))
+    return trust
 
 
 def load_parties(directory: NetworkDirectory) -> tuple[Party, ...]:
@@ -138,13 +163,8 @@ def get_workers(parties: Iterable[Party]) -> tuple[ParticipantId, ...]:
 def compute_users(
     directory: NetworkDirectory, parties: Sequence[Party], models: Iterable[ModelId]
 ) -> tuple[NatsUser, ...]:
-    """Return the NATS user of each party, of the provisioner, of the dead-letter collector, and of the observer.
-
-    A network that was made before there was an observer gets its key here.
-    """
+    """Return the NATS user of each party, of the provisioner, and of the dead-letter collector."""
     model_ids = tuple(models)
-    if not (directory.path / "transport" / f"{OBSERVER}.seed").exists():
-        _create_transport_key(directory.path, OBSERVER)
     return (
         *(compute_user(party, model_ids) for party in parties),
         compute_provisioner_permissions(get_public_key(directory.transport_seed(PROVISIONER)), name=PROVISIONER),
@@ -153,7 +173,22 @@ def compute_users(
             (ADVISORY_CONSUMER.stream, ADVISORY_CONSUMER.durable),
             name=DEADLETTERS,
         ),
-        compute_observer_user(OBSERVER, get_public_key(directory.transport_seed(OBSERVER))),
+        *_compute_observers(directory),
+    )
+
+
+def compute_operator(directory: NetworkDirectory, users: Sequence[NatsUser]) -> OperatorConfig | None:
+    """Return the accounts of these users as the server has to know them; None on a network without accounts."""
+    trust = Trust(directory)
+    return trust.compute_operator(users) if trust.exists else None
+
+
+def _compute_observers(directory: NetworkDirectory) -> tuple[NatsUser, ...]:
+    """Return those that only read; a network that was made before there were any has no keys of theirs."""
+    return tuple(
+        compute(name, get_public_key(directory.transport_seed(name)))
+        for name, compute in ((OBSERVER, compute_observer), (READER, compute_reader))
+        if (directory.path / "transport" / f"{name}.seed").exists()
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
@@ -51,7 +52,7 @@ async def _examine_as_reader(directory: NetworkDirectory, url: str) -> list[Find
         name = pick_reader(directory)
     except ConfigError as error:
         return [Finding("bus", SKIP, str(error))]
-    settings = NatsSettings(url=url, name=name, nkey_seed=directory.transport_seed(name), connect_s=_ANSWER_S)
+    settings = replace(NatsSettings.of(directory, url, name), connect_s=_ANSWER_S)
     try:
         async with connect_bus(settings) as bus:
             started_s = time.monotonic()
@@ -104,9 +105,7 @@ async def _examine_as_provisioner(directory: NetworkDirectory, url: str, replica
     if not (directory.path / "transport" / f"{PROVISIONER}.seed").exists():
         reason = f"no {PROVISIONER}.seed here: only the provisioner may look at streams"
         return [Finding(name, SKIP, reason) for name in ("clock", "streams", "services")]
-    settings = NatsSettings(
-        url=url, name=PROVISIONER, nkey_seed=directory.transport_seed(PROVISIONER), connect_s=_ANSWER_S
-    )
+    settings = replace(NatsSettings.of(directory, url, PROVISIONER), connect_s=_ANSWER_S)
     try:
         async with connect_bus(settings) as bus:
             streams, consumers = plan_objects(directory, replicas=replicas)

@@ -11,7 +11,7 @@ from pocache.protocol.errors import PocacheError
 from pocache.runtime.network import SERVICE_ROLES, NetworkDirectory, load_signing_key
 from pocache_cli.doctor import FAIL, OK, SKIP, WARN, Finding, get_trust_file, run_check
 
-_SECRET_FOLDERS: Final = ("keys", "transport", "secrets")
+_SECRETS: Final = ("keys/*.seed", "transport/*.seed", "secrets/*", "tls/*.key", "trust/**/*.seed")
 _NAMED_MAX: Final = 5
 
 
@@ -72,7 +72,7 @@ def _examine_trust(directory: NetworkDirectory) -> Finding:
 
 def _examine_modes(path: Path) -> Iterator[Finding]:
     files = [
-        file for folder in _SECRET_FOLDERS for file in sorted((path / folder).glob("*")) if file.is_file()
+        file for pattern in _SECRETS for file in sorted(path.glob(pattern)) if file.is_file()
     ]
     open_files = [file for file in files if stat.S_IMODE(file.stat().st_mode) & 0o077]
     if open_files:

@@ -1,6 +1,6 @@
 """What commands look at the network with: the read model, filled from the bus as far as it goes.
 
-Connects as the observer, who can only read, or as the operator where a network has no observer's key. What was read is
+Connects as the reader, who can say nothing, or as the operator where a network has no reader's key. What was read is
 kept in the network directory for the next command; where that cannot be written, or another command is at it, it is read
 anew.
 """
@@ -21,7 +21,7 @@ from pocache.runtime.config import load_settings
 from pocache.runtime.network import NetworkDirectory
 from pocache.runtime.telemetry import configure_logging
 from pocache.wire.topics import Role
-from pocache_cli.bootstrap import OBSERVER
+from pocache_cli.bootstrap import READER
 from pocache_cli.deployment import load_participants
 
 DATABASE_FILE: Final = "cli.sqlite"
@@ -49,10 +49,10 @@ async def observe(
 ) -> AsyncIterator[Observed]:
     """Yield the network, read as far as it goes; ``report`` hears how many messages were. Raises ConfigError, BusError."""
     configure_logging("error")
-    settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default=OBSERVER)
+    settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default=READER)
     directory = settings.directory
     name = pick_reader(directory)
-    nats = NatsSettings(url=settings.nats_url, name=name, nkey_seed=directory.transport_seed(name))
+    nats = NatsSettings.of(directory, settings.nats_url, name)
     model = _open_model(directory)
     try:
         async with connect_bus(nats) as bus:
@@ -64,11 +64,11 @@ async def observe(
 
 def pick_reader(directory: NetworkDirectory) -> str:
     """Return the NATS user that may read the record here. Raises ConfigError where there is no such key."""
-    for name in (OBSERVER, Role.OPERATOR.value):
+    for name in (READER, Role.OPERATOR.value):
         if (directory.path / "transport" / f"{name}.seed").exists():
             return name
     raise ConfigError(
-        f"no key in {directory.path}/transport may read the record: it takes {OBSERVER}.seed or operator.seed"
+        f"no key in {directory.path}/transport may read the record: it takes {READER}.seed or operator.seed"
     )
 
 

@@ -21,7 +21,7 @@ from pocache.bus.nats_bus import NatsSettings, connect_bus
 from pocache.bus.port import Bus, CoreMessage
 from pocache.protocol.errors import ExpiredError, PocacheError
 from pocache.protocol.keys import SigningKey
-from pocache.runtime.network import Genesis, Model
+from pocache.runtime.network import Genesis, Model, TlsFiles
 from pocache.service.dispatch import Dispatcher, read_clock_ms
 from pocache.service.process import ServiceProcess
 from pocache.service.provisioning import get_worker_consumers
@@ -60,6 +60,7 @@ class IdentityConfig:
     generates: bool
     verifies: bool
     cheat: Cheat
+    tls: TlsFiles | None = None
 
 
 class Identity:
@@ -97,7 +98,9 @@ class Identity:
         async with AsyncExitStack() as stack:
             store = Store(config.database_url, METADATA)
             stack.callback(store.close)
-            settings = NatsSettings(url=config.nats_url, name=config.name, nkey_seed=config.transport_seed)
+            settings = NatsSettings(
+                url=config.nats_url, name=config.name, nkey_seed=config.transport_seed, tls=config.tls
+            )
             self._bus = bus = await stack.enter_async_context(connect_bus(settings))
             bell = Bell()
             service = WorkerService(

@@ -74,4 +74,5 @@ def _make_config(settings: Settings, worker: WorkerSettings, model: Model, name:
         generates=worker.generates,
         verifies=worker.verifies,
         cheat=worker.cheats[name],
+        tls=directory.tls_files(name),
     )

@@ -24,8 +24,8 @@ from pocache.bus.server import find_nats_server
 from pocache.runtime.network import NetworkDirectory
 from pocache.service.provisioning import Party
 from pocache.wire.topics import Role
-from pocache_cli.bootstrap import NetworkPlan, compute_users, create_network, load_parties, register_model
-from pocache_cli.deployment import load_participants, plan_secrets, render_helm_values
+from pocache_cli.bootstrap import NetworkPlan, create_network, register_model
+from pocache_cli.deployment import load_participants, plan_secrets, render_helm_values, render_users
 from pocache_cli.prepare import main as prepare
 
 K8S = ROOT / "deploy" / "k8s"
@@ -376,8 +376,7 @@ def test_a_server_takes_the_nats_values_with_our_users(tmp_path: Path) -> None:
     directory = create_network(tmp_path / "network", NetworkPlan("test", ("ada",), ("worker-1",)))
     prepare("fake:x", tmp_path / "model.json", build=False)
     register_model(directory, json.loads((tmp_path / "model.json").read_bytes()))
-    users = compute_users(directory, load_parties(directory), directory.load_models())
-    ours: Any = render_helm_values(users)
+    ours: Any = render_helm_values(render_users(directory))
     values = yaml.safe_load((ROOT / "deploy" / "nats" / "values.yaml").read_text(encoding="utf-8"))
     assert values["config"]["jetstream"]["merge"] == {"sync_interval": "always"}
     assert values["config"]["merge"]["feature_flags"] == {"js_ack_fc_v2": False}

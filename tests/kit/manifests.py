@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import importlib
 import importlib.util
+import json
 import os
 import re
 import tomllib
@@ -282,7 +283,7 @@ class Checker:
                 return
         secret = volumes[mounts[f"{given}/keys"]["name"]]["secret"]["secretName"]
         for name in self._list_names(program, environ["POCACHE_NAME"]):
-            wanted = {f"{name}.transport.seed"}
+            wanted = {f"{name}.transport.seed", f"{name}.transport.jwt"}
             if name not in ("provisioner", "deadletters"):
                 wanted.add(f"{name}.signing.seed")
             if name == "beacon" and self.directory.genesis.chain.source == "local":
@@ -368,6 +369,9 @@ class Checker:
             meta = trigger["metadata"]
             if trigger["type"] != "nats-jetstream" or (meta["stream"], meta["consumer"]) not in known:
                 self._find(where, f"nobody provisions {meta.get('stream')}.{meta.get('consumer')}")
+            core = json.loads((self.directory.path / "nats.json").read_bytes())["core_account"]
+            if meta.get("account") != core:
+                self._find(where, f"the streams are in the account {core}, not in {meta.get('account')}")
 
     def _check_services(self) -> None:
         """Every service that exists has to run somewhere."""

@@ -1,6 +1,6 @@
 """The explorer in a process: its own connection to the bus, its read model, and the task that keeps that filled.
 
-It connects as the observer, who can read the record and publish nothing, so pages and API share a process and no rights.
+It connects as the reader, who can read the record and publish nothing, so pages and API share a process and no rights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pocache.runtime.network import NetworkDirectory
 from pocache_gateway.catalogue import Catalogue
 from pocache_gateway.explorer.app import Explorer, ExplorerSettings
 
-OBSERVER: Final = "observer"
+READER: Final = "reader"
 """The NATS user that the explorer connects as."""
 DATABASE_FILE: Final = "explorer.sqlite"
 _PARTICIPANTS_FILE: Final = "participants.json"
@@ -37,17 +37,15 @@ async def open_explorer(
 ) -> AsyncIterator[Explorer | None]:
     """Yield an explorer that follows the record while the context lasts; None where it is off.
 
-    Raises ConfigError when it is asked for and there is no observer's key.
+    Raises ConfigError when it is asked for and there is no reader's key.
     """
     wanted = _read_choice(settings, "POCACHE_GATEWAY_EXPLORER", ("on", "off"), "")
     texts = _read_choice(settings, "POCACHE_GATEWAY_EXPLORER_TEXTS", ("shown", "hidden"), "hidden")
-    seed_file = settings.directory.path / "transport" / f"{OBSERVER}.seed"
+    seed_file = settings.directory.path / "transport" / f"{READER}.seed"
     if wanted == "off" or (not wanted and not seed_file.exists()):
         yield None
         return
-    nats = NatsSettings(
-        url=settings.nats_url, name=OBSERVER, nkey_seed=settings.directory.transport_seed(OBSERVER)
-    )
+    nats = NatsSettings.of(settings.directory, settings.nats_url, READER)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     directory = settings.directory
     model = ReadModel(directory.genesis, directory.load_models(), file=settings.state_dir / DATABASE_FILE)

@@ -13,6 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -273,8 +274,24 @@ class Model:
         )
 
 
+CREDENTIALS_TEXT: Final = (
+    "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+    "-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------"
+)
+"""How every NATS tool writes a seed with its JWT."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Whose certificates a connection trusts, and what it shows for itself where it shows anything (PEM files)."""
+
+    authority: Path
+    certificate: Path | None = None
+    key: Path | None = None
+
+
 class NetworkDirectory:
-    """``genesis.json``, ``models/*.entry``, ``keys/*.seed``, ``transport/*.seed``: what a process is given of a network."""
+    """``genesis.json``, ``models/*.entry``, ``keys/*.seed``, ``transport/*.seed`` and ``*.jwt``, ``ca.pem``, ``tls/*``: what a process is given of a network."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -334,8 +351,26 @@ class NetworkDirectory:
         return load_signing_key(self.path / "keys" / f"{name}.seed")
 
     def transport_seed(self, name: str) -> str:
-        """Read a participant's NATS key."""
-        return read_secret(self.path / "transport" / f"{name}.seed")
+        """Read how a participant proves itself to NATS: its seed, or its seed and user JWT as credentials text."""
+        seed = read_secret(self.path / "transport" / f"{name}.seed")
+        token = self.path / "transport" / f"{name}.jwt"
+        if not token.exists():
+            return seed
+        return CREDENTIALS_TEXT.format(jwt=read_secret(token), seed=seed)
+
+    def tls_files(self, name: str) -> TlsFiles | None:
+        """Return what a participant's TLS connections need, None on a network without TLS.
+
+        Raises ConfigError when its certificate has no key, or a key that others can read.
+        """
+        authority = self.path / "ca.pem"
+        certificate, key = (self.path / "tls" / f"{name}.{kind}" for kind in ("pem", "key"))
+        if not authority.exists():
+            return None
+        if not certificate.exists():
+            return TlsFiles(authority)
+        read_secret(key)
+        return TlsFiles(authority, certificate, key)
 
     def participants(self) -> Mapping[str, ParticipantId]:
         """Return the names and ids of every key in this directory."""

@@ -54,13 +54,7 @@ def run_service(role: Role, build: Callable[[ServiceContext], Service], prepare:
             store = Store(settings.database(role.value), service.metadata, prepare=prepare)
             stack.callback(store.close)
             bus = await stack.enter_async_context(
-                connect_bus(
-                    NatsSettings(
-                        url=settings.nats_url,
-                        name=settings.name,
-                        nkey_seed=settings.directory.transport_seed(settings.name),
-                    )
-                )
+                connect_bus(NatsSettings.of(settings.directory, settings.nats_url, settings.name))
             )
             process = ServiceProcess(
                 Dispatcher(service, store, key=context.key, genesis=context.genesis),

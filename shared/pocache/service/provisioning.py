@@ -33,9 +33,17 @@ ANSWERED: Final[Mapping[Role, tuple[Topic[Any], ...]]] = {
 }
 """Who answers which questions."""
 
-OBSERVED: Final = (Stream.RECORD, Stream.BEACON)
-"""What an observer reads: everything that was decided, and the rounds that it rests on."""
-
+OBSERVED: Final[tuple[Topic[Any], ...]] = (
+    t.BEACON_ROUND,
+    t.CHECKPOINT,
+    t.EPOCH,
+    t.JOURNAL_CHECKPOINT,
+    t.PAYOUT_SETTLED,
+    t.SNAPSHOT_TAKEN,
+    t.STAKE_POSTED,
+    t.WINDOW_CLOSED,
+)
+"""What an observer may hear: nothing with a prompt, an output or an opened row in it (docs/protocol.md 11.7.3)."""
 SERVICES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.VERIFIER, Role.LEDGER)
 
 
@@ -178,17 +186,6 @@ def compute_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
     )
 
 
-def compute_observer_user(name: str, transport_public: str) -> NatsUser:
-    """Return the NATS user of whoever shows the record: it reads RECORD and BEACON, hears that they grow, and says nothing."""
-    heard = [topic.filter() for topic in TOPICS if topic.stream in OBSERVED]
-    return compute_permissions(
-        name,
-        transport_public,
-        core_subscriptions=tuple(dict.fromkeys(heard)),
-        read_streams=tuple(stream.value for stream in OBSERVED),
-    )
-
-
 def _compute_worker_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
     worker = party.participant
     pulls = [(spec.stream, spec.durable) for spec in get_worker_consumers(worker)]
@@ -203,6 +200,7 @@ def _compute_worker_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
             *(_own(topic, participant=worker) for topic in (t.WITHDRAWAL_ACCEPTED, t.WITHDRAWAL_PAID)),
             *(topic.filter() for topic in t.REFUSALS.values()),
         ),
+        is_guest=True,
     )
 
 
@@ -226,6 +224,31 @@ def _compute_user_user(party: Party) -> NatsUser:
             *(_own(topic, **own) for topic in (t.WITHDRAWAL_ACCEPTED, t.WITHDRAWAL_PAID)),
             *(topic.filter() for topic in t.REFUSALS.values()),
         ),
+        is_guest=True,
+        relayed=(_own(t.TOKENS, **own),),
+    )
+
+
+def compute_reader(name: str, transport_public: str) -> NatsUser:
+    """Return the operator's own reader: it reads and hears all of RECORD and BEACON, texts included, and says nothing."""
+    streams = (Stream.RECORD, Stream.BEACON)
+    heard = (topic.filter() for topic in TOPICS if topic.stream in streams)
+    return compute_permissions(
+        name,
+        transport_public,
+        core_subscriptions=tuple(dict.fromkeys(heard)),
+        read_streams=tuple(stream.value for stream in streams),
+    )
+
+
+def compute_observer(name: str, transport_public: str) -> NatsUser:
+    """Return a guest that hears and reads what is public on the record, and says nothing."""
+    return compute_permissions(
+        name,
+        transport_public,
+        publish_subjects=tuple(f"$JS.API.DIRECT.GET.{topic.stream}.{topic.filter()}" for topic in OBSERVED),
+        core_subscriptions=tuple(topic.filter() for topic in OBSERVED),
+        is_guest=True,
     )
 
 
