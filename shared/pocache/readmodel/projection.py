@@ -143,17 +143,8 @@ class Projection:
     # jobs
 
     def _take_event(self, connection: sa.Connection, record: StreamRecord, body: m.JobEventV1) -> None:
-        connection.execute(
-            insert(tb.EVENTS).values(
-                sequence=record.sequence,
-                job_id=body.job_id,
-                stored_ms=record.stored_ms,
-                phase=body.phase,
-                attempt=body.attempt,
-                code=body.code,
-                detail=body.detail,
-            )
-        )
+        values = (record.sequence, body.job_id, record.stored_ms, body.phase, body.attempt, body.code, body.detail)
+        connection.exec_driver_sql(_INSERT_EVENT, values)
         changes: dict[str, Any] = {"phase": body.phase, "attempt": body.attempt}
         if body.generator is not None:
             changes["generator"] = body.generator
@@ -349,6 +340,21 @@ class Projection:
         connection.execute(sa.delete(tb.ROUNDS).where(tb.ROUNDS.c.number == old, tb.ROUNDS.c.uses == 0))
 
 
+# What is said for each message goes to the driver as it stands: building it anew each time costs more than running it.
+_INSERT_EVENT: Final = (
+    "INSERT INTO events (sequence, job_id, stored_ms, phase, attempt, code, detail) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_INSERT_MESSAGE: Final = "INSERT INTO messages (sequence, job_id, kind, stored_ms, data) VALUES (?, ?, ?, ?, ?)"
+_ADD_BYTES: Final = "UPDATE jobs SET dossier_bytes = dossier_bytes + ?, changed = ? WHERE job_id = ?"
+_SELECT_JOB: Final = (
+    "SELECT number, phase, ending, audit, verdict, generation_micro, verification_micro, pool_micro, output_count,"
+    " slashed_count FROM jobs WHERE job_id = ?"
+)
+_INSERT_JOB: Final = "INSERT INTO jobs (number, job_id, changed) VALUES (?, ?, ?)"
+_ADD_TALLY: Final = (
+    "INSERT INTO tallies (kind, name, value) VALUES (?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET value = value + ?"
+)
+
 _UNVERIFIED: Final = frozenset({"no_challenge", "refunded", "equivocation"})
 """Endings whose verification cost was set aside and not spent."""
 
@@ -388,57 +394,44 @@ def _find_topic(subject: str) -> Topic[Any] | None:
 
 
 def _keep_message(connection: sa.Connection, record: StreamRecord, said: Said[Any]) -> None:
-    connection.execute(
-        insert(tb.MESSAGES).values(
-            sequence=record.sequence,
-            job_id=said.body.job_id,
-            kind=said.body.kind,
-            stored_ms=record.stored_ms,
-            data=record.data,
-        )
-    )
+    body = said.body
+    values = (record.sequence, body.job_id, body.kind, record.stored_ms, record.data)
+    connection.exec_driver_sql(_INSERT_MESSAGE, values)
     size = len(record.data)
-    where = tb.JOBS.c.job_id == said.body.job_id
-    changes = {"dossier_bytes": tb.JOBS.c.dossier_bytes + size, "changed": record.sequence}
-    statement = sa.update(tb.JOBS).where(where).values(**changes)
-    if not connection.execute(statement).rowcount:
-        _change_job(connection, record, said.body.job_id)
-        connection.execute(statement)
+    added = (size, record.sequence, body.job_id)
+    if not connection.exec_driver_sql(_ADD_BYTES, added).rowcount:
+        _change_job(connection, record, body.job_id)
+        connection.exec_driver_sql(_ADD_BYTES, added)
     _tally(connection, "sum", "dossier_bytes", size)
 
 
 def _change_job(connection: sa.Connection, record: StreamRecord, job_id: bytes, **changes: Any) -> int:
     """Set fields of a job's row, made when it is first heard of, keep the tallies true, and return its number."""
-    where = tb.JOBS.c.job_id == job_id
-    row = connection.execute(sa.select(tb.JOBS).where(where)).mappings().first()
+    row = connection.exec_driver_sql(_SELECT_JOB, (job_id,)).first()
     if row is None:
-        connection.execute(
-            insert(tb.JOBS).values(number=record.sequence, job_id=job_id, changed=record.sequence)
-        )
-        row = connection.execute(sa.select(tb.JOBS).where(where)).mappings().one()
+        connection.exec_driver_sql(_INSERT_JOB, (record.sequence, job_id, record.sequence))
+        row = connection.exec_driver_sql(_SELECT_JOB, (job_id,)).one()
         _tally(connection, "sum", "jobs", 1)
-    connection.execute(sa.update(tb.JOBS).where(where).values(changed=record.sequence, **changes))
+    known = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for a row as a mapping
+    fields = ", ".join(f"{name} = ?" for name in ("changed", *changes))
+    statement = f"UPDATE jobs SET {fields} WHERE job_id = ?"  # noqa: S608 - names of columns, from this file
+    connection.exec_driver_sql(statement, (record.sequence, *changes.values(), job_id))
     for name in _JOB_TALLIES:
-        old, new = row[name], changes.get(name, row[name])
+        old, new = known[name], changes.get(name, known[name])
         if old != new:
             if old:
                 _tally(connection, name, old, -1)
             if new:
                 _tally(connection, name, new, 1)
     for name in _JOB_SUMS:
-        if name in changes and changes[name] != row[name]:
-            _tally(connection, "sum", name, changes[name] - row[name])
-    number: int = row["number"]
+        if name in changes and changes[name] != known[name]:
+            _tally(connection, "sum", name, changes[name] - known[name])
+    number: int = known["number"]
     return number
 
 
 def _tally(connection: sa.Connection, kind: str, name: str, delta: int) -> None:
-    statement = insert(tb.TALLIES).values(kind=kind, name=name, value=delta)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["kind", "name"], set_={"value": tb.TALLIES.c.value + delta}
-        )
-    )
+    connection.exec_driver_sql(_ADD_TALLY, (kind, name, delta, delta))
 
 
 def _add_part(
@@ -453,20 +446,19 @@ def _add_part(
 
 
 def _add_to_participant(
-    connection: sa.Connection,
-    record: StreamRecord,
-    participant: str,
-    *,
-    flag: str | None = None,
-    **amounts: int,
+    connection: sa.Connection, record: StreamRecord, participant: str, *, flag: str | None = None, **amounts: int
 ) -> None:
-    values: dict[str, Any] = {**amounts, "seen_ms": record.stored_ms}
-    changes: dict[str, Any] = {name: tb.PARTICIPANTS.c[name] + amount for name, amount in amounts.items()}
-    changes["seen_ms"] = record.stored_ms
-    if flag is not None:
-        values[flag] = changes[flag] = True
-    statement = insert(tb.PARTICIPANTS).values(participant=participant, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["participant"], set_=changes))
+    names = (*amounts, *([flag] if flag is not None else []))
+    columns = "".join(f", {name}" for name in names)
+    marks = ", ?" * len(names)
+    added = "".join(f", {name} = {name} + excluded.{name}" for name in amounts)
+    flagged = f", {flag} = 1" if flag is not None else ""
+    statement = (
+        f"INSERT INTO participants (participant, seen_ms{columns}) VALUES (?, ?{marks})"  # noqa: S608 - names of columns, from this file
+        f" ON CONFLICT (participant) DO UPDATE SET seen_ms = excluded.seen_ms{added}{flagged}"
+    )
+    values = (participant, record.stored_ms, *amounts.values(), *([True] if flag is not None else []))
+    connection.exec_driver_sql(statement, values)
 
 
 def _add_transfer(
