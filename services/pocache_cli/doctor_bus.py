@@ -41,10 +41,10 @@ async def examine_bus(directory: NetworkDirectory, url: str | None, *, replicas:
         nats_url = load_settings(environ, name_default="").nats_url
     except ConfigError as error:
         return [Finding("bus", FAIL, str(error), "start the network, or set POCACHE_NATS_URL")]
-    return [
-        *await _examine_as_reader(directory, nats_url),
-        *await _examine_as_provisioner(directory, nats_url, replicas),
-    ]
+    found = await _examine_as_reader(directory, nats_url)
+    if any(one.check == "bus" and one.status == FAIL for one in found):
+        return found  # who does not answer one does not answer the other
+    return [*found, *await _examine_as_provisioner(directory, nats_url, replicas)]
 
 
 async def _examine_as_reader(directory: NetworkDirectory, url: str) -> list[Finding]:

@@ -22,6 +22,7 @@ from kit.wealth import (
 from pocache.client import Job, PocacheClient
 from pocache.protocol.errors import ExpiredError
 from pocache.protocol.lifecycle import Phase
+from pocache_cli.doctor_bus import examine_bus
 from pocache_cli.local_network import READY_S, LocalNetwork
 
 USERS = ("ada", "grace")
@@ -128,6 +129,16 @@ async def test_a_challenge_after_the_end_is_refused_to_its_sender(network: Local
         assert job.challenge_refusal.refusal_code == ExpiredError.code
         assert "decided" in job.challenge_refusal.reason
     assert await read_wealth(network, EVERYBODY) == before
+
+
+async def test_the_doctor_finds_nothing_wrong_with_a_sound_network(network: LocalNetwork) -> None:
+    """Bus, beacon, clock, streams and services are right."""
+    async with asyncio.timeout(SETTLE_S):
+        while True:
+            found = await examine_bus(network.directory, network.server.url, replicas=1)
+            if all(one.status == "ok" for one in found):
+                break  # a service that is at work asks for nothing at that moment
+    assert [one.check for one in found] == ["bus", "beacon", "clock", "streams", "services"]
 
 
 @pytest.mark.parametrize("name", STATEFUL)
