@@ -45,6 +45,8 @@ SERVICE_MODULES: Final[Mapping[str, str]] = {
     "deadletters": "pocache.service.deadletters",
 }
 WORKER_MODULE: Final = "pocache_worker"
+GATEWAY: Final = "gateway"
+GATEWAY_MODULE: Final = "pocache_gateway"
 READY_S: Final = 90.0
 QUERY_S: Final = 10.0
 
@@ -128,9 +130,13 @@ async def run_network(
     model: str,
     log_level: str = "info",
     port: int = 0,
+    gateway_port: int | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> AsyncIterator[LocalNetwork]:
-    """Start everything and wait until it is ready; stop it in order when the context ends."""
+    """Start everything and wait until it is ready; stop it in order when the context ends.
+
+    With ``gateway_port`` a gateway listens there as well.
+    """
     parties = load_parties(directory)
     models = directory.load_models()
     async with AsyncExitStack() as stack:
@@ -150,7 +156,9 @@ async def run_network(
         operator = await stack.enter_async_context(_connect(directory, server.url, Role.OPERATOR.value))
         network = LocalNetwork(directory, server, operator)
         stack.push_async_callback(_stop_children, network)
-        network.children.update(_make_children(directory, server.url, workers, model, log_level))
+        network.children.update(
+            _make_children(directory, server.url, workers, model, log_level, gateway_port)
+        )
         say(f"starting {len(network.children)} processes")
         await asyncio.gather(*(child.start() for child in network.children.values()))
         for child in network.children.values():
@@ -164,12 +172,17 @@ def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncC
 
 
 def _make_children(
-    directory: NetworkDirectory, url: str, workers: Sequence[WorkerProcess], model: str, log_level: str
+    directory: NetworkDirectory,
+    url: str,
+    workers: Sequence[WorkerProcess],
+    model: str,
+    log_level: str,
+    gateway_port: int | None,
 ) -> dict[str, Child]:
-    relay = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_")}
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
     common = {
         **pick_python_environment(),
-        **relay,
+        **passed_on,
         "POCACHE_NETWORK_DIR": str(directory.path),
         "POCACHE_NATS_URL": url,
         "POCACHE_LOG_LEVEL": log_level,
@@ -193,8 +206,14 @@ def _make_children(
             "OMP_NUM_THREADS": str(worker.threads),
         }
         if worker.cheats:
-            environ["POCACHE_WORKER_CHEAT"] = ",".join(f"{name}:{cheat}" for name, cheat in worker.cheats.items())
+            environ["POCACHE_WORKER_CHEAT"] = ",".join(
+                f"{name}:{cheat}" for name, cheat in worker.cheats.items()
+            )
         children[worker.name] = Child(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log")
+    if gateway_port is not None:
+        told = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_GATEWAY_")}
+        environ = {**common, **told, "POCACHE_NAME": GATEWAY, "POCACHE_GATEWAY_PORT": str(gateway_port)}
+        children[GATEWAY] = Child(GATEWAY, GATEWAY_MODULE, environ, logs / f"{GATEWAY}.log")
     return children
 
 
@@ -206,7 +225,9 @@ def _get_process_names(directory: NetworkDirectory, service: str) -> tuple[str, 
 
 
 async def _stop_children(network: LocalNetwork) -> None:
-    results = await asyncio.gather(*(child.stop() for child in network.children.values()), return_exceptions=True)
+    results = await asyncio.gather(
+        *(child.stop() for child in network.children.values()), return_exceptions=True
+    )
     for name, result in zip(network.children, results, strict=True):
         if result not in (0, None, -9):
             structlog.get_logger().warning("child_ended", child=name, result=str(result))

@@ -28,6 +28,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "balance": ("pocache_cli.balance", "balance", "Show what a participant has, has staked, and has locked."),
     "deposit": ("pocache_cli.deposit", "deposit", "Credit a participant, as the operator."),
     "keys": ("pocache_cli.keys", "keys", "Make a network's keys, and divide them for a deployment."),
+    "api-keys": ("pocache_cli.api_keys", "api_keys", "Issue, list and revoke the gateway's API keys."),
     "provision": ("pocache_cli.provision", "provision", "Create a network's streams and consumers."),
     "calibrate": ("pocache_cli.calibrate", "calibrate", "Measure what honest looks like for a model on this machine."),
     "economics": ("pocache_cli.economics", "economics", "Show the payment rules with numbers."),

@@ -31,6 +31,7 @@ GENERATOR_PREFIX: Final = "worker-"
 VERIFIER_PREFIX: Final = "verifier-"
 USER_DEPOSIT_MICRO: Final = 1_000_000_000
 STAKE_MICRO: Final = 10_000_000_000
+_UP_LABEL: Final = "pocache up"
 STOP_S: Final = 90.0
 """Longer than every process together needs to drain, by force at the end."""
 
@@ -51,6 +52,7 @@ class Options:
     workers: int | None
     verifiers: int | None
     port: int
+    gateway_port: int | None
     log_level: str
     as_json: bool
 
@@ -89,6 +91,16 @@ class Options:
     help="The bus's port; 0 is a free one.",
 )
 @click.option(
+    "--gateway", is_flag=True, help="Serve the OpenAI-compatible gateway as well, and print a key for it."
+)
+@click.option(
+    "--gateway-port",
+    default=8_080,
+    show_default=True,
+    type=click.IntRange(1, 65_535),
+    help="The gateway's port.",
+)
+@click.option(
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
@@ -100,11 +112,23 @@ def up(
     workers: int | None,
     verifiers: int | None,
     port: int,
+    gateway: bool,
+    gateway_port: int,
     log_level: str,
     as_json: bool,
 ) -> None:
     """Run a network on this machine until Ctrl-C: a bus, five services, workers, users with money."""
-    options = Options(folder.absolute(), model, users, workers, verifiers, port, log_level, as_json)
+    options = Options(
+        folder.absolute(),
+        model,
+        users,
+        workers,
+        verifiers,
+        port,
+        gateway_port if gateway else None,
+        log_level,
+        as_json,
+    )
     with exit_on_error("up", as_json=as_json):
         is_stopped = _run(options)
     sys.exit(0 if is_stopped else 1)
@@ -163,6 +187,7 @@ async def _start(options: Options, announcer: Announcer, stack: AsyncExitStack) 
             model=source,
             log_level=options.log_level,
             port=options.port,
+            gateway_port=options.gateway_port,
             say=announcer.say,
         )
     )
@@ -282,6 +307,7 @@ class Announcer:
         users = [name for name, role in read_roles(network.directory).items() if role.value == "user"]
         models = {model_id.hex(): one.entry.name for model_id, one in network.directory.load_models().items()}
         hints = self._make_hints(path, users)
+        gateway = self._make_gateway(network, users[0])
         if self._options.as_json:
             self._write(
                 "ready",
@@ -292,6 +318,7 @@ class Announcer:
                 models=models,
                 submit=hints[0],
                 pids={name: child.pid for name, child in network.children.items()},
+                **({} if gateway is None else {"gateway": gateway}),
             )
             return
         click.echo(f"ready at {network.server.url}")
@@ -299,7 +326,24 @@ class Announcer:
         click.echo(f"  users    {', '.join(users)}")
         for hint in hints:
             click.echo(f"  {hint}")
+        if gateway is not None:
+            click.echo(f"  gateway  {gateway['url']}  (OpenAI's clients: base_url={gateway['url']}/v1)")
+            click.echo(f"  key      {gateway['key']}  (of {users[0]}; more by `pocache api-keys issue`)")
         click.echo("  Ctrl-C stops it; the same command starts it again")
+
+    def _make_gateway(self, network: LocalNetwork, account: str) -> dict[str, str] | None:
+        """Return where the gateway is, with a key of the first user's; None when there is none."""
+        if self._options.gateway_port is None:
+            return None
+        from pocache.storage.api_keys import open_api_keys
+
+        state = network.directory.path / "state"
+        with open_api_keys(f"sqlite:///{state / 'gateway.sqlite'}") as store:
+            for one in store.list():
+                if one.label == _UP_LABEL:
+                    store.revoke(one.key_id)  # of the start before: nobody can show it again
+            secret, _ = store.issue(account, label=_UP_LABEL)
+        return {"url": f"http://127.0.0.1:{self._options.gateway_port}", "key": secret}
 
     def _make_hints(self, path: Path, users: Sequence[str]) -> tuple[str, ...]:
         is_default = path == (DIRECTORY_DEFAULT / NETWORK_FOLDER).absolute()

@@ -40,6 +40,7 @@ def build_app(state: GatewayState, extra_routes: Sequence[BaseRoute] = ()) -> St
             Exception: answer_bug,
         },
     )
+    app.router.redirect_slashes = False  # a path that is not there is not there
     app.add_middleware(_SafeHeaders)
     app.state.gateway = state
     return app

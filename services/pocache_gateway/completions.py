@@ -99,6 +99,7 @@ async def _submit(state: GatewayState, key: ApiKey, asked: Asked, *, is_long: bo
             token_count_max=token_count_max,
             sampling=asked.sampling,
             seed=asked.seed,
+            eos_stop=asked.eos_stop,
         )
         run = Run(job, client, key, asked, served, int(time.time()))
         state.runs.add(run, counted.pop_all().close)

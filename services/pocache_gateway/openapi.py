@@ -149,6 +149,7 @@ def _common() -> dict[str, Any]:
         "top_k": {"type": "integer", "minimum": 0, "maximum": TOP_K_MAX, "default": 0},
         "seed": {"type": "integer"},
         "stop": {"anyOf": [stop, {"type": "array", "items": stop, "maxItems": STOPS_MAX}]},
+        "ignore_eos": {"type": "boolean", "default": False, "description": "go on behind an end of sequence"},
         "n": {"const": 1},
         "user": {"type": "string", "description": "taken and not used"},
     }

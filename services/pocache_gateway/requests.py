@@ -65,7 +65,7 @@ _WHY: Final[Mapping[str, str]] = {
 }
 _COMMON: Final = frozenset(
     {
-        "model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "user",
+        "model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "user",
     }
 )  # fmt: skip
 
@@ -82,6 +82,7 @@ class Asked:
     sampling: Sampling
     seed: bytes | None
     stops: tuple[str, ...]
+    eos_stop: bool
     is_streamed: bool
     includes_usage: bool
 
@@ -94,7 +95,10 @@ class Asked:
 def parse_json(body: bytes) -> dict[str, Any]:
     """Return the object in a body. Raises ApiError 400."""
     try:
-        value = json.loads(body, parse_float=Decimal, parse_constant=_refuse_constant)
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        if "\\u" in text:  # half of a surrogate pair is no character, and nothing could be made of it
+            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except (ValueError, RecursionError) as error:
         detail = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise invalid(f"the body is not valid JSON: {detail}", code="invalid_json") from None
@@ -127,6 +131,7 @@ def _parse_common(
         sampling=_read_sampling(value),
         seed=_read_seed(value.get("seed")),
         stops=_read_stops(value.get("stop")),
+        eos_stop=not _read_bool(value, "ignore_eos"),
         is_streamed=is_streamed,
         includes_usage=_read_stream_options(value.get("stream_options"), is_streamed=is_streamed),
     )

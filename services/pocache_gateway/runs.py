@@ -122,6 +122,11 @@ class Runs:
         """Jobs that still make text."""
         return len(self._active)
 
+    @property
+    def job_ids(self) -> tuple[JobId, ...]:
+        """The jobs in hand, and those that ended last."""
+        return (*self._active, *self._finished)
+
     def add(self, run: Run, on_end: Callable[[], None]) -> None:
         """Follow a job that was just submitted; ``on_end`` is called when its text is complete, or will never be."""
         self._active[run.job_id] = run

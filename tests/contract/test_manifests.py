@@ -31,7 +31,7 @@ from pocache_cli.prepare import main as prepare
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = ("local", "gpu", "production")
 KUBERNETES = "1.34"
-CUSTOM = re.compile(r"^(keda\.sh|external-secrets\.io|postgresql\.cnpg\.io)/")
+CUSTOM = re.compile(r"^(keda\.sh|external-secrets\.io|postgresql\.cnpg\.io|monitoring\.coreos\.com)/")
 JS = ROOT / "tests" / "js"
 VECTOR = ROOT / "tests" / "vectors" / "kustomize"
 
@@ -135,14 +135,15 @@ def validate_custom(resources: list[Manifest]) -> list[str | None]:
 def test_custom_resources_keep_to_their_schemas_and_mutations_do_not() -> None:
     custom = [one for one in build(K8S / "overlays" / "production") if CUSTOM.match(one["apiVersion"])]
     by_kind = {one["kind"]: one for one in custom}
-    assert set(by_kind) == {"ScaledObject", "Cluster", "ExternalSecret"}
-    wrong = [
-        deepcopy(by_kind[kind]) for kind in ("ScaledObject", "Cluster", "ExternalSecret", "ScaledObject")
-    ]
+    kinds = ("ScaledObject", "Cluster", "ExternalSecret", "ServiceMonitor", "PrometheusRule")
+    assert set(by_kind) == set(kinds)
+    wrong = [deepcopy(by_kind[kind]) for kind in (*kinds[:3], "ScaledObject", *kinds[3:])]
     wrong[0]["spec"]["maxReplicaCount"] = "two"
     wrong[1]["spec"]["postgresql"]["sinchronous"] = {}
     del wrong[2]["spec"]["data"][0]["remoteRef"]["key"]
     wrong[3]["apiVersion"] = "keda.sh/v9"
+    wrong[4]["spec"]["endpoints"][0]["intervall"] = "15s"
+    del wrong[5]["spec"]["groups"][0]["name"]
     found = validate_custom([*custom, *wrong])
     assert found[: len(custom)] == [None] * len(custom)
     assert all(found[len(custom) :]), found[len(custom) :]

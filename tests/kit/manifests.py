@@ -25,6 +25,7 @@ from kit.kustomize import Manifest, iterate_pod_specs
 from pocache.protocol.errors import ConfigError
 from pocache.runtime.config import VARIABLES, load_settings
 from pocache.runtime.health import _respond
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import NetworkDirectory
 from pocache_cli.main import main as cli
 from pocache_cli.provision import plan_objects
@@ -350,10 +351,27 @@ class Checker:
             selector = spec["selector"].get("matchLabels", spec["selector"])
             if not any(_selects(selector, labels) for labels in self._pod_labels()):
                 self._find(where, f"nothing has the labels {selector}")
+        elif one["kind"] == "ServiceMonitor":
+            self._check_monitor(where, spec)
         elif one["kind"] == "ExternalSecret":
             provided = {entry["secretKey"] for entry in spec["data"]}
             if provided != self._secrets.get(spec["target"]["name"]):
                 self._find(where, "its keys are not those that pocache keys export writes")
+
+    def _check_monitor(self, where: str, spec: Mapping[str, Any]) -> None:
+        services = [
+            one
+            for one in self._objects
+            if one["kind"] == "Service"
+            and _selects(spec["selector"]["matchLabels"], one["metadata"].get("labels", {}))
+        ]
+        ports = {port["name"] for service in services for port in service["spec"]["ports"]}
+        for endpoint in spec["endpoints"]:
+            if endpoint["port"] not in ports:
+                self._find(where, f"no Service that it selects has a port {endpoint['port']}")
+            request = f"GET {endpoint['path']} HTTP/1.1".encode()
+            if not _respond(request, lambda: True, Metrics("any"))[0].startswith("200"):
+                self._find(where, f"{endpoint['path']} is not served")
 
     def _check_scaling(self, where: str, spec: Mapping[str, Any]) -> None:
         target = spec["scaleTargetRef"]

@@ -6,7 +6,8 @@ Over the bus by :func:`open_client` (no gateway in between, everything that arri
 
 from __future__ import annotations
 
+from pocache.client.connecting import connect
 from pocache.client.network import PocacheClient, open_client
 from pocache.job import Job, Piece, RefusedError
 
-__all__ = ["Job", "Piece", "PocacheClient", "RefusedError", "open_client"]
+__all__ = ["Job", "Piece", "PocacheClient", "RefusedError", "connect", "open_client"]

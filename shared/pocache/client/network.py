@@ -21,12 +21,15 @@ from weakref import WeakValueDictionary
 import structlog
 
 from pocache.bus.port import Bus, CoreMessage
+from pocache.client.judging import judge_receipt
 from pocache.job import STREAMS_KEPT_MAX, Job, Piece, RefusedError, TokenStream, verify_lease, verify_stream
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
 from pocache.protocol.errors import (
     CommitmentError,
     ConflictError,
+    ExpiredError,
+    NotYetError,
     PocacheError,
     ReceiptError,
     UnknownJobError,
@@ -35,7 +38,10 @@ from pocache.protocol.ids import JobId, ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.lifecycle import TERMINAL_PHASES, Phase
 from pocache.receipt.format import compute_receipt_hash
+from pocache.receipt.report import Report
+from pocache.receipt.trust import TrustRoots
 from pocache.runtime.network import Genesis
+from pocache.runtime.tracing import NO_TRACER, Tracer
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import compute_envelope_id, compute_preimage, open_envelope, parse_envelope, seal
@@ -48,13 +54,15 @@ M = TypeVar("M", bound=WireModel)
 QUIET_S: Final = 5.0
 """After this long without news of a job, its last event is asked for."""
 VALIDITY_MS: Final = 300_000
+RECEIPT_RETRY_S: Final = 0.2
 
 
 class PocacheClient:
     """One user's connection to a network. Make it by :func:`open_client`."""
 
-    def __init__(self, bus: Bus, genesis: Genesis, key: SigningKey) -> None:
+    def __init__(self, bus: Bus, genesis: Genesis, key: SigningKey, tracer: Tracer = NO_TRACER) -> None:
         self._bus = bus
+        self._tracer = tracer
         self._genesis = genesis
         self._key = key
         # Held as long as their callers hold them: a client that lives for months forgets what nobody follows.
@@ -102,7 +110,12 @@ class PocacheClient:
         job_id = JobId(compute_envelope_id(preimage, envelope.kid))
         job = Job(job_id, submission, hashlib.sha256(data).digest())
         self._jobs[job_id] = self._refusable[job.message_hash] = job
-        await self._bus.publish(t.JOB_SUBMITTED.subject(), data, message_id=job_id.hex())
+        with self._tracer.working("user submit", job_id):
+            self._tracer.carry(job_id.hex(), job_id)
+            headers = self._tracer.take_headers(job_id.hex())
+            await self._bus.publish(
+                t.JOB_SUBMITTED.subject(), data, message_id=job_id.hex(), headers=headers
+            )
         return job
 
     async def challenge(self, job: Job) -> None:
@@ -120,14 +133,18 @@ class PocacheClient:
     async def challenge_by_id(self, job_id: JobId, *, refusal_s: float = 1.0) -> None:
         """Challenge a job of this user's that may have been submitted elsewhere, by its last event.
 
-        Raises UnknownJobError, CommitmentError when nothing is committed yet, RefusedError when the network says no
-        within ``refusal_s`` seconds; a challenge that is taken is not answered.
+        Raises UnknownJobError, NotYetError when nothing is committed yet, ExpiredError when the job is over, RefusedError
+        when the network says no within ``refusal_s`` seconds; a challenge that is taken is not answered.
         """
         event = await self.get_event(job_id)
         if event is None:
             raise UnknownJobError("this user has no such job")
+        if event.phase in TERMINAL_PHASES:
+            raise ExpiredError(f"the job is {event.phase}: its window is closed")
         if event.result is None:
-            raise CommitmentError(f"the job is {event.phase}: there is no commitment that could be challenged")
+            raise NotYetError(
+                f"the job is {event.phase}: there is no commitment that could be challenged yet"
+            )
         data = self._seal_challenge(job_id, event.attempt)
         message_hash = hashlib.sha256(data).digest()
         refused: asyncio.Future[RefusedError] = asyncio.get_running_loop().create_future()
@@ -164,9 +181,7 @@ class PocacheClient:
             ended.clear()
 
     def _seal_challenge(self, job_id: JobId, attempt: int) -> bytes:
-        return seal(
-            self._key, self._genesis.network_id, m.ChallengeRequestV1(job_id=job_id, attempt=attempt)
-        )
+        return seal(self._key, self._genesis.network_id, m.ChallengeRequestV1(job_id=job_id, attempt=attempt))
 
     async def _publish_challenge(self, job_id: JobId, data: bytes) -> None:
         subject = t.CHALLENGE_REQUESTED.subject(user=self.user, job=job_id)
@@ -268,6 +283,30 @@ class PocacheClient:
         if compute_receipt_hash(data) != parts[0].receipt_hash:
             raise ReceiptError("the parts do not make the receipt that the store announced")
         return data
+
+    async def verify_receipt(self, job: Job | JobId, trust: TrustRoots, *, wait_s: float = 120.0) -> Report:
+        """Wait for a job's end, fetch its receipt, and judge it here.
+
+        Raises ReceiptError naming what does not hold, NotYetError when there is none after ``wait_s`` seconds.
+        """
+        job_id = job.job_id if isinstance(job, Job) else job
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.wait_end(job_id)
+                data = await self._fetch_receipt(job_id)
+        except TimeoutError:
+            raise NotYetError(f"the job has no receipt after {wait_s:g} s") from None
+        return await asyncio.to_thread(judge_receipt, data, trust, job_id)
+
+    async def _fetch_receipt(self, job_id: JobId) -> bytes:
+        """Return a receipt that is due now: the store may hear of a payout a moment after its user does."""
+        while True:
+            try:
+                return await self.get_receipt(job_id)
+            except RefusedError as error:
+                if error.refusal_code != NotYetError.code:
+                    raise
+            await asyncio.sleep(RECEIPT_RETRY_S)
 
     # --- what is heard ---------------------------------------------------------------------------------------
 
@@ -434,8 +473,10 @@ class PocacheClient:
 
 
 @asynccontextmanager
-async def open_client(bus: Bus, genesis: Genesis, key: SigningKey) -> AsyncIterator[PocacheClient]:
-    """Yield a client that listens while the context lasts."""
-    client = PocacheClient(bus, genesis, key)
+async def open_client(
+    bus: Bus, genesis: Genesis, key: SigningKey, tracer: Tracer = NO_TRACER
+) -> AsyncIterator[PocacheClient]:
+    """Yield a client that listens while the context lasts; ``tracer`` opens each job's trace at its submission."""
+    client = PocacheClient(bus, genesis, key, tracer)
     async with client.listening():
         yield client

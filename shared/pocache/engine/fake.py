@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pocache.engine.port import (
     SLOT_COUNT_DEFAULT,
@@ -41,6 +43,7 @@ STACK = "fake/1"
 class FakeEngine:
     """An engine without a model; ``model_name`` is its weights, so another name is another model.
 
+    ``NAME@MS`` is the model ``NAME`` at a pace: each token takes that many milliseconds, as a real step does.
     ``wait_step`` is called before each token, so that a test can hold a generation where it wants it.
     """
 
@@ -53,8 +56,10 @@ class FakeEngine:
         context_tokens_max: int = 4096,
         wait_step: Callable[[], None] | None = None,
     ) -> None:
-        self._weights = _compute_weights(model_name)
-        self._wait_step = wait_step
+        name, _, pace_ms = model_name.partition("@")
+        self._weights = _compute_weights(name)
+        pace_s = int(pace_ms) / 1_000 if pace_ms.isdecimal() else 0.0
+        self._wait_step = wait_step if wait_step is not None or not pace_s else partial(time.sleep, pace_s)
         self._capabilities = Capabilities(
             model_id=ModelId(self._weights),
             stack=STACK,

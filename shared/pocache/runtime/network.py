@@ -90,7 +90,9 @@ class ChainConfig(_Strict):
     def _verify_members(self) -> Self:
         is_shared = self.source == "threshold"
         if is_shared != bool(self.members) or is_shared != bool(self.threshold):
-            raise ValueError("members and a threshold belong to a chain whose source is threshold, and to no other")
+            raise ValueError(
+                "members and a threshold belong to a chain whose source is threshold, and to no other"
+            )
         if is_shared and self.scheme != Scheme.BLS_UNCHAINED_G1_RFC9380:
             raise ValueError(f"a threshold beacon signs {Scheme.BLS_UNCHAINED_G1_RFC9380} and nothing else")
         if len({member.participant for member in self.members}) != len(self.members):

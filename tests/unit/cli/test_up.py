@@ -33,6 +33,7 @@ def make_options(**changes: Any) -> Options:
         "workers": None,
         "verifiers": None,
         "port": 0,
+        "gateway_port": None,
         "log_level": "info",
         "as_json": False,
     }

@@ -51,3 +51,10 @@ def test_each_token_waits_for_the_test() -> None:
     engine = FakeEngine(wait_step=lambda: waits.append(None))
     run_request(engine, build_request(max_tokens=5, sampling=Sampling()))
     assert len(waits) == 5
+
+
+def test_a_pace_is_no_other_model() -> None:
+    """The same weights and the same tokens; only later."""
+    slow = FakeEngine("kit@1")
+    assert slow.capabilities().model_id == FakeEngine("kit").capabilities().model_id
+    assert run_request(slow, build_request()).output == run_request(FakeEngine("kit"), build_request()).output
