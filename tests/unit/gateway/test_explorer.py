@@ -351,7 +351,7 @@ async def test_news_arrive_as_they_are_read_and_only_what_is_new(recorded: Recor
         assert int(second.id) > int(first.id)
         with model.reading() as connection:
             expected = {row["job_id"].hex() for row in queries.list_changed(connection, int(first.id), 100)}
-        assert {one["job"] for one in json.loads(second.data)["jobs"]} == expected
+        assert {one["job"] for one in json.loads(str(second.data))["jobs"]} == expected
         broadcast.close()
         async with asyncio.timeout(60):
             with pytest.raises(StopAsyncIteration):

@@ -309,13 +309,9 @@ async def test_it_reads_on_from_its_cursor(recorded: Recorded) -> None:
 
 
 async def test_a_stream_that_begins_anew_empties_it(recorded: Recorded) -> None:
+    rounds = RecordedBus([one for one in recorded.records if one.stream == Stream.BEACON.value])
     with recorded.open_model() as model:
-        assert (
-            await catch_up(
-                model, RecordedBus([one for one in recorded.records if one.stream == Stream.BEACON.value])
-            )
-            > 0
-        )  # type: ignore[arg-type]
+        assert await catch_up(model, rounds) > 0  # type: ignore[arg-type]
         with model.reading() as connection:
             assert queries.list_jobs(connection).rows == []
 
