@@ -22,9 +22,17 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from pocache.protocol.errors import LimitError, NotYetError, PocacheError, ReceiptError, UnknownJobError
+from pocache.protocol.errors import (
+    LimitError,
+    NotAuthorizedError,
+    NotYetError,
+    PocacheError,
+    ReceiptError,
+    UnknownJobError,
+)
 from pocache.readmodel.dossiers import build_receipt_json, to_job_id
 from pocache.readmodel.model import ReadModel
+from pocache.readmodel.queries import get_job
 from pocache.receipt.trust import make_trust
 from pocache_gateway.explorer import formats
 from pocache_gateway.explorer.jobview import JobViews
@@ -180,7 +188,7 @@ class Explorer:
     async def _answer_receipt(self, request: Request) -> Response:
         job_id = to_job_id(request.path_params["job"])
         if job_id is None:
-            return _refuse(404, "E401", "a job id is 64 hexadecimal digits in lower case")
+            return _refuse(404, UnknownJobError.code, "a job id is 64 hexadecimal digits in lower case")
         try:
             return await asyncio.to_thread(self._build_receipt, request, job_id)
         except (UnknownJobError, NotYetError) as error:
@@ -189,14 +197,12 @@ class Explorer:
             return _refuse(410, error.code, str(error))
 
     def _build_receipt(self, request: Request, job_id: bytes) -> Response:
-        from pocache.readmodel.queries import get_job
-
         with self.model.reading() as connection:
             row = get_job(connection, job_id)
             user = "" if row is None else row["user"]
             if not (self.settings.shows_texts or self._may_read(request, user)):
                 reason = "a receipt holds the prompt and the output: it is shown to the job's user"
-                return _refuse(403, "E209", reason)
+                return _refuse(403, NotAuthorizedError.code, reason)
             data = build_receipt_json(self.model, connection, job_id)
         disposition = f'attachment; filename="receipt-{job_id.hex()[:16]}.json"'
         return Response(
