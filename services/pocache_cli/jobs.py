@@ -21,12 +21,12 @@ STATES: Final = (
     "open", "escrowing", "queued", "locking", "generating", "lapsing", "committed", "abandoning", "settled", "refunded", "refused",
 )  # fmt: skip
 ENDINGS: Final = (
-    "no_challenge", "agree", "confirm_generator", "confirm_prior", "void", "no_opening", "equivocation", "refunded",
+    "no_challenge", "agree", "confirm_generator", "confirm_prior", "acquittal", "conviction", "void", "no_opening", "equivocation", "refunded",
 )  # fmt: skip
 _ONE_Q16: Final = 65_536
 _PREFIX_MIN: Final = 4
 _TONES: Final[Mapping[str, str]] = {
-    "agree": "green", "confirm_generator": "green", "confirm_prior": "red", "no_opening": "red", "equivocation": "red",
+    "agree": "green", "confirm_generator": "green", "confirm_prior": "red", "acquittal": "green", "conviction": "red", "no_opening": "red", "equivocation": "red",
     "void": "yellow", "refunded": "yellow", "refused": "yellow",
 }  # fmt: skip
 

@@ -36,6 +36,8 @@ _ENDINGS: Final = (
     "agree",
     "confirm_generator",
     "confirm_prior",
+    "acquittal",
+    "conviction",
     "no_opening",
     "equivocation",
     "void",
@@ -208,7 +210,7 @@ def draw(picture: dict[str, Any]) -> Any:
         (f"{picture['audits']:,}", "bold"), f" audits of {picture['commitments']:,}  verification ",
         (f"{100 * share:.1f} %" if share is not None else "–", "bold"), " of generation",
     )  # fmt: skip
-    bad = dict.fromkeys(("confirm_prior", "no_opening", "equivocation"), "red")
+    bad = dict.fromkeys(("confirm_prior", "conviction", "no_opening", "equivocation"), "red")
     people = Table.grid(padding=(0, 2))
     people.add_row(
         *(

@@ -20,7 +20,7 @@ from pocache.receipt.verify import read_genesis
 from pocache.runtime.network import Genesis, Model
 from pocache.wire.topics import Stream
 
-FILE = Path(__file__).parents[1] / "vectors" / "receipts" / "record.jsonl.gz"
+VECTORS = Path(__file__).parents[1] / "vectors"
 STORED_MS = 1_700_000_000_000
 
 
@@ -47,9 +47,9 @@ class Recorded:
 
 
 @cache
-def load_recorded() -> Recorded:
-    """Read the committed record."""
-    with open_export(FILE, "rb") as stream:
+def load_recorded(folder: str = "receipts") -> Recorded:
+    """Read a committed record: of the unified pool, or that of ``receipts-committee``."""
+    with open_export(VECTORS / folder / "record.jsonl.gz", "rb") as stream:
         header = read_header(stream.readline(ENTRY_TEXT_BYTES_MAX + 1))
         entries = list(read_entries(stream))
     genesis = read_genesis(header.genesis)

@@ -302,7 +302,7 @@ def _tabulate(draw: Draw) -> Sortition:
             SortitionRow(
                 participant=one.participant,
                 stake_micro=one.stake_micro,
-                share=one.stake_micro / draw.stake_micro if low is not None and draw.stake_micro else 0.0,
+                share=one.weight / draw.stake_micro if low is not None and draw.stake_micro else 0.0,
                 low=low,
                 high=high,
                 place=one.place,

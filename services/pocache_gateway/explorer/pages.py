@@ -32,7 +32,7 @@ PHASES: Final = (
     "open", "escrowing", "queued", "locking", "generating", "lapsing", "committed", "abandoning", "settled", "refunded", "refused",
 )  # fmt: skip
 ENDINGS: Final = (
-    "no_challenge", "agree", "confirm_generator", "confirm_prior", "void", "no_opening", "equivocation", "refunded",
+    "no_challenge", "agree", "confirm_generator", "confirm_prior", "acquittal", "conviction", "void", "no_opening", "equivocation", "refunded",
 )  # fmt: skip
 AUDITS: Final = ("lottery", "challenge")
 

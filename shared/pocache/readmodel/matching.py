@@ -7,18 +7,18 @@ beside what is computed here, and a difference between the two is said.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from pocache.protocol.challenge import DeterministicStream, Tag, compute_seed
+from pocache.protocol.challenge import DeterministicStream, compute_seed
 from pocache.protocol.encoding import RowKind, decode_leaf, unpack_tokens
 from pocache.protocol.errors import PocacheError
 from pocache.protocol.ids import ParticipantId
 from pocache.protocol.matching import Comparison, compute_standard_q16
 from pocache.receipt.case import Case
-from pocache.receipt.draws import compute_orders, find_snapshot
+from pocache.receipt.draws import compute_draw_weights, compute_orders, find_snapshot, list_drawn
 from pocache.receipt.stages import compare_parties, read_parts
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -81,6 +81,8 @@ class Candidate:
 
     participant: str
     stake_micro: int
+    weight: int
+    """What of the stake counts: less where its owner has more than the rules let count."""
     place: int | None
     """In the order that the round drew; None for who was left out."""
     why_not: str
@@ -95,7 +97,7 @@ class Draw:
     snapshot: int | None
     seed: bytes | None
     ticket: int | None
-    """The first draw: a number below ``stake_micro``, the candidates' stakes together."""
+    """The first draw: a number below ``stake_micro``, the candidates' weights together."""
     stake_micro: int
     candidates: tuple[Candidate, ...]
     drawn: tuple[str, ...]
@@ -175,27 +177,31 @@ class Measured:
         return tuple(self._draw(stage, number, orders, problem) for stage, number in sorted(rounds.items()))
 
     def _draw(
-        self, stage: int, round_number: int, orders: dict[int, tuple[ParticipantId, ...]], problem: str
+        self, draw: int, round_number: int, orders: dict[int, tuple[ParticipantId, ...]], problem: str
     ) -> Draw:
         case = self.case
-        said = sorted(
-            (one for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage == stage),
-            key=lambda one: one.place,
-        )
-        drawn = tuple(one.participant for one in said)
-        if stage not in orders:
+        procedure = case.genesis.procedure
+        drawn = tuple(one.participant for one in list_drawn(case, draw))
+        if draw not in orders:
             why = problem or "the round has not come yet"
-            return Draw(stage, round_number, None, None, None, 0, (), drawn, why)
-        snapshot = find_snapshot(case, stage)
-        members = () if snapshot is None else snapshot.members
-        places = {one: place for place, one in enumerate(orders[stage])}
-        before = {one.participant for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage < stage}
-        candidates = [
-            _judge(case, one, places, before) for one in sorted(members, key=lambda one: one.participant)
-        ]
-        total = sum(one.stake_micro for one in candidates if one.place is not None)
+            return Draw(draw, round_number, None, None, None, 0, (), drawn, why)
+        before = _list_drawn_before(case, draw)
+        weights = dict(compute_draw_weights(case, draw, before if procedure.is_excluding_drawn() else ()))
+        snapshot = find_snapshot(case, draw)
+        places = {one: place for place, one in enumerate(orders[draw])}
+        members = () if snapshot is None else sorted(snapshot.members, key=lambda one: one.participant)
+        owners = {} if snapshot is None else {one.participant: one.owner for one in snapshot.owners}
+        candidates = []
+        for one in members:
+            participant = ParticipantId(one.participant)
+            weight = weights.get(participant)
+            why = "" if weight is not None else _tell_why_not(case, one, owners, before)
+            candidates.append(
+                Candidate(participant, one.stake_micro, weight or 0, places.get(participant), why)
+            )
+        total = sum(weights.values())
         seed = compute_seed(
-            Tag.VERIFIERS,
+            procedure.get_tag(draw),
             network=case.network,
             chain_hash=case.chain.chain_hash,
             round_number=round_number,
@@ -203,27 +209,32 @@ class Measured:
             root=case.root,
             leaf_count=case.leaf_count,
             job_id=case.job_id,
-            stage=stage,
+            stage=draw,
         )
         ticket = DeterministicStream(seed).below(total) if total else None
         number = None if snapshot is None else snapshot.number
-        return Draw(stage, round_number, number, seed, ticket, total, tuple(candidates), drawn)
+        return Draw(draw, round_number, number, seed, ticket, total, tuple(candidates), drawn)
 
 
-def _judge(
-    case: Case, member: m.SnapshotMemberV1, places: dict[ParticipantId, int], before: set[str]
-) -> Candidate:
-    participant = ParticipantId(member.participant)
-    why = ""
+def _list_drawn_before(case: Case, draw: int) -> tuple[ParticipantId, ...]:
+    earlier = (one for one in case.dossier.get_stage_rounds() if one < draw)
+    return tuple(ParticipantId(said.participant) for one in earlier for said in list_drawn(case, one))
+
+
+def _tell_why_not(
+    case: Case, member: m.SnapshotMemberV1, owners: Mapping[str, str], before: Sequence[ParticipantId]
+) -> str:
+    participant = member.participant
     if participant == case.generator:
-        why = "generated this job"
-    elif participant == case.user:
-        why = "asked for this job"
-    elif participant in before:
-        why = "was drawn at an earlier stage"
-    elif case.model.model_id not in member.model_ids:
-        why = "does not serve this model"
-    return Candidate(participant, member.stake_micro, places.get(participant), why)
+        return "generated this job"
+    if participant == case.user:
+        return "asked for this job"
+    if case.model.model_id not in member.model_ids:
+        return "does not serve this model"
+    parties = {owners.get(one, one) for one in (case.generator, case.user)}
+    if owners.get(participant, participant) in parties:
+        return "has the owner of a party to this job"
+    return "was drawn at an earlier stage" if participant in before else "cannot be drawn"
 
 
 def _standardise(case: Case, computed: Comparison) -> tuple[Cell, ...]:
@@ -239,6 +250,6 @@ def list_running_sums(candidates: Sequence[Candidate]) -> list[tuple[Candidate, 
     found, total = [], 0
     for one in candidates:
         if one.place is not None:
-            found.append((one, total, total + one.stake_micro))
-            total += one.stake_micro
+            found.append((one, total, total + one.weight))
+            total += one.weight
     return found

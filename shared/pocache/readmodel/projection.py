@@ -143,7 +143,15 @@ class Projection:
     # jobs
 
     def _take_event(self, connection: sa.Connection, record: StreamRecord, body: m.JobEventV1) -> None:
-        values = (record.sequence, body.job_id, record.stored_ms, body.phase, body.attempt, body.code, body.detail)
+        values = (
+            record.sequence,
+            body.job_id,
+            record.stored_ms,
+            body.phase,
+            body.attempt,
+            body.code,
+            body.detail,
+        )
         connection.exec_driver_sql(_INSERT_EVENT, values)
         changes: dict[str, Any] = {"phase": body.phase, "attempt": body.attempt}
         if body.generator is not None:
@@ -341,19 +349,17 @@ class Projection:
 
 
 # What is said for each message goes to the driver as it stands: building it anew each time costs more than running it.
-_INSERT_EVENT: Final = (
-    "INSERT INTO events (sequence, job_id, stored_ms, phase, attempt, code, detail) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT_EVENT: Final = "INSERT INTO events (sequence, job_id, stored_ms, phase, attempt, code, detail) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT_MESSAGE: Final = (
+    "INSERT INTO messages (sequence, job_id, kind, stored_ms, data) VALUES (?, ?, ?, ?, ?)"
 )
-_INSERT_MESSAGE: Final = "INSERT INTO messages (sequence, job_id, kind, stored_ms, data) VALUES (?, ?, ?, ?, ?)"
 _ADD_BYTES: Final = "UPDATE jobs SET dossier_bytes = dossier_bytes + ?, changed = ? WHERE job_id = ?"
 _SELECT_JOB: Final = (
     "SELECT number, phase, ending, audit, verdict, generation_micro, verification_micro, pool_micro, output_count,"
     " slashed_count FROM jobs WHERE job_id = ?"
 )
 _INSERT_JOB: Final = "INSERT INTO jobs (number, job_id, changed) VALUES (?, ?, ?)"
-_ADD_TALLY: Final = (
-    "INSERT INTO tallies (kind, name, value) VALUES (?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET value = value + ?"
-)
+_ADD_TALLY: Final = "INSERT INTO tallies (kind, name, value) VALUES (?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET value = value + ?"
 
 _UNVERIFIED: Final = frozenset({"no_challenge", "refunded", "equivocation"})
 """Endings whose verification cost was set aside and not spent."""
@@ -446,7 +452,12 @@ def _add_part(
 
 
 def _add_to_participant(
-    connection: sa.Connection, record: StreamRecord, participant: str, *, flag: str | None = None, **amounts: int
+    connection: sa.Connection,
+    record: StreamRecord,
+    participant: str,
+    *,
+    flag: str | None = None,
+    **amounts: int,
 ) -> None:
     names = (*amounts, *([flag] if flag is not None else []))
     columns = "".join(f", {name}" for name in names)

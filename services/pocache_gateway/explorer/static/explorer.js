@@ -80,7 +80,7 @@ function makeWalkable(table) {
 // --- live --------------------------------------------------------------------------------------------------------
 
 const WORDS = {
-  agree: ["verified", "good"], confirm_generator: ["acquitted", "good"], no_challenge: ["not audited", ""],
+  agree: ["verified", "good"], confirm_generator: ["acquitted", "good"], acquittal: ["acquitted", "good"], conviction: ["convicted", "bad"], no_challenge: ["not audited", ""],
   confirm_prior: ["convicted", "bad"], no_opening: ["did not open", "bad"], equivocation: ["two commitments", "bad"],
   void: ["void", "warn"], refunded: ["refunded", "warn"],
 };
