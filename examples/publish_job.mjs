@@ -7,7 +7,7 @@ import { readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 
 import { decode, encode } from "@msgpack/msgpack";
-import { connect, headers, nkeyAuthenticator } from "@nats-io/transport-node";
+import { connect, headers, jwtAuthenticator, nkeyAuthenticator } from "@nats-io/transport-node";
 
 const [directory, name, servers, ...tokens] = process.argv.slice(2);
 const genesisJson = readFileSync(join(directory, "genesis.json"));
@@ -93,11 +93,13 @@ const { data, id } = seal("submission.v1", {
 });
 const job = id.toString("hex");
 
-const transportSeed = readFileSync(join(directory, "transport", `${name}.seed`));
+const transport = (kind) => readFileSync(join(directory, "transport", `${name}.${kind}`), "ascii").trim();
+const transportSeed = Buffer.from(transport("seed"));
+const hasToken = readdirSync(join(directory, "transport")).includes(`${name}.jwt`); // a network whose users have accounts
 const bus = await connect({
   servers,
   name,
-  authenticator: nkeyAuthenticator(Buffer.from(transportSeed.toString("ascii").trim())),
+  authenticator: hasToken ? jwtAuthenticator(transport("jwt"), transportSeed) : nkeyAuthenticator(transportSeed),
   inboxPrefix: `_INBOX.${name}`,
 });
 const events = bus.subscribe(`jobs.events.${user}.${job}`);

@@ -363,6 +363,7 @@ class Announcer:
         from pocache.storage.api_keys import open_api_keys
 
         state = network.directory.path / "state"
+        state.mkdir(parents=True, exist_ok=True)
         with open_api_keys(f"sqlite:///{state / 'gateway.sqlite'}") as store:
             for one in store.list():
                 if one.label == _UP_LABEL:

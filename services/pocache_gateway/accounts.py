@@ -61,9 +61,7 @@ class NetworkAccounts:
     async def _serve(self, account: str, ready: asyncio.Future[PocacheClient]) -> None:
         """Keep one account connected until the gateway stops or the connection is gone for good."""
         try:
-            settings = NatsSettings(
-                url=self.nats_url, name=account, nkey_seed=self.directory.transport_seed(account)
-            )
+            settings = NatsSettings.of(self.directory, self.nats_url, account)
             key = self.directory.signing_key(account)
             async with connect_bus(settings) as bus, open_client(bus, self.directory.genesis, key) as client:
                 ready.set_result(client)

@@ -7,6 +7,7 @@ other by signature. What was missed is in the result; a stream that cannot be se
 from __future__ import annotations
 
 import asyncio
+import time
 from types import TracebackType
 from typing import Self
 
@@ -38,6 +39,8 @@ class TokenStream:
         self._queue: asyncio.Queue[tuple[int, ...] | None] = asyncio.Queue()
         self._hash = CHUNK_HASH_START
         self._count = 0
+        self._first_ns = 0
+        """When the engine gave the first token."""
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -56,6 +59,7 @@ class TokenStream:
 
     def push(self, tokens: tuple[int, ...]) -> None:
         """Take newly generated tokens; from any thread."""
+        self._first_ns = self._first_ns or time.time_ns()
         self._loop.call_soon_threadsafe(self._queue.put_nowait, tokens)
 
     async def _publish_all(self) -> None:
@@ -71,7 +75,10 @@ class TokenStream:
                     is_last = True
                 else:
                     tokens += pushed
+            is_first = self._count == 0 and bool(tokens)
             await self._publish(pack_tokens(tokens), len(tokens), is_last=is_last)
+            if is_first:
+                structlog.get_logger().info("first_token", job=self._lease.job_id, engine_ns=self._first_ns)
 
     async def _publish(self, packed: bytes, count: int, *, is_last: bool) -> None:
         self._hash = compute_chunk_hash(self._hash, packed)

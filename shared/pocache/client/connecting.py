@@ -13,7 +13,6 @@ from pocache.runtime.network import NetworkDirectory
 @asynccontextmanager
 async def connect(directory: NetworkDirectory, name: str, url: str) -> AsyncIterator[PocacheClient]:
     """Yield the client of one user while the context lasts. Raises ConfigError, BusError."""
-    settings = NatsSettings(url=url, name=name, nkey_seed=directory.transport_seed(name))
-    async with connect_bus(settings) as bus:
+    async with connect_bus(NatsSettings.of(directory, url, name)) as bus:
         async with open_client(bus, directory.genesis, directory.signing_key(name)) as client:
             yield client

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from click.testing import CliRunner, Result
 
 from pocache.protocol.errors import ConfigError
 from pocache.runtime.network import NetworkDirectory
+from pocache.storage.api_keys import open_api_keys
 from pocache_cli import up as module
 from pocache_cli.bootstrap import NetworkPlan, create_network, pick_user, plan_rules, read_roles
 from pocache_cli.up import (
     LEVY,
     SECTIONS,
+    Announcer,
     Options,
     cancelled_by,
     name_parties,
@@ -24,7 +27,10 @@ from pocache_cli.up import (
     plan_processes,
     up,
     verify_counts,
+<<<<<<< HEAD
     verify_rules,
+=======
+>>>>>>> gateway
 )
 
 ROLES = {
@@ -218,3 +224,24 @@ async def test_a_cancellation_by_somebody_else_is_not_swallowed() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_a_gateway_is_announced_with_a_key_that_is_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the first user's; the key of the start before is taken back, as nobody can show it again."""
+    directory = create_network(tmp_path / "net", NetworkPlan("test", ("ada", "grace"), ("worker-1",)))
+    network: Any = SimpleNamespace(
+        directory=directory, server=SimpleNamespace(url="nats://here"), children={}
+    )
+    told = []
+    for _ in range(2):
+        Announcer(make_options(gateway_port=8_080, as_json=True)).announce(network)
+        told.append(json.loads(capsys.readouterr().out)["gateway"])
+    with open_api_keys(f"sqlite:///{directory.path / 'state' / 'gateway.sqlite'}") as keys:
+        assert keys.find(told[0]["key"]) is None
+        entry = keys.find(told[1]["key"])
+    assert entry is not None
+    assert (entry.account, told[1]["url"]) == ("ada", "http://127.0.0.1:8080")
+    Announcer(make_options(as_json=True)).announce(network)
+    assert "gateway" not in json.loads(capsys.readouterr().out)
