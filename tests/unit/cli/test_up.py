@@ -27,10 +27,7 @@ from pocache_cli.up import (
     plan_processes,
     up,
     verify_counts,
-<<<<<<< HEAD
     verify_rules,
-=======
->>>>>>> gateway
 )
 
 ROLES = {
