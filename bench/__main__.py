@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-BENCHMARKS = ("beacon", "protocol", "receipt", "ledger", "engine", "gateway")
+BENCHMARKS = ("beacon", "protocol", "receipt", "ledger", "engine", "gateway", "explorer")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from pocache.protocol.keys import SigningKey
 from pocache.protocol.payoff import FIXED_FEE_COMMITTEE
 from pocache.receipt.trust import make_trust
 from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, validate_sections, write_secret
-from pocache.service.provisioning import Party, compute_observer, compute_user
+from pocache.service.provisioning import Party, compute_observer, compute_reader, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
@@ -38,7 +38,9 @@ TRUST_FILE: Final = "trust.json"
 PROVISIONER: Final = "provisioner"
 DEADLETTERS: Final = "deadletters"
 OBSERVER: Final = "observer"
-"""NATS users that sign nothing: one creates streams and consumers, one collects dead letters, one only listens."""
+READER: Final = "reader"
+"""NATS users that sign nothing: one creates streams and consumers, one collects dead letters, one only listens to what is
+public, one reads all of the record for the explorer and for the operator's commands."""
 
 PROMPT_TOKEN_MICRO: Final = 1_000
 OUTPUT_TOKEN_MICRO: Final = 10_000
@@ -99,7 +101,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     parties.update(dict.fromkeys(plan.workers, Role.WORKER))
     parties.update(dict.fromkeys(plan.witnesses, Role.USER))
     keys = {name: _create_keys(path, name) for name in parties}
-    for name in (PROVISIONER, DEADLETTERS, OBSERVER):
+    for name in (PROVISIONER, DEADLETTERS, OBSERVER, READER):
         _create_transport_key(path, name)
     ids = {name: key.participant_id for name, key in keys.items()}
     if members:
@@ -137,11 +139,12 @@ def create_accounts(directory: NetworkDirectory) -> Trust:
     trust = Trust(directory)
     if trust.exists:
         raise ConfigError(f"{directory.path} has accounts already")
-    if not (directory.path / "transport" / f"{OBSERVER}.seed").exists():
-        _create_transport_key(directory.path, OBSERVER)
+    for name in (OBSERVER, READER):
+        if not (directory.path / "transport" / f"{name}.seed").exists():
+            _create_transport_key(directory.path, name)
     roles = read_roles(directory)
     guests = [name for name, role in roles.items() if role in (Role.USER, Role.WORKER)]
-    trust.create((*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS), (*guests, OBSERVER))
+    trust.create((*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS, READER), (*guests, OBSERVER))
     return trust
 
 
@@ -210,9 +213,12 @@ def compute_operator(directory: NetworkDirectory, users: Sequence[NatsUser]) -> 
 
 
 def _compute_observers(directory: NetworkDirectory) -> tuple[NatsUser, ...]:
-    if not (directory.path / "transport" / f"{OBSERVER}.seed").exists():
-        return ()  # a network made before there were observers
-    return (compute_observer(OBSERVER, get_public_key(directory.transport_seed(OBSERVER))),)
+    """Return those that only read; a network that was made before there were any has no keys of theirs."""
+    return tuple(
+        compute(name, get_public_key(directory.transport_seed(name)))
+        for name, compute in ((OBSERVER, compute_observer), (READER, compute_reader))
+        if (directory.path / "transport" / f"{name}.seed").exists()
+    )
 
 
 def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) -> ModelEntryV1:

@@ -24,6 +24,7 @@ from pocache.wire.topics import Role
 from pocache_cli.bootstrap import (
     DEADLETTERS,
     PROVISIONER,
+    READER,
     compute_operator,
     compute_users,
     load_parties,
@@ -146,10 +147,11 @@ def install_network(given: Path, directory: NetworkDirectory, name: str) -> tupl
         for file in sorted(one for one in (given / source).iterdir() if one.is_file()):
             shutil.copyfile(file, folder / file.name)
     installed = []
-    for suffix, target in _SUFFIXES.items():
-        file = given / KEYS_FOLDER / f"{name}.{suffix}"
-        if file.is_file():
-            installed.append(_install_key(file, directory.path / target.format(name=name)))
+    for owner in (name, READER):  # who shows the record reads it as the reader, where it was given that key too
+        for suffix, target in _SUFFIXES.items():
+            file = given / KEYS_FOLDER / f"{owner}.{suffix}"
+            if file.is_file():
+                installed.append(_install_key(file, directory.path / target.format(name=owner)))
     if not (given / KEYS_FOLDER / f"{name}.transport.seed").is_file():
         raise ConfigError(
             f"no {name}.transport.seed in {given / KEYS_FOLDER}: the Secret lacks it, or POCACHE_NAME is wrong"

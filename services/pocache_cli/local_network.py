@@ -237,7 +237,13 @@ def _plan_children(
         children.append(ChildPlan(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log"))
     if gateway_port is not None:
         told = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_GATEWAY_")}
-        environ = {**common, **told, "POCACHE_NAME": GATEWAY, "POCACHE_GATEWAY_PORT": str(gateway_port)}
+        environ = {
+            **common,
+            "POCACHE_GATEWAY_EXPLORER_TEXTS": "shown",  # one machine, one person: nobody's texts but their own
+            **told,
+            "POCACHE_NAME": GATEWAY,
+            "POCACHE_GATEWAY_PORT": str(gateway_port),
+        }
         children.append(ChildPlan(GATEWAY, GATEWAY_MODULE, environ, logs / f"{GATEWAY}.log"))
     return children
 

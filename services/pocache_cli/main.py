@@ -16,11 +16,15 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "up": ("pocache_cli.up", "up", "Run a network here until stopped."),
     "serve": ("pocache_cli.serve", "serve", "Run one service."),
     "submit": ("pocache_cli.submit", "submit", "Send a prompt; stream the text, then the verdict."),
+    "jobs": ("pocache_cli.jobs", "jobs", "Show jobs and where they stand, or the way that one went."),
     "receipt": ("pocache_cli.receipts", "receipt", "Fetch the receipt of a job."),
     "verify": ("pocache_cli.receipts", "verify", "Judge a receipt step by step, without a network."),
     "explain": ("pocache_cli.receipts", "explain", "Say in plain words what became of a job."),
     "audit": ("pocache_cli.audit", "audit", "Replay the whole record and check all that can be computed."),
     "witness": ("pocache_cli.witness", "witness", "Cosign the commitment log as long as it only grows."),
+    "workers": ("pocache_cli.workers", "workers", "Show who generates and verifies, and who was slashed for what."),
+    "top": ("pocache_cli.top", "top", "Watch the network: jobs by state, workers, rounds, rates."),
+    "doctor": ("pocache_cli.doctor", "doctor", "Check all that has to be right before jobs are: clock, keys, streams, model."),
     "balance": ("pocache_cli.balance", "balance", "Show what a participant has, has staked, and has locked."),
     "statement": ("pocache_cli.money", "statement", "Show every movement of a participant's money."),
     "withdraw": ("pocache_cli.money", "withdraw", "Ask for a participant's money or stake back."),
@@ -32,6 +36,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "calibrate": ("pocache_cli.calibrate", "calibrate", "Measure what honest looks like for a model on this machine."),
     "economics": ("pocache_cli.economics", "economics", "Show the payment rules with numbers."),
     "beacon": ("pocache_cli.beacon_verify", "beacon", "Check rounds of a randomness beacon."),
+    "completion": ("pocache_cli.completion", "completion", "Print a shell's completion script."),
 }
 """Name: module, object, one line of help."""
 

@@ -434,6 +434,7 @@ class Announcer:
             click.echo(f"  {hint}")
         if gateway is not None:
             click.echo(f"  gateway  {gateway['url']}  (OpenAI's clients: base_url={gateway['url']}/v1)")
+            click.echo(f"  explorer {gateway['explorer']}")
             click.echo(f"  key      {gateway['key']}  (of {users[0]}; more by `pocache api-keys issue`)")
         click.echo("  Ctrl-C stops it; the same command starts it again")
 
@@ -450,7 +451,8 @@ class Announcer:
                 if one.label == _UP_LABEL:
                     store.revoke(one.key_id)  # of the start before: nobody can show it again
             secret, _ = store.issue(account, label=_UP_LABEL)
-        return {"url": f"http://127.0.0.1:{self._options.gateway_port}", "key": secret}
+        url = f"http://127.0.0.1:{self._options.gateway_port}"
+        return {"url": url, "key": secret, "explorer": f"{url}/explorer"}
 
     def _make_hints(self, path: Path, users: Sequence[str]) -> tuple[str, ...]:
         is_default = path == (DIRECTORY_DEFAULT / NETWORK_FOLDER).absolute()

@@ -20,6 +20,7 @@ from pocache_gateway.access import Access
 from pocache_gateway.accounts import open_accounts
 from pocache_gateway.app import build_app
 from pocache_gateway.catalogue import load_catalogue
+from pocache_gateway.explorer.process import make_decoder, open_explorer
 from pocache_gateway.server import serve_http
 from pocache_gateway.settings import read_gateway_settings
 from pocache_gateway.state import GatewayState
@@ -35,11 +36,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         state = await stack.enter_async_context(open_state(settings))
 
+        explorer = await stack.enter_async_context(
+            open_explorer(settings, decode=make_decoder(state.catalogue))
+        )
+
         async def run(stop: asyncio.Event) -> None:
-            async with serve_http(build_app(state), state.settings) as port:
+            pages = () if explorer is None else explorer.routes()
+            async with serve_http(build_app(state, pages), state.settings) as port:
                 structlog.get_logger().info("listening", host=state.settings.host, port=port)
                 is_serving.set()
                 await stop.wait()
+                if explorer is not None:
+                    explorer.broadcast.close()  # who follows live has nothing in hand
                 await drain(state, settings.drain_s)
 
         await serve_until(stack, settings, run, stop, lambda: is_serving.is_set() and state.is_ready())

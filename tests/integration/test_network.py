@@ -27,6 +27,7 @@ from kit.wealth import (
 from pocache.client import Job, PocacheClient
 from pocache.protocol.errors import ExpiredError
 from pocache.protocol.lifecycle import Phase
+from pocache_cli.doctor_bus import examine_bus
 from pocache_cli.local_network import READY_S, LocalNetwork
 
 USERS = ("ada", "grace")
@@ -180,6 +181,16 @@ async def test_money_leaves_once_by_command_and_the_statement_says_so(network: L
     assert code == 0
     assert (told["lines"][0]["operation"], told["lines"][0]["amount_micro"]) == ("withdrawal", -700)
     assert [line["amount_micro"] for line in told["lines"]].count(-700) == 1
+
+
+async def test_the_doctor_finds_nothing_wrong_with_a_sound_network(network: LocalNetwork) -> None:
+    """Bus, beacon, clock, streams and services are right."""
+    async with asyncio.timeout(SETTLE_S):
+        while True:
+            found = await examine_bus(network.directory, network.server.url, replicas=1)
+            if all(one.status == "ok" for one in found):
+                break  # a service that is at work asks for nothing at that moment
+    assert [one.check for one in found] == ["bus", "beacon", "clock", "streams", "services"]
 
 
 @pytest.mark.parametrize("name", STATEFUL)

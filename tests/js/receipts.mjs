@@ -7,7 +7,7 @@ import { createInterface } from "node:readline";
 
 import { bls12_381 } from "@noble/curves/bls12-381.js";
 
-import { verifyReceipt } from "../../services/pocache_cli/web/verify.js";
+import { verifyReceipt } from "../../shared/pocache/receipt/web/verify.js";
 
 for await (const line of createInterface({ input: process.stdin, crlfDelay: Infinity })) {
   const { trust, data, pairing = true } = JSON.parse(line);

@@ -6,7 +6,7 @@
 import { readFile } from "node:fs/promises";
 import { basename } from "node:path";
 
-import * as v from "../../services/pocache_cli/web/verify.js";
+import * as v from "../../shared/pocache/receipt/web/verify.js";
 
 const bytes = (text) => v.fromHex(text);
 

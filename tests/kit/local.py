@@ -67,6 +67,7 @@ async def start_network(
     idle_witnesses: Sequence[str] = (),
     money: Mapping[str, int] = MappingProxyType({}),
     encoding: str = "sketch",
+    model_name: str = "test",
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> AsyncIterator[LocalNetwork]:
     """Create, calibrate, start and fund a network; return when deposits are booked and verifiers may be drawn.
@@ -94,7 +95,7 @@ async def start_network(
         engine = build_engine(source, encoding=encoding, device="cpu", threads=1)
         prompts = draw_prompts(engine.capabilities(), count=6)
         profile = await asyncio.to_thread(run_calibration, engine, engine, prompts, max_tokens=16)
-        register_model(directory, describe(engine.capabilities(), profile, "test"))
+        register_model(directory, describe(engine.capabilities(), profile, model_name))
     async with run_network(directory, processes, model=model, witnesses=witnesses, **options) as network:
         deposits = [(name, "available") for name in users] + [(name, "stake") for name in names]
         for name, bucket in deposits:

@@ -20,7 +20,7 @@ from pocache.receipt.trust import TrustRoots
 
 ROOT: Final = Path(__file__).parents[2]
 JS: Final = ROOT / "tests" / "js"
-VERIFY_JS: Final = ROOT / "services" / "pocache_cli" / "web" / "verify.js"
+VERIFY_JS: Final = ROOT / "shared" / "pocache" / "receipt" / "web" / "verify.js"
 CURVES: Final = JS / "node_modules" / "@noble" / "curves" / "bls12-381.js"
 PAIRING: Final = "R8.pairing"
 _VERSION_MIN: Final = 20

@@ -40,6 +40,34 @@ async def provision(
         raise BusError(f"provisioning: {error}") from error
 
 
+async def find_drift(
+    js: JetStreamContext, streams: Sequence[StreamSpec], consumers: Sequence[ConsumerSpec]
+) -> list[str]:
+    """Return a sentence for each that is missing or has other settings; nothing is created. Raises BusError."""
+    found: list[str] = []
+    try:
+        for stream in streams:
+            wanted = _get_stream_settings(compute_stream_config(stream))
+            try:
+                settings = _get_stream_settings((await js.stream_info(stream.name)).config)
+            except NotFoundError:
+                found.append(f"stream {stream.name} is missing")
+                continue
+            found += _describe_drift(f"stream {stream.name}", wanted, settings)
+        for consumer in consumers:
+            name = f"consumer {consumer.stream}.{consumer.durable}"
+            wanted = _get_consumer_settings(compute_consumer_config(consumer))
+            try:
+                settings = _get_consumer_settings((await js.consumer_info(consumer.stream, consumer.durable)).config)
+            except NotFoundError:
+                found.append(f"{name} is missing")
+                continue
+            found += _describe_drift(name, wanted, settings)
+    except nats.errors.Error as error:
+        raise BusError(f"looking at streams and consumers: {error}") from error
+    return found
+
+
 async def _provision_stream(js: JetStreamContext, spec: StreamSpec) -> None:
     wanted = compute_stream_config(spec)
     try:
@@ -99,11 +127,15 @@ def compute_consumer_config(spec: ConsumerSpec) -> api.ConsumerConfig:
 
 
 def _refuse_drift(name: str, wanted: Mapping[str, object], found: Mapping[str, object]) -> None:
+    for sentence in _describe_drift(name, wanted, found):
+        raise DriftError(sentence)
+
+
+def _describe_drift(name: str, wanted: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
     drift = [
         f"{key} is {found[key]!r}, wanted {value!r}" for key, value in wanted.items() if found[key] != value
     ]
-    if drift:
-        raise DriftError(f"{name} exists with other settings: {'; '.join(drift)}")
+    return [f"{name} exists with other settings: {'; '.join(drift)}"] if drift else []
 
 
 def _get_stream_settings(config: api.StreamConfig) -> dict[str, object]:

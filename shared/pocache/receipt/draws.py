@@ -6,6 +6,8 @@ at which positions. Not covered: whether a challenge came inside its window, whi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pocache.protocol.beacon import bind_round, compute_round_time_ms
 from pocache.protocol.challenge import (
     Corner,
@@ -157,7 +159,7 @@ def check_sortition(case: Case, found: Findings) -> None:
         found.equal("snapshots shown, and snapshots needed", stated, needed)
     procedure = case.genesis.procedure
     for draw, order in compute_orders(case).items():
-        drawn = _list_drawn(case, draw)
+        drawn = list_drawn(case, draw)
         _check_draw(case, found, draw, drawn)
         places = [one.place for one in drawn]
         if procedure.is_excluding_drawn():
@@ -176,7 +178,7 @@ def check_sortition(case: Case, found: Findings) -> None:
     _check_recheck(case, found)
 
 
-def _list_drawn(case: Case, draw: int) -> list[m.VerifierDrawnV1]:
+def list_drawn(case: Case, draw: int) -> list[m.VerifierDrawnV1]:
     """Return who was drawn by one draw, for whichever of its seats, in the order of places."""
     get_draw = case.genesis.procedure.get_draw
     drawn = (one for one in case.dossier.all(t.VERIFIER_DRAWN) if get_draw(one.stage) == draw)
@@ -231,25 +233,32 @@ def compute_orders(case: Case) -> dict[int, tuple[ParticipantId, ...]]:
     for draw, round_number in sorted(case.dossier.get_stage_rounds().items()):
         if round_number not in needed:
             continue
-        snapshot = find_snapshot(case, draw)
-        weights = compute_weights(
-            (
-                (ParticipantId(member.participant), member.stake_micro)
-                for member in (() if snapshot is None else snapshot.members)
-                if case.model.model_id in member.model_ids
-            ),
-            owners={
-                ParticipantId(one.participant): ParticipantId(one.owner)
-                for one in (() if snapshot is None else snapshot.owners)
-            },
-            parties=(case.generator, case.user),
-            excluded=tuple(drawn),
-            share_max=case.genesis.share(case.genesis.audit.owner_stake_share),
-        )
+        weights = compute_draw_weights(case, draw, drawn)
         orders[draw] = draw_order(case.open_stream(procedure.get_tag(draw), round_number, draw), weights)
         if procedure.is_excluding_drawn():
-            drawn += [ParticipantId(one.participant) for one in _list_drawn(case, draw)]
+            drawn += [ParticipantId(one.participant) for one in list_drawn(case, draw)]
     return orders
+
+
+def compute_draw_weights(
+    case: Case, draw: int, excluded: Sequence[ParticipantId]
+) -> tuple[tuple[ParticipantId, int], ...]:
+    """Return who can be drawn by a draw and with which weight, ascending by id (docs/protocol.md 6.6)."""
+    snapshot = find_snapshot(case, draw)
+    return compute_weights(
+        (
+            (ParticipantId(member.participant), member.stake_micro)
+            for member in (() if snapshot is None else snapshot.members)
+            if case.model.model_id in member.model_ids
+        ),
+        owners={
+            ParticipantId(one.participant): ParticipantId(one.owner)
+            for one in (() if snapshot is None else snapshot.owners)
+        },
+        parties=(case.generator, case.user),
+        excluded=tuple(excluded),
+        share_max=case.genesis.share(case.genesis.audit.owner_stake_share),
+    )
 
 
 def find_snapshot(case: Case, stage: int) -> m.SnapshotV1 | None:
@@ -260,7 +269,7 @@ def find_snapshot(case: Case, stage: int) -> m.SnapshotV1 | None:
     due_ms = compute_round_time_ms(case.chain, case.dossier.get_stage_rounds()[stage])
     before = [one for one in case.snapshots.values() if one.taken_ms < due_ms]
     latest = max(before, key=lambda one: (one.taken_ms, one.number), default=None)
-    named = {one.snapshot for one in _list_drawn(case, stage)}
+    named = {one.snapshot for one in list_drawn(case, stage)}
     if not named:
         return latest
     if len(named) > 1:

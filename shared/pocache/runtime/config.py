@@ -52,6 +52,9 @@ VARIABLES: Final[Mapping[str, str]] = {
     "POCACHE_GATEWAY_RECEIPT_WAIT_S_MAX": "gateway only: seconds that a request for a receipt may wait (default: 120)",
     "POCACHE_GATEWAY_RECONNECT_S": "gateway only: seconds that a streaming client which went away may take to come back "
     "before its job is cancelled (default: 0)",
+    "POCACHE_GATEWAY_EXPLORER": "gateway only: on or off, the pages under /explorer (default: on where the reader's key is)",
+    "POCACHE_GATEWAY_EXPLORER_TEXTS": "gateway only: shown or hidden, prompts, outputs and receipts on the explorer's pages, "
+    "to everybody (default: hidden)",
     "POCACHE_REQUIRE": "tests only: `all` turns a skip for a missing tool into a failure",
     "POCACHE_PYTHON": "Makefile only: the interpreter that makes the virtual environment",
 }

@@ -245,6 +245,18 @@ def _compute_user_user(party: Party) -> NatsUser:
     )
 
 
+def compute_reader(name: str, transport_public: str) -> NatsUser:
+    """Return the operator's own reader: it reads and hears all of RECORD and BEACON, texts included, and says nothing."""
+    streams = (Stream.RECORD, Stream.BEACON)
+    heard = (topic.filter() for topic in TOPICS if topic.stream in streams)
+    return compute_permissions(
+        name,
+        transport_public,
+        core_subscriptions=tuple(dict.fromkeys(heard)),
+        read_streams=tuple(stream.value for stream in streams),
+    )
+
+
 def compute_observer(name: str, transport_public: str) -> NatsUser:
     """Return a guest that hears and reads what is public on the record, and says nothing."""
     return compute_permissions(

@@ -17,7 +17,7 @@ from pocache.bus.permissions import (
     compute_provisioner_permissions,
     generate_transport_key,
 )
-from pocache.bus.provision import provision
+from pocache.bus.provision import find_drift, provision
 from pocache.bus.server import EmbeddedServer
 from pocache.bus.specs import ConsumerSpec, StreamSpec
 from pocache.protocol.errors import BackpressureError, BusError
@@ -63,6 +63,24 @@ async def test_provisioning_twice_changes_nothing(nats_server: EmbeddedServer) -
         await bus.publish("tasks.a", b"x")
         await provision(js, STREAMS, CONSUMERS)
         assert (await js.stream_info("TASKS")).state.messages == 1
+
+
+async def test_drift_is_found_without_changing_anything(nats_server: EmbeddedServer) -> None:
+    """What is missing and what differs, one sentence each; afterwards the bus is as it was."""
+    async with connect(nats_server, "provisioner") as bus:
+        js = bus.client.jetstream()
+        await provision(js, [TASKS], [STRICT])
+        assert await find_drift(js, [TASKS], [STRICT]) == []
+        drift = await find_drift(
+            js, [replace(TASKS, max_msgs=99), RECORD], [replace(STRICT, max_deliver=7), FOLLOWER]
+        )
+        assert drift == [
+            "stream TASKS exists with other settings: max_msgs is 100, wanted 99",
+            "stream RECORD is missing",
+            "consumer TASKS.work exists with other settings: max_deliver is 2, wanted 7",
+            "consumer RECORD.follow is missing",
+        ]
+        assert await find_drift(js, [TASKS], [STRICT]) == []
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_a_model_is_registered_and_exported(directory: NetworkDirectory, tmp_pat
 
 def test_nats_config_has_everybody_and_no_seed(directory: NetworkDirectory) -> None:
     report = run_json("nats-config", "--network-dir", directory.path)
-    expected = {party.name for party in load_parties(directory)} | {"provisioner", "deadletters", "observer"}
+    expected = {party.name for party in load_parties(directory)} | {"provisioner", "deadletters", "observer", "reader"}
     assert set(report["users"]) == expected
     for party in load_parties(directory):
         assert read_secret(directory.path / "transport" / f"{party.name}.seed") not in report["authorization"]

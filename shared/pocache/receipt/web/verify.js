@@ -4239,7 +4239,7 @@ const JOB_CHECKS = [
  * Judge a receipt in either form, whatever the bytes are; it rejects for trust roots that are none (TrustError) only.
  *
  * options.bls12_381: that export of `@noble/curves/bls12-381.js`; null not to look for it. Where it is not given, it is
- * imported if it can be.
+ * imported if it can be. options.onStep is called with each step when it is judged.
  */
 export async function verifyReceipt(bytesOrText, trustRoots, options = {}) {
   const trust = readTrust(trustRoots);
@@ -4263,6 +4263,7 @@ export async function verifyReceipt(bytesOrText, trustRoots, options = {}) {
   for (const [at, [id, title]] of STEPS.entries()) {
     const isReached = steps.every((step) => step.status !== "failed");
     steps.push(isReached ? await runStep(id, title, checks[at]) : notReached(id, title));
+    options.onStep?.(steps.at(-1));
   }
   const failed = steps.find((step) => step.status === "failed")?.id ?? null;
   return {

@@ -1,0 +1,128 @@
+"""``pocache workers``: who generates and verifies, with what stake, how often, and who was slashed for what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from pocache_cli.failure import exit_on_error
+from pocache_cli.jobs import find_participant, make_console, make_reporter, show_time, to_object
+from pocache_cli.receipts import NETWORK_DIR
+
+if TYPE_CHECKING:
+    from pocache_cli.observing import Observed
+
+_HISTORY: Final = 15
+_FIELDS: Final = (
+    "participant", "is_verifier", "stake_micro", "free_micro", "generated", "verified", "slashed", "net_micro", "lost_micro", "seen_ms",
+)  # fmt: skip
+
+
+@click.command(
+    epilog="""Examples:
+
+\b
+  pocache workers                     everybody who has staked, generated or may be drawn
+  pocache workers worker-int4         one of them: its latest jobs, and why it was slashed
+  pocache workers --json | jq -c 'select(.slashed > 0)'
+"""
+)
+@click.argument("name", required=False)
+@NETWORK_DIR
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def workers(*, name: str | None, network_dir: str, as_json: bool) -> None:
+    """Show workers and verifiers, or NAME, a name or a participant id, with its history."""
+    with exit_on_error("workers", as_json=as_json):
+        is_found = asyncio.run(_show(name, network_dir, as_json=as_json))
+    sys.exit(0 if is_found else 1)
+
+
+async def _show(name: str | None, network_dir: str, *, as_json: bool) -> bool:
+    from pocache.readmodel import queries
+    from pocache_cli.observing import observe
+
+    async with observe(network_dir, report=make_reporter(as_json=as_json)) as network:
+        participant = find_participant(network, name)
+        with network.model.reading() as connection:
+            if participant is not None:
+                return _show_one(network, connection, participant, as_json=as_json)
+            rows = queries.list_participants(connection, "worker")
+        if as_json:
+            for row in rows:
+                click.echo(json.dumps(_to_object(network, row)))
+        elif rows:
+            _print_table(network, rows)
+        else:
+            click.echo("no worker is in the record yet", err=True)
+        return True
+
+
+def _to_object(network: Observed, row: Any) -> dict[str, Any]:
+    return {"name": network.names.get(row["participant"]), **{field: row[field] for field in _FIELDS}}
+
+
+def _print_table(network: Observed, rows: Any) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("worker", no_wrap=True)
+    table.add_column("part", no_wrap=True)
+    for heading in ("stake", "free", "generated", "verified", "earned, net", "slashed", "heard of"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        part = [
+            word
+            for word, is_so in (("generates", row["generated"]), ("verifies", row["is_verifier"]))
+            if is_so
+        ]
+        table.add_row(
+            Text(network.name(row["participant"])),
+            ", ".join(part),
+            f"{row['stake_micro'] / 1e6:,.2f}",
+            f"{row['free_micro'] / 1e6:,.2f}",
+            f"{row['generated']:,}",
+            f"{row['verified']:,}",
+            Text(f"{row['net_micro'] / 1e6:+.6f}", style="red" if row["net_micro"] < 0 else "green"),
+            Text(str(row["slashed"] or ""), style="red"),
+            show_time(row["seen_ms"]),
+        )
+    make_console().print(table)
+
+
+def _show_one(network: Observed, connection: Any, participant: str, *, as_json: bool) -> bool:
+    from pocache.readmodel import queries
+
+    row = queries.get_participant(connection, participant)
+    if row is None:
+        click.echo(f"{network.name(participant)} is not in the record", err=True)
+        return False
+    involved = queries.list_involvements(connection, participant, limit=_HISTORY).rows
+    slashes = queries.list_slashes(connection, participant)
+    if as_json:
+        found = _to_object(network, row)
+        found["slashes"] = [to_object(network, one) for one in slashes]
+        found["latest"] = [
+            {"role": one["role"], "stage": one["stage"], **to_object(network, one)} for one in involved
+        ]
+        click.echo(json.dumps(found))
+        return True
+    click.echo(f"{network.name(participant)}  {participant}")
+    click.echo(
+        f"  stake {row['stake_micro']:,} ({row['free_micro']:,} free), net from jobs {row['net_micro']:+,}"
+    )
+    click.echo(
+        f"  generated {row['generated']:,}, drawn to verify {row['verified']:,}, slashed {row['slashed']:,}"
+    )
+    for one in slashes:
+        lost = one["held_micro"] - one["amount_micro"]
+        click.echo(f"  slashed {lost:,} in job {one['job_id'].hex()[:12]}: {one['ending']}")
+    for one in involved:
+        state = one["ending"] or one["phase"]
+        click.echo(f"  {show_time(one['admitted_ms'])}  {one['job_id'].hex()[:12]}  {one['role']:10} {state}")
+    return True
