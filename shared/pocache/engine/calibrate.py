@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 
+from pocache.engine.forgery import LeafRows, NullForgery, forge_rows
 from pocache.engine.port import Capabilities, Capture, Engine, GenerateRequest, VerifyCapture, VerifyRequest
 from pocache.numerics.calibration import MARGIN_MIN_Q16, LeafDistances, compute_profile
 from pocache.protocol.challenge import Corner, compute_full_corner
@@ -32,7 +32,6 @@ SAMPLINGS = (
 BATCH_SIZES = (1, 2, 4, 8)
 """Jobs decoded together, batch after batch: what decodes beside a job moves its rows by rounding."""
 
-LeafRows = dict[RowKey, bytes]
 Progress = Callable[[int, int], None]
 """Called as progress(done, total) after each run."""
 
@@ -40,15 +39,6 @@ _DOMAIN = b"pocache/calibration/v1"
 
 CALIBRATION_NETWORK = NetworkId(hashlib.sha256(_DOMAIN).digest())
 """Distances do not depend on the network; a network that calibrates for itself names its own."""
-
-
-class NullForgery(StrEnum):
-    """What costs nothing to commit; each is measured beside the thresholds."""
-
-    ZEROS = "zeros"
-    CONSTANT = "constant"
-    NEGATED = "negated"
-    OTHER_JOB = "other_job"
 
 
 def run_calibration(
@@ -206,7 +196,7 @@ def _measure_null_forgeries(
     for forgery in NullForgery:
         means = []
         for index, (ours, theirs) in enumerate(pairs):
-            forged = _forge(forgery, theirs, pairs[index - 1][1], float_format)
+            forged = forge_rows(forgery, theirs, pairs[index - 1][1], float_format)
             count = len(forged)
             comparison = compare(
                 profile, dict(enumerate(ours[:count])), dict(enumerate(forged)), float_format
@@ -218,31 +208,6 @@ def _measure_null_forgeries(
             means.append(comparison.mean_q16)
         found[f"null_{forgery}_mean_min_q16"] = min(means)
     return found
-
-
-def _forge(
-    forgery: NullForgery, leaves: Sequence[LeafRows], other: Sequence[LeafRows], float_format: FloatFormat
-) -> list[LeafRows]:
-    """Return forged leaves with the honest ones' row keys; of another job, as many leaves as both have."""
-    if forgery is NullForgery.OTHER_JOB:
-        count = min(len(leaves), len(other))
-        return [
-            {key: other[position].get(key, other[-1][key]) for key in leaves[position]}
-            for position in range(count)
-        ]
-    return [
-        {key: _forge_row(forgery, key, row, float_format) for key, row in leaf.items()} for leaf in leaves
-    ]
-
-
-def _forge_row(forgery: NullForgery, key: RowKey, row: bytes, float_format: FloatFormat) -> bytes:
-    row_format = get_row_format(key[0], float_format)
-    letter = "e" if row_format is FloatFormat.F16 else "f"
-    layout = f"<{len(row) // row_format.size}{letter}"
-    values = struct.unpack(layout, row)
-    if forgery is NullForgery.NEGATED:
-        return struct.pack(layout, *(-value for value in values))
-    return struct.pack(layout, *(float(forgery is NullForgery.CONSTANT) for _ in values))
 
 
 def _describe(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kit.engines import build_request, build_verification, decode_rows, run_request
-from pocache.engine.adversary import FAKE_KINDS, AdversaryKind, build_adversary
+from pocache.engine.adversary import FAKE_KINDS, AdversaryKind, build_adversary, list_attacks
 from pocache.engine.calibrate import draw_prompts, run_calibration
 from pocache.engine.fake import FakeEngine
 from pocache.engine.port import Engine
@@ -16,7 +16,19 @@ from pocache.protocol.challenge import compute_full_corner
 from pocache.protocol.errors import EngineError
 from pocache.protocol.matching import Comparison, MatchingProfile, Verdict, compare
 
+TOKEN_KINDS = {
+    AdversaryKind.SPOOF_TRUE_SCORES,
+    AdversaryKind.SPOOF_INT4,
+    AdversaryKind.HOTTER,
+    AdversaryKind.COLDER,
+    AdversaryKind.WRONG_SEED,
+    AdversaryKind.EDITED_OUTPUT,
+    AdversaryKind.TRUNCATED_OUTPUT,
+}
+"""Cheats whose every row is right: only the tokens are not the model's."""
+
 GENERATOR_KINDS = [kind for kind in AdversaryKind if kind is not AdversaryKind.GARBAGE]
+ROW_KINDS = [kind for kind in GENERATOR_KINDS if kind not in TOKEN_KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +60,7 @@ def test_honest_work_matches(honest: Engine, profile: MatchingProfile) -> None:
     assert judge(honest, honest, profile).verdict is Verdict.MATCH
 
 
-@pytest.mark.parametrize("kind", GENERATOR_KINDS)
+@pytest.mark.parametrize("kind", ROW_KINDS)
 def test_a_cheating_generator_mismatches(
     kind: AdversaryKind, model_dir: Path, honest: Engine, profile: MatchingProfile
 ) -> None:
@@ -65,7 +77,7 @@ def test_a_verifier_that_seals_noise_mismatches(
     assert judge(garbage, honest, profile).verdict is Verdict.MATCH, "it generates honestly"
 
 
-@pytest.mark.parametrize("kind", sorted(FAKE_KINDS - {AdversaryKind.GARBAGE}))
+@pytest.mark.parametrize("kind", sorted(FAKE_KINDS - {AdversaryKind.GARBAGE} - TOKEN_KINDS))
 def test_cheats_over_the_fake_engine_mismatch(kind: AdversaryKind, fake_profile: MatchingProfile) -> None:
     adversary = build_adversary(kind, FakeEngine)
     assert adversary.capabilities() == FakeEngine().capabilities()
@@ -76,6 +88,28 @@ def test_cheats_over_the_fake_engine_mismatch(kind: AdversaryKind, fake_profile:
 def test_garbage_over_the_fake_engine_mismatches(fake_profile: MatchingProfile) -> None:
     garbage = build_adversary("garbage", FakeEngine)
     assert judge(FakeEngine(), garbage, fake_profile).verdict is Verdict.MISMATCH
+
+
+@pytest.mark.parametrize("kind", sorted(TOKEN_KINDS))
+def test_a_cheat_with_tokens_has_true_rows_for_what_it_delivers(
+    kind: AdversaryKind, model_dir: Path, honest: Engine, profile: MatchingProfile
+) -> None:
+    """It delivers other tokens than the honest engine, streams what it commits, and no row tells."""
+    adversary = build_adversary(kind, lambda: TransformersEngine(model_dir))
+    request = build_request(job="judged", prompt=range(40, 56), max_tokens=64)
+    streamed: list[int] = []
+    capture = adversary.generate(request, streamed.extend, lambda: False)
+    assert tuple(streamed) == capture.output != run_request(honest, request).output
+    assert judge(adversary, honest, profile).verdict is Verdict.MATCH
+
+
+def test_every_attack_of_the_registry_can_be_built_by_its_name(model_dir: Path) -> None:
+    attacks = list_attacks(2)
+    assert len({attack.name for attack in attacks}) == len(attacks) > 30
+    for attack in attacks:
+        build_adversary(attack.name, lambda: TransformersEngine(model_dir))
+    with pytest.raises(EngineError, match="are not all among"):
+        build_adversary("skip-layer-2", lambda: TransformersEngine(model_dir))
 
 
 def test_unknown_and_impossible_cheats_are_refused() -> None:
