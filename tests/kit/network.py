@@ -255,16 +255,23 @@ class Harness:
         The signer is the topic's service unless given. Subject tokens follow from the body (``job``) and from
         the signer (the participant that the subject names) unless given.
         """
+        return self.apply(self.next_delivery(topic, body, signer, **tokens))
+
+    def next_delivery(
+        self, topic: Topic[Any], body: WireModel, signer: SigningKey | None = None, **tokens: str | bytes
+    ) -> Delivery:
+        """Seal ``body`` and store it as :meth:`deliver` does, without applying it."""
         key = self._pick_key(topic, signer)
-        return self.deliver_data(topic, self.network.seal(key, body), **self._fill(topic, body, key, tokens))
+        return self._store(topic, self.network.seal(key, body), self._fill(topic, body, key, tokens))
 
     def deliver_data(self, topic: Topic[Any], data: bytes, **tokens: str | bytes) -> Decision:
         """Store these bytes on the topic's subject, well sealed or not, and apply them."""
+        return self.apply(self._store(topic, data, tokens))
+
+    def _store(self, topic: Topic[Any], data: bytes, tokens: dict[str, str | bytes]) -> Delivery:
         stream = topic.stream.value if topic.stream is not None else ""
         self._sequences[stream] = self._sequences.get(stream, 0) + 1
-        return self.apply(
-            Delivery(topic.subject(**tokens), data, stream, self._sequences[stream], self.clock_ms)
-        )
+        return Delivery(topic.subject(**tokens), data, stream, self._sequences[stream], self.clock_ms)
 
     def apply(self, delivery: Delivery) -> Decision:
         """Apply one delivery as it is; ``harness.apply(harness.last)`` is a redelivery."""

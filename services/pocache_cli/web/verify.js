@@ -811,6 +811,7 @@ const MESSAGES = {
     expires_ms: timeMs,
   },
   "challenge-request.v1": { ...jobAttempt },
+  "cancel-request.v1": { job_id: digest32 },
   "job-admitted.v1": {
     job_id: digest32,
     user: participant,
@@ -842,12 +843,13 @@ const MESSAGES = {
     ...jobAttempt,
     lease: carried,
     output: field.bytes(4, 4 * L.OUTPUT_TOKENS_MAX),
-    finish_reason: field.oneOf("stop", "length"),
+    finish_reason: field.oneOf("stop", "length", "cancelled"),
     leaf_count: leafCount,
     root: digest32,
     binding: digest32,
     stack: shortText,
     latest_round: field.big(0n, L.ROUND_MAX),
+    cancellation: [field.optional(carried), null],
   },
   "opening.v1": {
     ...jobAttempt,
@@ -2721,8 +2723,22 @@ async function checkOutput(job, found, lease, result) {
   const stops = [...output.keys()].filter((index) => isStop(output[index]));
   const last = output.length - 1;
   found.holds("ends of sequence in it, by index", stops.every((index) => index === last), stops, `none, or ${last} alone`);
-  if (!stops.length) found.equal("its length, without an end of sequence", output.length, lease.token_count_max);
-  found.equal("how it ended", result.finish_reason, stops.length ? "stop" : "length");
+  const reason = result.finish_reason;
+  if (!stops.length && reason !== "cancelled") {
+    found.equal("its length, without an end of sequence", output.length, lease.token_count_max);
+  }
+  const isFull = output.length === lease.token_count_max;
+  found.equal("how it ended", reason, stops.length ? "stop" : isFull ? "length" : "cancelled");
+  await checkCancellation(job, found, result);
+}
+
+async function checkCancellation(job, found, result) {
+  const isCarried = result.cancellation !== null;
+  found.equal("whether it carries a cancellation", isCarried, result.finish_reason === "cancelled");
+  if (!isCarried) return;
+  const opened = await openEnvelope(result.cancellation, job.network, "cancel-request.v1");
+  found.equal("who cancelled it", opened.sender, job.admitted.user);
+  found.equal("the job that was cancelled", opened.body.job_id, job.jobId);
 }
 
 async function computeBinding(job, lease, result) {

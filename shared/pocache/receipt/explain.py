@@ -74,11 +74,14 @@ class _Teller:
     def tell_commitment(self) -> list[str]:
         case = self._case
         recorded = case.recorded
+        is_cancelled = case.result.body.cancellation is not None
+        cancelled = [f"{self.name(case.user)} cancelled it there, and pays for no more ({Step.COMMITMENT})."]
         return [
             (
                 f"{self.name(case.generator)} leased attempt {recorded.attempt} ({Step.LEASE}), delivered {len(case.output)} tokens and"
                 f" committed to {case.leaf_count} leaves under root {case.root.hex()[:16]}… ({Step.COMMITMENT})."
             ),
+            *(cancelled if is_cancelled else []),
             (
                 f"It is entry {recorded.log_index} of the log ({Step.LOG}). Round {case.dossier.get_audit_round()}, which nobody could"
                 " know then, was to decide whether it is audited."
