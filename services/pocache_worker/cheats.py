@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pocache.engine.adversary import AdversaryKind, build_adversary
+from pocache.engine.adversary import WRAPPER_KINDS, AdversaryKind, build_adversary
 from pocache.engine.port import Engine
 from pocache.protocol.errors import ConfigError
 
 NEVER_OPENS: Final = "never-opens"
 TWO_COMMITMENTS: Final = "two-commitments"
 GARBAGE_CLAIMS: Final = "garbage-claims"
-WRAPPERS: Final = frozenset({AdversaryKind.SWAPPED_PROMPT, AdversaryKind.GARBAGE})
-"""Engine cheats that leave the weights alone and so can share the honest engine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ def build_engine(kind: AdversaryKind | None, honest: Engine, build_fresh: Callab
     """Return the engine of a cheat: the honest one, something around it, or a fresh one that is tampered with."""
     if kind is None:
         return honest
-    return build_adversary(kind, (lambda: honest) if kind in WRAPPERS else build_fresh)
+    return build_adversary(kind, (lambda: honest) if kind in WRAPPER_KINDS else build_fresh)
 
 
 def _parse_kind(kind: str) -> Cheat:

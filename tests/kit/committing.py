@@ -51,8 +51,10 @@ def make_leaves(
             name = f"{flavour} {position} {kind.name} {layer}".encode()
             words = struct.unpack(f"<{count}h", hashlib.shake_256(name).digest(2 * count))
             drift = hashlib.shake_256(rounding.encode() + name).digest(count) if rounding else bytes(count)
-            floats = (word / 2**15 + by / 2**32 for word, by in zip(words, drift, strict=True))
-            rows[kind, layer] = struct.pack(f"<{count}f", *floats)
+            values = [word / 2**15 + by / 2**32 for word, by in zip(words, drift, strict=True)]
+            if kind is RowKind.SCORES:
+                values[-1] = 0.0  # the delivered token is the best
+            rows[kind, layer] = struct.pack(f"<{count}f", *values)
         leaves.append(encode_leaf(schema, position, rows))
     return leaves
 

@@ -29,6 +29,7 @@ from pocache.protocol.encoding import FloatFormat, RowKind, RowSchema
 from pocache.protocol.ids import EnvelopeId, ModelId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.matching import ONE_Q16, KindThreshold, MatchingProfile
+from pocache.protocol.matching_limits import Limits, TokenLimits
 from pocache.runtime.network import SERVICE_ROLES, Genesis, Model
 from pocache.service.dispatch import Decision, Delivery, Dispatcher
 from pocache.service.unit import Service
@@ -157,7 +158,10 @@ def make_network(
 
 
 def make_profile(layer_count: int) -> MatchingProfile:
-    """Return a profile for float32 rows: honest near 2⁻²⁰, matching up to 2⁻¹⁴, mismatching from 2⁻¹⁰ on."""
+    """Return a profile for float32 rows: honest near 2⁻²⁰, matching up to 2⁻¹⁴, mismatching from 2⁻¹⁰ on.
+
+    One token in 4,096 may fall behind another, by a sixteenth; by more than one, none may.
+    """
     kinds = [(kind, layer) for kind in (RowKind.K, RowKind.V) for layer in range(layer_count)]
     kinds += [(RowKind.HIDDEN, 0), (RowKind.SCORES, 0)]
     return MatchingProfile(
@@ -167,6 +171,7 @@ def make_profile(layer_count: int) -> MatchingProfile:
         peak_match_max_q16=6 * ONE_Q16,
         peak_mismatch_min_q16=10 * ONE_Q16,
         about={"stack": STACK},
+        limits=Limits(tokens=TokenLimits(64, 1 << 20, 1 << 20, ONE_Q16 // 16, ONE_Q16)),
     )
 
 

@@ -54,6 +54,9 @@ class DecodePlan:
     is_level: bool
     """All slots stand at the view's last position, so that nothing is masked but by windows."""
 
+    kept: tuple[int, int] | None = None
+    """An evicted cache: how many first and latest positions are still seen. A cheat; None in an honest engine."""
+
 
 _ACTIVE: ContextVar[PackPlan | DecodePlan | None] = ContextVar("attention_plan", default=None)
 
@@ -157,7 +160,7 @@ def _mask_packed(
 def _mask_decoding(plan: DecodePlan, kernel: str, kwargs: dict[str, Any]) -> Tensor | None:
     """Return the mask [B, 1, 1, T]: each slot's query stands at its own position, its keys begin at zero."""
     kv_length = kwargs["kv_length"]
-    if plan.is_level and _is_plain(kwargs, kv_length):
+    if plan.is_level and plan.kept is None and _is_plain(kwargs, kv_length):
         return None
     positions_B = plan.positions
     device = positions_B.device
@@ -169,6 +172,11 @@ def _mask_decoding(plan: DecodePlan, kernel: str, kwargs: dict[str, Any]) -> Ten
         torch.arange(kv_length, device=device)[None, None, None, :],
     )
     seen_B11T: Tensor = seen.expand(len(positions_B), 1, 1, kv_length)
+    if plan.kept is not None:
+        first, latest = plan.kept
+        index_T = torch.arange(kv_length, device=device)
+        kept_BT = (index_T < first) | (index_T > positions_B[:, None] - latest)
+        seen_B11T = seen_B11T & kept_BT[:, None, None]
     if kernel != EAGER:
         return seen_B11T
     dtype = kwargs["dtype"]

@@ -50,12 +50,16 @@ SHARED_ROPE_TYPES = frozenset({"dynamic", "longrope"})
 
 
 class CausalModel:
-    """A loaded model; ``storage`` is applied to what any pass stores, and is None in an honest engine."""
+    """A loaded model; ``storage`` is applied to what any pass stores, ``kept`` is what decoding still sees of its cache.
+
+    Both are None in an honest engine.
+    """
 
     def __init__(self, directory: Path, dtype: torch.dtype, attention: str, device: torch.device) -> None:
         self.device = device
         self.dtype = dtype
         self.storage: Storage | None = None
+        self.kept: tuple[int, int] | None = None
         self.module = _load(directory, dtype, attention, device)
         self._hidden_BTD: Tensor | None = None
         if self.module.base_model is self.module:
@@ -119,7 +123,7 @@ class CausalModel:
         Returns the cache with what was written, final hidden states [B, hidden] and logits [B, V]. ``positions`` are the numbers of ``positions_B``, known here without asking the device.
         """
         kv_count = max(positions) + 1
-        plan = DecodePlan(positions_B, is_level=min(positions) + 1 == kv_count)
+        plan = DecodePlan(positions_B, is_level=min(positions) + 1 == kv_count, kept=self.kept)
         cache = SlabCache(slab, first, positions_B, kv_count, self.storage)
         with activate(plan):
             result = self.module(

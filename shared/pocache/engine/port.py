@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pocache.protocol.challenge import Corner
+from pocache.protocol.challenge import Corner, compute_full_corner
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import RowSchema
 from pocache.protocol.errors import EngineError, PromptError
@@ -195,6 +195,20 @@ class Engine(Protocol):
         Requests may share a pass: an answer differs from that of the request alone by rounding, and no more.
         """
         ...
+
+
+def build_full_verification(request: GenerateRequest, output: Sequence[int], engine: Engine) -> VerifyRequest:
+    """Return the verification of all that a request delivered, through all layers."""
+    tokens = request.prompt + tuple(output)
+    return VerifyRequest(
+        job_id=request.job_id,
+        tokens=tokens,
+        prompt_count=len(request.prompt),
+        corner=compute_full_corner(engine.capabilities().layer_count, len(tokens) - 1),
+        sampling=request.sampling,
+        seed=request.seed,
+        network=request.network,
+    )
 
 
 def restrict_to_corner(schema: RowSchema, corner: Corner) -> RowSchema:

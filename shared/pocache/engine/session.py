@@ -196,11 +196,15 @@ class ChangedSession:
         *,
         change_request: Callable[[GenerateRequest], GenerateRequest] = lambda request: request,
         change_capture: Callable[[GenerateRequest, Capture], Capture] = lambda _request, capture: capture,
+        is_output_changed: bool = False,
     ) -> None:
+        """``is_output_changed`` holds all tokens back until the capture is changed, and delivers its own."""
         self._inner = inner
         self._change_request = change_request
         self._change_capture = change_capture
+        self._is_output_changed = is_output_changed
         self._outer: dict[GenerationHandle, GenerationHandle] = {}
+        self._listeners: dict[GenerationHandle, OnStep] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -215,7 +219,10 @@ class ChangedSession:
     ) -> GenerationHandle:
         """Queue the changed request."""
         handle = GenerationHandle(request)
-        self._outer[self._inner.submit(self._change_request(request), on_step, should_stop)] = handle
+        listen: OnStep = _ignore if self._is_output_changed else on_step
+        self._outer[self._inner.submit(self._change_request(request), listen, should_stop)] = handle
+        if self._is_output_changed:
+            self._listeners[handle] = on_step
         return handle
 
     def step(self) -> list[GenerationHandle]:
@@ -230,11 +237,18 @@ class ChangedSession:
 
     def _settle(self, inner: GenerationHandle) -> GenerationHandle:
         outer = self._outer.pop(inner)
+        listener = self._listeners.pop(outer, _ignore)
         try:
-            outer.resolve(self._change_capture(outer.request, inner.result()))
+            capture = self._change_capture(outer.request, inner.result())
+            listener(capture.output)
+            outer.resolve(capture)
         except Exception as error:  # noqa: BLE001 - this job's own end, handed to whoever asks for its result
             outer.resolve(error)
         return outer
+
+
+def _ignore(_tokens: tuple[int, ...]) -> None:
+    """Listen to nothing."""
 
 
 def generate_alone(

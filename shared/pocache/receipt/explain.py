@@ -214,7 +214,7 @@ class _Teller:
             f" {one.verdict}. Doublings above the honest centre: mean {number(one.mean_q16)} (match up to"
             f" {number(one.mean_match_max_q16)}, mismatch above {number(one.mean_mismatch_min_q16)}), worst row"
             f" {number(one.peak_q16)} (match up to {number(one.peak_match_max_q16)}, mismatch above"
-            f" {number(one.peak_mismatch_min_q16)}) ({Step.COMPARISONS})."
+            f" {number(one.peak_mismatch_min_q16)}) ({Step.COMPARISONS}).{_tell_tokens(one.tokens)}"
         )
 
     def tell_end(self, ending: str) -> list[str]:
@@ -240,3 +240,14 @@ class _Teller:
             )
         lines.append(f"The pool held {payout.pool_micro:,} micro-units and is empty ({Step.PAYOUT}).")
         return lines
+
+
+def _tell_tokens(check: m.TokenCheckV1 | None) -> str:
+    if check is None:
+        return ""
+    return (
+        f" Of {check.token_count} output tokens {check.mismatch_count} were not the verifier's best (match up to"
+        f" {check.mismatch_match_max}, mismatch above {check.mismatch_mismatch_min}); the largest margin was"
+        f" {check.margin_peak_q16 / _ONE_Q16:.3f} (match up to {check.margin_peak_match_max_q16 / _ONE_Q16:.3f}, mismatch"
+        f" above {check.margin_peak_mismatch_min_q16 / _ONE_Q16:.3f})."
+    )

@@ -624,6 +624,22 @@ class VerifierStandingV1(WireModel):
     """The outcome bears out its claim; never under ``unified-pool``, which asks for no such thing."""
 
 
+class TokenCheckV1(WireModel):
+    """What the score rows say about the tokens (docs/protocol.md 7.7); margins in 1/65536, the sum in clipped tokens."""
+
+    kind: ClassVar[str] = "token-check.v1"
+    token_count: Count
+    mismatch_count: Count
+    mismatch_match_max: Count
+    mismatch_mismatch_min: Count
+    margin_sum_q16: Count
+    margin_sum_match_max_q16: Count
+    margin_sum_mismatch_min_q16: Count
+    margin_peak_q16: Count
+    margin_peak_match_max_q16: Count
+    margin_peak_mismatch_min_q16: Count
+
+
 class ComparisonV1(WireModel):
     """The numbers of one comparison: base-2 logarithms of distances, in 1/65536, relative to honest centres."""
 
@@ -642,6 +658,15 @@ class ComparisonV1(WireModel):
     distance_peak_q16: int
     """Largest raw log2 relative distance among the rows, without centring: what a person reads."""
     row_count: Count
+    position_count: Count = 0
+    outlier_count: Count = 0
+    """Positions above the cut of a model with routed experts."""
+    is_too_exact: bool = False
+    """A signal, never part of the verdict."""
+    grade: Annotated[int, Field(ge=0, le=3)] = 0
+    """How rare the numbers are among honest jobs."""
+    tokens: TokenCheckV1 | None = None
+    """None at partial depth, and between verifiers."""
 
 
 OutcomeCase = Literal[

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from pocache.engine.adversary import build_adversary
-from pocache.engine.calibrate import NullForgery, draw_prompts, run_calibration
+from pocache.engine.calibrate import draw_prompts, run_calibration
 from pocache.engine.fake import FakeEngine
+from pocache.engine.forgery import NullForgery
 from pocache.engine.port import GenerationSession, VerifyCapture, VerifyRequest
 from pocache.numerics.calibration import MARGIN_MIN_Q16
 from pocache.protocol.encoding import RowKind
