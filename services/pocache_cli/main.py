@@ -22,6 +22,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "audit": ("pocache_cli.audit", "audit", "Replay the whole record and check all that can be computed."),
     "witness": ("pocache_cli.witness", "witness", "Cosign the commitment log as long as it only grows."),
     "balance": ("pocache_cli.balance", "balance", "Show what a participant has, has staked, and has locked."),
+    "statement": ("pocache_cli.money", "statement", "Show every movement of a participant's money."),
+    "withdraw": ("pocache_cli.money", "withdraw", "Ask for a participant's money or stake back."),
     "deposit": ("pocache_cli.deposit", "deposit", "Credit a participant, as the operator."),
     "owner": ("pocache_cli.owner", "owner", "Attest whose a participant is, as the operator."),
     "keys": ("pocache_cli.keys", "keys", "Make a network's keys, and divide them for a deployment."),
