@@ -138,7 +138,7 @@ class _Teller:
     def tell_stages(self) -> list[str]:
         case = self._case
         lines: list[str] = []
-        for drawn in case.dossier.all(t.VERIFIER_DRAWN):
+        for drawn in sorted(case.dossier.all(t.VERIFIER_DRAWN), key=lambda one: (one.stage, one.place)):
             refused = case.dossier.find(
                 t.HOLD_REFUSED, purpose="verifier_stake", stage=drawn.stage, party=drawn.participant
             )
@@ -148,7 +148,7 @@ class _Teller:
                 f" {drawn.snapshot} ({Step.SORTITION}).{what}"
             )
         lines += self._tell_recheck()
-        for closed in case.dossier.all(t.OPENINGS_CLOSED):
+        for closed in sorted(case.dossier.all(t.OPENINGS_CLOSED), key=lambda one: (one.stage, one.retry)):
             positions = ", ".join(map(str, unpack_tokens(closed.positions)))
             lines.append(
                 f"Stage {closed.stage}, look {closed.retry + 1}: with all claims sealed, round {closed.round_number} asked for"

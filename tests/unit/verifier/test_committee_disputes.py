@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kit.endings import COMMITTEE, RECHECKED, SEATED
+from kit.endings import COMMITTEE, RECHECKED, SEATED, play
 from kit.loopback import Habit, Loopback
 from kit.network import make_key
 from pocache.protocol.ids import JobId
@@ -169,6 +169,7 @@ def test_a_drawn_verifier_is_heard_only_for_what_it_was_told() -> None:
     assert claim_as(loopback, name, make_claim(task, root=b"\x08" * 32))[1] == "E208"
 
 
+@cache
 def draw_with_late_stake(rules: str, rounds_before: int | None) -> m.VerifierDrawnV1:
     """Return who is drawn for an audit while another's stake grows so many rounds before the audit's, or does not."""
     sections = COMMITTEE if rules == "fixed-fee-committee" else {**COMMITTEE, "rules": {"name": rules}}
@@ -313,21 +314,24 @@ def test_a_seat_beyond_the_last_has_no_stake() -> None:
 
 
 @pytest.mark.parametrize(
-    ("habits", "case", "slashed"),
+    ("ending", "slashed"),
     [
-        (CHEAT, "conviction", {"worker"}),
-        ({"worker": Habit(opens=False)}, "no_opening", {"worker"}),
-        ({"worker": Habit(commits_twice=True)}, "equivocation", {"worker"}),
-        ({}, "agree", set()),
+        ("committee_conviction", {"worker"}),
+        ("committee_no_opening", {"worker"}),
+        ("committee_equivocation", {"worker"}),
+        ("committee_agree", set()),
+        ("committee_lottery", set()),
+        ("committee_void", set()),
+        ("committee_acquittal", {"the auditor"}),
+        ("committee_silent_auditor", {"the auditor"}),
     ],
 )
-def test_money_is_conserved_and_only_the_guilty_lose(
-    habits: dict[str, Habit], case: str, slashed: set[str]
-) -> None:
-    loopback = make(dict(habits))
-    job_id = loopback.play(challenge=True)
-    payout = loopback.find(t.PAYOUT_SETTLED, job_id)
-    assert (payout.case, {loopback.keys[one] for one in payout.slashed}) == (case, slashed)
+def test_money_is_conserved_and_only_the_guilty_lose(ending: str, slashed: set[str]) -> None:
+    played = play(ending)
+    loopback, auditor = played.loopback, bodies(played.loopback, t.VERIFIER_DRAWN, played.job_id)[:1]
+    names = {**loopback.keys, **{one.participant: "the auditor" for one in auditor}}
+    payout = loopback.find(t.PAYOUT_SETTLED, played.job_id)
+    assert {names[one] for one in payout.slashed} == slashed
     assert sum(line.amount_micro for line in payout.lines) == payout.pool_micro
     totals = loopback.services[Role.LEDGER].ask(t.TOTALS_QUERY, m.TotalsQueryV1(), m.TotalsReplyV1)
     assert isinstance(totals, m.TotalsReplyV1)
