@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "statement": ("pocache_cli.money", "statement", "Show every movement of a participant's money."),
     "withdraw": ("pocache_cli.money", "withdraw", "Ask for a participant's money or stake back."),
     "deposit": ("pocache_cli.deposit", "deposit", "Credit a participant, as the operator."),
+    "owner": ("pocache_cli.owner", "owner", "Attest whose a participant is, as the operator."),
     "keys": ("pocache_cli.keys", "keys", "Make a network's keys, and divide them for a deployment."),
     "provision": ("pocache_cli.provision", "provision", "Create a network's streams and consumers."),
     "calibrate": ("pocache_cli.calibrate", "calibrate", "Measure what honest looks like for a model on this machine."),

@@ -25,6 +25,8 @@ ACK_WAIT_S: Final = 5.0
 ``in_progress``."""
 DELIVER_MAX: Final = 20
 """After this many deliveries a message goes to the dead letters, where the consumer may skip at all."""
+TASKS_PER_JOB_MAX: Final = 2
+"""A job has one task at a time, and one of an attempt before may still lie there."""
 TASK_DELIVER_MAX: Final = 1_000
 """A task waits for a worker that can take it; its job's own expiry ends it."""
 ANSWERED: Final[Mapping[Role, tuple[Topic[Any], ...]]] = {
@@ -71,7 +73,16 @@ def get_stream_specs(bounds: Bounds) -> tuple[StreamSpec, ...]:
         StreamSpec(
             Stream.INTAKE.value, subjects(Stream.INTAKE), max_msgs=100 * bounds.open_jobs_max, max_bytes=2 * GIB, **queue
         ),
-        StreamSpec(Stream.TASKS.value, subjects(Stream.TASKS), max_msgs=8 * bounds.open_jobs_max, max_bytes=GIB, **queue),
+        StreamSpec(
+            Stream.TASKS.value,
+            subjects(Stream.TASKS),
+            # By subject: what piles up for a model that nobody serves must not keep verifiers from their tasks, who
+            # would be late without knowing of them.
+            max_msgs_per_subject=TASKS_PER_JOB_MAX * bounds.open_jobs_max,
+            discard_new_per_subject=True,
+            max_bytes=GIB,
+            **queue,
+        ),
         StreamSpec(
             Stream.RECORD.value,
             subjects(Stream.RECORD),
