@@ -278,7 +278,7 @@ def test_outcomes_that_contradict_what_is_held_are_refused(ledger: LedgerHarness
         (good.model_copy(update={"verifiers": (stranger,), "deciding": V2.participant_id}), "E402"),
         (good.model_copy(update={"deciding": None}), "E401"),
         (good.model_copy(update={"case": "confirm_prior"}), "E401"),
-        (good.model_copy(update={"stage": ledger.network.genesis.rules.stage_max + 1}), "E402"),
+        (good.model_copy(update={"stage": ledger.network.genesis.rule_set.seat_max + 1}), "E402"),
     ):
         assert refused_without_trace(ledger, t.OUTCOME_DECIDED, outcome) == code
     ledger.must(t.OUTCOME_DECIDED, good)
