@@ -45,6 +45,7 @@ SERVICE_MODULES: Final[Mapping[str, str]] = {
     "deadletters": "pocache.service.deadletters",
 }
 WORKER_MODULE: Final = "pocache_worker"
+WITNESS_MODULE: Final = "pocache_cli.witness_process"
 READY_S: Final = 90.0
 QUERY_S: Final = 10.0
 
@@ -141,6 +142,7 @@ async def run_network(
     model: str,
     log_level: str = "info",
     port: int = 0,
+    witnesses: Sequence[str] = (),
     say: Callable[[str], None] = lambda _text: None,
     open_server: OpenServer = EmbeddedServer,
     replicas: int = 1,
@@ -148,6 +150,7 @@ async def run_network(
 ) -> AsyncIterator[LocalNetwork]:
     """Start everything and wait until it is ready; stop it in order when the context ends.
 
+    ``witnesses`` are those of the genesis that run here as well.
     ``open_server`` starts the bus, ``replicas`` is how many of its servers keep each stream, and ``adapt_child`` sees
     each process before it is started: what disturbs a network on purpose stands in between by these.
     """
@@ -170,7 +173,8 @@ async def run_network(
         operator = await stack.enter_async_context(_connect(directory, server.url, Role.OPERATOR.value))
         network = LocalNetwork(directory, server, operator)
         stack.push_async_callback(_stop_children, network)
-        for plan in map(adapt_child, _plan_children(directory, server.url, workers, model, log_level)):
+        plans = _plan_children(directory, server.url, workers, model, log_level, witnesses)
+        for plan in map(adapt_child, plans):
             network.children[plan.name] = Child(plan.name, plan.module, plan.environ, plan.log_file)
         say(f"starting {len(network.children)} processes")
         await asyncio.gather(*(child.start() for child in network.children.values()))
@@ -185,7 +189,12 @@ def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncC
 
 
 def _plan_children(
-    directory: NetworkDirectory, url: str, workers: Sequence[WorkerProcess], model: str, log_level: str
+    directory: NetworkDirectory,
+    url: str,
+    workers: Sequence[WorkerProcess],
+    model: str,
+    log_level: str,
+    witnesses: Sequence[str],
 ) -> list[ChildPlan]:
     passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
     common = {
@@ -200,6 +209,10 @@ def _plan_children(
         ChildPlan(name, module, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
         for service, module in SERVICE_MODULES.items()
         for name in _get_process_names(directory, service)
+    ]
+    children += [
+        ChildPlan(name, WITNESS_MODULE, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
+        for name in witnesses
     ]
     for worker in workers:
         environ = {

@@ -60,6 +60,7 @@ class RouterService:
     role = Role.ROUTER
     metadata = METADATA
     halts_on_poison = False
+    gathers = False
 
     def __init__(
         self,

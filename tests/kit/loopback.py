@@ -58,6 +58,8 @@ class Habit:
 
     flavour: str = "honest"
     """Whose rows it computes: those of equal flavour match, others do not."""
+    rounding: str = ""
+    """Another machine's arithmetic: rows of equal flavour and other rounding are close, and not the same."""
     opens: bool = True
     seals: bool = True
     commits: bool = True
@@ -312,7 +314,9 @@ class Loopback:
         schema = self.network.model.schema
         flavours = (habit.flavour, "another") if habit.commits_twice else (habit.flavour,)
         for flavour in reversed(flavours):
-            leaves = make_leaves(schema, leaf_count, lease.prompt_count, flavour=flavour)
+            leaves = make_leaves(
+                schema, leaf_count, lease.prompt_count, flavour=flavour, rounding=habit.rounding
+            )
             self._leaves[self.generator, 0, 0] = leaves
             body = make_result(
                 self.network,
@@ -331,7 +335,13 @@ class Loopback:
             return
         corner = Corner(task.corner.layer_max, task.corner.position_max, task.corner.full_depth)
         schema = self.network.model.schema.restrict(corner.layer_max, full_depth=corner.full_depth)
-        leaves = make_leaves(schema, corner.position_max + 1, task.prompt_count, flavour=habit.flavour)
+        leaves = make_leaves(
+            schema,
+            corner.position_max + 1,
+            task.prompt_count,
+            flavour=habit.flavour,
+            rounding=habit.rounding,
+        )
         self._leaves[name, task.stage, task.retry] = leaves
         body = m.ClaimSealedV1(
             job_id=task.job_id,

@@ -204,7 +204,11 @@ def _compute_worker_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
     return compute_permissions(
         party.name,
         party.transport_public,
-        publish_subjects=[_own(topic, worker=worker) for topic in TOPICS if topic.signer is Role.WORKER],
+        publish_subjects=[
+            *(_own(topic, worker=worker) for topic in TOPICS if topic.signer is Role.WORKER),
+            *(_own(topic, participant=worker) for topic in (t.BALANCE_QUERY, t.STATEMENT_QUERY)),
+            *_withdrawal_answers(worker),
+        ],
         pull_consumers=pulls,
         core_subscriptions=(
             t.BEACON_ROUND.pattern,
@@ -227,6 +231,7 @@ def _compute_user_user(party: Party) -> NatsUser:
             f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{events}",
             f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{t.PAYOUT_SETTLED.filter()}",
             f"$JS.API.DIRECT.GET.{Stream.REFUSALS.value}.{t.REFUSALS[Role.ROUTER].filter()}",
+            *_withdrawal_answers(user),
         ],
         core_subscriptions=(
             events,
@@ -248,6 +253,16 @@ def compute_observer(name: str, transport_public: str) -> NatsUser:
         publish_subjects=tuple(f"$JS.API.DIRECT.GET.{topic.stream}.{topic.filter()}" for topic in OBSERVED),
         core_subscriptions=tuple(topic.filter() for topic in OBSERVED),
         is_guest=True,
+    )
+
+
+def _withdrawal_answers(participant: str) -> tuple[str, str]:
+    """Return where a participant asks again for what the ledger said to its withdrawal."""
+    accepted = _own(t.WITHDRAWAL_ACCEPTED, participant=participant)
+    refused = t.REFUSALS[Role.LEDGER].filter()
+    return (
+        f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{accepted}",
+        f"$JS.API.DIRECT.GET.{Stream.REFUSALS.value}.{refused}",
     )
 
 
