@@ -27,6 +27,7 @@ import httpx
 from bench.measure import Row
 from kit.local import SECTIONS, USER
 from kit.sse import iterate_events
+from kit.wealth import RULES
 from pocache.engine.calibrate import draw_prompts, run_calibration
 from pocache.engine.demo_model import build_demo_model
 from pocache.engine.port import GenerateRequest
@@ -40,7 +41,7 @@ from pocache_cli.children import pick_python_environment
 from pocache_cli.local_network import LocalNetwork, WorkerProcess, run_network
 from pocache_cli.models import record_source
 
-STREAMS, TOKENS, PROMPT = 8, 256, "Once upon a time there was a model"
+STREAMS, TOKENS, PROMPT = 8, 96, "Once upon a time there was a model"
 ROUNDS, SINGLES = 3, 15
 CONNECTIONS = 500
 BUDGET_MS = 25.0
@@ -49,6 +50,7 @@ QUIET = {
     **SECTIONS,
     "audit": {**SECTIONS["audit"], "lottery_share": "0/1", "window_rounds": 40},
     "deadlines": {**SECTIONS["deadlines"], "lease_ticks": 300},
+    "rules": RULES,
 }
 """No audits: the verifier's work on the same two cores is measured elsewhere."""
 

@@ -28,6 +28,8 @@ from kit.local import GENERATORS, SECTIONS, USER, VERIFIERS, start_network
 from kit.node import JS, ROOT, find_node
 from kit.says import say
 from kit.sse import iterate_events, read_events, wait_until
+from kit.wealth import RULES
+from pocache.protocol.unified_pool import Products
 from pocache.receipt.trust import make_trust
 from pocache.receipt.verify import examine_receipt
 from pocache.wire import messages as m
@@ -38,7 +40,7 @@ from pocache_cli.local_network import LocalNetwork, WorkerProcess
 
 T = TypeVar("T")
 MODEL = "fake:kit@5"
-NO_LOTTERY = {**SECTIONS, "audit": {**SECTIONS["audit"], "lottery_share": "0/1"}}
+NO_LOTTERY = {**SECTIONS, "audit": {**SECTIONS["audit"], "lottery_share": "0/1"}, "rules": RULES}
 PROMPT = "user: Hello\nassistant:"
 """What the plain chat template makes of one message."""
 LONG = 1_000
@@ -277,8 +279,9 @@ async def test_a_client_that_vanishes_pays_for_what_was_generated(ground: Ground
     assert payout.generation_micro == model.prices.compute_generation_cost(len(body["prompt"]), count)
     user = ground.network.directory.signing_key(USER).participant_id
     (line,) = [one for one in payout.lines if one.account == user]
-    rules = ground.network.directory.genesis.unified_pool
+    rules = ground.network.directory.genesis.rule_set
     products = rules.compute_products(payout.generation_micro, payout.verification_micro)
+    assert isinstance(products, Products)
     assert line.held_micro == products.deposit  # of what was generated, not of what was asked for
     assert line.held_micro - line.amount_micro == products.a_cg
 
