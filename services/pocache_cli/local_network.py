@@ -47,6 +47,7 @@ SERVICE_MODULES: Final[Mapping[str, str]] = {
 WORKER_MODULE: Final = "pocache_worker"
 GATEWAY: Final = "gateway"
 GATEWAY_MODULE: Final = "pocache_gateway"
+WITNESS_MODULE: Final = "pocache_cli.witness_process"
 READY_S: Final = 90.0
 QUERY_S: Final = 10.0
 
@@ -60,6 +61,19 @@ class WorkerProcess:
     roles: str = "generate,verify"
     cheats: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPlan:
+    """How one process of a network will be started; who runs the network may change it."""
+
+    name: str
+    module: str
+    environ: Mapping[str, str]
+    log_file: Path
+
+
+OpenServer = Callable[[ServerSettings], AbstractAsyncContextManager[EmbeddedServer]]
 
 
 class LocalNetwork:
@@ -131,11 +145,18 @@ async def run_network(
     log_level: str = "info",
     port: int = 0,
     gateway_port: int | None = None,
+    witnesses: Sequence[str] = (),
     say: Callable[[str], None] = lambda _text: None,
+    open_server: OpenServer = EmbeddedServer,
+    replicas: int = 1,
+    adapt_child: Callable[[ChildPlan], ChildPlan] = lambda plan: plan,
 ) -> AsyncIterator[LocalNetwork]:
     """Start everything and wait until it is ready; stop it in order when the context ends.
 
     With ``gateway_port`` a gateway listens there as well.
+    ``witnesses`` are those of the genesis that run here as well.
+    ``open_server`` starts the bus, ``replicas`` is how many of its servers keep each stream, and ``adapt_child`` sees
+    each process before it is started: what disturbs a network on purpose stands in between by these.
     """
     parties = load_parties(directory)
     models = directory.load_models()
@@ -146,19 +167,19 @@ async def run_network(
         settings = ServerSettings(
             store_dir=directory.path / "nats", port=port, users=users, operator=operator_config
         )
-        server = await stack.enter_async_context(EmbeddedServer(settings))
+        server = await stack.enter_async_context(open_server(settings))
         (directory.path / "nats.url").write_text(server.url + "\n", encoding="ascii")
         say("creating streams and consumers")
         async with _connect(directory, server.url, PROVISIONER) as provisioner:
-            done = await provision_objects(provisioner, *plan_objects(directory))
+            done = await provision_objects(provisioner, *plan_objects(directory, replicas=replicas))
         if done.drift:
             raise BusError("; ".join(done.drift))
         operator = await stack.enter_async_context(_connect(directory, server.url, Role.OPERATOR.value))
         network = LocalNetwork(directory, server, operator)
         stack.push_async_callback(_stop_children, network)
-        network.children.update(
-            _make_children(directory, server.url, workers, model, log_level, gateway_port)
-        )
+        plans = _plan_children(directory, server.url, workers, model, log_level, witnesses, gateway_port)
+        for plan in map(adapt_child, plans):
+            network.children[plan.name] = Child(plan.name, plan.module, plan.environ, plan.log_file)
         say(f"starting {len(network.children)} processes")
         await asyncio.gather(*(child.start() for child in network.children.values()))
         for child in network.children.values():
@@ -171,14 +192,15 @@ def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncC
     return connect_bus(NatsSettings.of(directory, url, name))
 
 
-def _make_children(
+def _plan_children(
     directory: NetworkDirectory,
     url: str,
     workers: Sequence[WorkerProcess],
     model: str,
     log_level: str,
+    witnesses: Sequence[str],
     gateway_port: int | None,
-) -> dict[str, Child]:
+) -> list[ChildPlan]:
     passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
     common = {
         **pick_python_environment(),
@@ -188,11 +210,15 @@ def _make_children(
         "POCACHE_LOG_LEVEL": log_level,
     }
     logs: Path = directory.path / "logs"
-    children = {
-        name: Child(name, module, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
+    children = [
+        ChildPlan(name, module, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
         for service, module in SERVICE_MODULES.items()
         for name in _get_process_names(directory, service)
-    }
+    ]
+    children += [
+        ChildPlan(name, WITNESS_MODULE, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
+        for name in witnesses
+    ]
     for worker in workers:
         environ = {
             **common,
@@ -209,7 +235,7 @@ def _make_children(
             environ["POCACHE_WORKER_CHEAT"] = ",".join(
                 f"{name}:{cheat}" for name, cheat in worker.cheats.items()
             )
-        children[worker.name] = Child(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log")
+        children.append(ChildPlan(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log"))
     if gateway_port is not None:
         told = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_GATEWAY_")}
         environ = {
@@ -219,7 +245,7 @@ def _make_children(
             "POCACHE_NAME": GATEWAY,
             "POCACHE_GATEWAY_PORT": str(gateway_port),
         }
-        children[GATEWAY] = Child(GATEWAY, GATEWAY_MODULE, environ, logs / f"{GATEWAY}.log")
+        children.append(ChildPlan(GATEWAY, GATEWAY_MODULE, environ, logs / f"{GATEWAY}.log"))
     return children
 
 

@@ -34,7 +34,7 @@ _BINARY: Final = "application/vnd.pocache.receipt"
 class GatewayError(PocacheError):
     """The gateway refused or failed: ``status``, ``error_code`` and ``param`` say what and about which field."""
 
-    code = "E804"
+    code = "E805"
 
     def __init__(
         self, status: int, error_code: str, message: str, param: str | None, retry_after_s: float
