@@ -236,8 +236,8 @@ MUTATIONS: dict[str, tuple[Callable[[list[Manifest]], object], str]] = {
         "no Secret ledger-db-app has a key pass",
     ),
     "an unknown service": (
-        lambda all_: get_main(all_, "router").update(command=["pocache", "serve", "gateway"]),
-        "there is no service gateway",
+        lambda all_: get_main(all_, "router").update(command=["pocache", "serve", "oracle"]),
+        "there is no service oracle",
     ),
     "a service that nobody runs": (
         lambda all_: all_.remove(find(all_, "Deployment", "deadletters")),

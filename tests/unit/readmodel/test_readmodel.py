@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from kit.network import make_key, make_network
 from kit.recorded import Recorded, RecordedBus, get_jobs, load_recorded
+from pocache.bus.port import StreamRecord
 from pocache.protocol.errors import ConfigError, NotYetError, UnknownJobError
 from pocache.protocol.matching import Verdict
 from pocache.readmodel import queries
@@ -22,7 +24,9 @@ from pocache.readmodel.model import ReadModel
 from pocache.readmodel.projection import Bounds
 from pocache.receipt.trust import make_trust
 from pocache.receipt.verify import verify_receipt
-from pocache.wire.topics import Stream
+from pocache.wire import messages as m
+from pocache.wire import topics as t
+from pocache.wire.topics import Role, Stream
 
 ENDINGS = ("no_challenge", "agree", "confirm_prior", "no_opening", "equivocation")
 
@@ -137,6 +141,30 @@ def test_a_message_of_another_signer_is_no_message(recorded: Recorded) -> None:
         with model.reading() as connection:
             assert len(queries.list_faults(connection)) == 1
             assert queries.list_jobs(connection).rows == []
+
+
+def test_a_message_that_fails_half_way_leaves_nothing_behind() -> None:
+    """A router's own word with a submission in it that is none: a fault, and neither a job nor an envelope kept."""
+    network = make_network()
+    body = m.JobAdmittedV1(
+        job_id=bytes(32),
+        user=make_key("user").participant_id,
+        submission=b"no envelope",
+        generation_max_micro=1,
+        verification_max_micro=1,
+    )
+    data = network.seal(network.keys[Role.ROUTER], body)
+    record = StreamRecord(t.JOB_ADMITTED.subject(job=body.job_id), data, {}, Stream.RECORD.value, 1, 1)
+    model = ReadModel(network.genesis, network.models)
+    try:
+        assert model.apply([record]) == 1
+        with model.reading() as connection:
+            assert len(queries.list_faults(connection)) == 1
+            assert queries.list_jobs(connection).rows == []
+            assert queries.list_messages(connection, body.job_id) == []
+            assert queries.read_overview(connection, now_ms=0).sums == {"faults": 1}
+    finally:
+        model.close()
 
 
 def test_bounds_drop_the_oldest_that_are_over_and_nothing_else(recorded: Recorded) -> None:
