@@ -7,7 +7,8 @@ settings is an operator's decision, not a side effect of a start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import nats.errors
@@ -20,6 +21,8 @@ from pocache.protocol.errors import BusError
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
+PATIENCE_S: Final = 60.0
+"""How long a server may leave one question unanswered."""
 _NANOSECONDS: Final = 1_000_000_000
 
 
@@ -33,9 +36,9 @@ async def provision(
     """Create what is missing. Raises DriftError naming every setting that differs from what exists."""
     try:
         for stream in streams:
-            await _provision_stream(js, stream)
+            await _ask_until_answered(lambda wanted=stream: _provision_stream(js, wanted))  # type: ignore[misc]
         for consumer in consumers:
-            await _provision_consumer(js, consumer)
+            await _ask_until_answered(lambda wanted=consumer: _provision_consumer(js, wanted))  # type: ignore[misc]
     except nats.errors.Error as error:
         raise BusError(f"provisioning: {error}") from error
 
@@ -58,7 +61,9 @@ async def find_drift(
             name = f"consumer {consumer.stream}.{consumer.durable}"
             wanted = _get_consumer_settings(compute_consumer_config(consumer))
             try:
-                settings = _get_consumer_settings((await js.consumer_info(consumer.stream, consumer.durable)).config)
+                settings = _get_consumer_settings(
+                    (await js.consumer_info(consumer.stream, consumer.durable)).config
+                )
             except NotFoundError:
                 found.append(f"{name} is missing")
                 continue
@@ -66,6 +71,18 @@ async def find_drift(
     except nats.errors.Error as error:
         raise BusError(f"looking at streams and consumers: {error}") from error
     return found
+
+
+async def _ask_until_answered(ask: Callable[[], Awaitable[None]]) -> None:
+    """Ask again while nobody answers: a cluster that has no leader yet answers nothing, and forgets what it was asked."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE_S
+    while True:
+        try:
+            return await ask()
+        except nats.errors.TimeoutError:
+            if loop.time() >= deadline:
+                raise
 
 
 async def _provision_stream(js: JetStreamContext, spec: StreamSpec) -> None:

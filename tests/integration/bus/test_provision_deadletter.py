@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import nats.errors
 import pytest
 
 from pocache.bus.deadletter import ADVISORIES, ADVISORY_CONSUMER, DEADLETTERS, DeadLetterCollector
@@ -261,3 +262,20 @@ async def test_tasks_that_nobody_takes_keep_nobody_from_its_own(nats_server: Emb
         await bus.publish(GENERATE_TASK.subject(model=b"\x01" * 32), b"served")
         for number in range(2 * TASKS_PER_JOB_MAX * bounds.open_jobs_max):
             await bus.publish(VERIFY_TASK.subject(worker=f"W{number}"), b"drawn")
+
+
+async def test_a_question_that_nobody_answered_is_asked_again(nats_server: EmbeddedServer) -> None:
+    """As by a cluster that has no leader yet: what it did not answer it has forgotten."""
+    async with connect(nats_server, "provisioner") as bus:
+        js = bus.client.jetstream()
+        ask, silences = js.stream_info, [nats.errors.TimeoutError(), nats.errors.TimeoutError()]
+
+        async def stay_silent(*arguments: object, **named: object) -> object:
+            if silences:
+                raise silences.pop()
+            return await ask(*arguments, **named)  # type: ignore[arg-type]
+
+        js.stream_info = stay_silent  # type: ignore[method-assign, assignment]
+        await provision(js, [RECORD], [])
+        assert not silences
+        assert (await ask("RECORD")).config.name == "RECORD"
