@@ -22,6 +22,7 @@ from pocache.bus.permissions import (
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
+from pocache.protocol.payoff import FIXED_FEE_COMMITTEE
 from pocache.receipt.trust import make_trust
 from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, write_secret
 from pocache.service.provisioning import Party, compute_observer, compute_user
@@ -43,6 +44,22 @@ PROMPT_TOKEN_MICRO: Final = 1_000
 OUTPUT_TOKEN_MICRO: Final = 10_000
 VERIFY_TOKEN_MICRO: Final = 1_000
 """A token verified costs about what one of the prompt does: both are prefill."""
+
+
+COMMITTEE_SIZE_DEFAULT: Final = 7
+COMMITTEE_SIZE_MIN: Final = 3
+
+
+def plan_rules(rules: str, verifier_count: int, **changes: Any) -> dict[str, Any]:
+    """Return the genesis' rules for a network with so many verifiers; ``changes`` are for `fixed-fee-committee`.
+
+    A committee is drawn from whoever does not sit in the job yet: it is the largest odd number, up to the default, that
+    leaves one verifier for the audit.
+    """
+    if rules != FIXED_FEE_COMMITTEE:
+        return {"name": rules}
+    size = min(COMMITTEE_SIZE_DEFAULT, max(COMMITTEE_SIZE_MIN, (verifier_count - 2) // 2 * 2 + 1))
+    return {"name": rules, "committee_size": size, **changes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +85,9 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     if (path / "genesis.json").exists():
         return directory
     if (path / "keys").exists():
-        raise ConfigError(f"{path} has keys but no genesis, as after an interrupted start: remove it, or choose another")
+        raise ConfigError(
+            f"{path} has keys but no genesis, as after an interrupted start: remove it, or choose another"
+        )
     members = plan.beacon.member_names
     parties = {role.value: role for role in SERVICE_ROLES if not (members and role is Role.BEACON)}
     parties.update(dict.fromkeys(members, Role.BEACON))
@@ -80,7 +99,9 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
         _create_transport_key(path, name)
     ids = {name: key.participant_id for name, key in keys.items()}
     if members:
-        ids[Role.BEACON.value] = ids[members[0]]  # the genesis names one for each service; rounds may be any member's
+        ids[Role.BEACON.value] = ids[
+            members[0]
+        ]  # the genesis names one for each service; rounds may be any member's
     now_s = int(time.time())
     chain = create_chain(path, plan.beacon, ids, genesis_s=now_s, period_s=plan.period_s)
     genesis = Genesis.model_validate(
@@ -148,7 +169,9 @@ def pick_user(directory: NetworkDirectory, name: str | None) -> str:
     if name is None and users:
         return users[0]
     if name not in users or name is None:
-        raise ConfigError(f"no user {name or ''} in {directory.path}; there are: {', '.join(users) or 'none'}")
+        raise ConfigError(
+            f"no user {name or ''} in {directory.path}; there are: {', '.join(users) or 'none'}"
+        )
     return name
 
 
@@ -164,7 +187,9 @@ def compute_users(
     model_ids = tuple(models)
     return (
         *(compute_user(party, model_ids) for party in parties),
-        compute_provisioner_permissions(get_public_key(directory.transport_seed(PROVISIONER)), name=PROVISIONER),
+        compute_provisioner_permissions(
+            get_public_key(directory.transport_seed(PROVISIONER)), name=PROVISIONER
+        ),
         compute_collector_permissions(
             get_public_key(directory.transport_seed(DEADLETTERS)),
             (ADVISORY_CONSUMER.stream, ADVISORY_CONSUMER.durable),

@@ -72,7 +72,7 @@ class LedgerService:
         """Keep the rules of the network and what its models cost."""
         self._genesis = genesis
         self._models = models
-        self._rules = genesis.unified_pool
+        self._rules = genesis.rule_set
         self._patience_ticks = genesis.deadlines.queue_ticks
         self._waiting: dict[bytes, int] = {}
         self._log = structlog.get_logger().bind(service=self.role.value)
@@ -301,6 +301,7 @@ class LedgerService:
             closed_pools_micro=totals.closed_pools_micro,
             open_pool_count=totals.open_pool_count,
             treasury_micro=totals.treasury_micro,
+            reserve_micro=totals.reserve_micro,
             journal_entries=totals.journal_entries,
             journal_intact=is_intact,
         )

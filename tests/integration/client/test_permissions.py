@@ -93,6 +93,7 @@ async def test_a_user_may_ask_again_for_what_it_missed(stage: Stage, monkeypatch
         pool_micro=0,
         generation_micro=0,
         verification_micro=0,
+        reserve_micro=0,
         lines=(),
         slashed=(),
     )
