@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-BENCHMARKS = ("beacon", "protocol", "receipt", "ledger", "engine")
+BENCHMARKS = ("beacon", "protocol", "receipt", "ledger", "engine", "pipeline")
 
 
 def main() -> None:
