@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-BENCHMARKS = ("beacon", "protocol", "receipt", "ledger", "engine", "gateway", "explorer")
+BENCHMARKS = ("beacon", "protocol", "receipt", "ledger", "engine", "gateway", "explorer", "pipeline")
 
 
 def main() -> None:

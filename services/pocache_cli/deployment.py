@@ -129,7 +129,9 @@ def export_network(directory: NetworkDirectory, out: Path) -> Exported:
     secrets = plan_secrets(directory)
     for secret, keys in secrets.items():
         for key, file in keys.items():
-            write_secret(out / SECRETS_FOLDER / secret / key, read_secret(file))
+            is_public = file.suffix == ".pem"
+            text = file.read_text(encoding="ascii").strip() if is_public else read_secret(file)
+            write_secret(out / SECRETS_FOLDER / secret / key, text)
     return Exported(out, {secret: tuple(keys) for secret, keys in secrets.items()})
 
 

@@ -91,8 +91,8 @@ class Trust:
 
     def revoke(self, name: str) -> str:
         """Have every JWT of a user's present key count no more, and return that key."""
-        public = get_public_key(self._directory.transport_seed(name))
         self._find_account(name)
+        public = get_public_key(self._directory.transport_seed(name))
         revoked = {**self._read_revoked(), public: int(time.time())}
         self._path.joinpath("revoked.json").write_text(json.dumps(revoked, indent=1) + "\n", encoding="ascii")
         return public
@@ -109,6 +109,7 @@ class Trust:
     def compute_operator(self, users: Sequence[NatsUser]) -> OperatorConfig:
         """Return what the server has to know, signed. Raises ConfigError when somebody has no account yet."""
         revoked = self._read_revoked()
+        operator = read_secret(self._path / "operator.jwt")
         accounts = {
             name: AccountKeys(
                 public=read_public(read_secret(self._account_file(name)), KeyKind.ACCOUNT),
@@ -124,11 +125,12 @@ class Trust:
         }
         return compute_operator_config(
             read_secret(self._seed_file(OPERATOR)),
-            read_secret(self._path / "operator.jwt"),
+            operator,
             read_public(read_secret(self._seed_file(SYSTEM)), KeyKind.ACCOUNT),
             accounts,
             users,
-            issued_s=int(time.time()),
+            # As old as the operator: the same accounts are the same text, and a server sees only what has changed.
+            issued_s=read_claims(operator).issued_s,
         )
 
     def get_account(self, name: str = CORE) -> str:

@@ -467,7 +467,7 @@ async def test_a_connection_ends_when_its_jwt_does(border: Border) -> None:
     directory = border.directory
     seed = read_secret(directory.path / "transport" / "grace.seed")
     signer = read_secret(directory.path / "trust" / "signers" / "grace.seed")
-    claims = _claims(border, "grace", seed, expires_s=int(time.time()) + 3)
+    claims = _claims(border, "grace", seed, expires_s=int(time.time()) + 6)
     token = sign_claims(signer, claims, issued_s=int(time.time()))
     text = CREDENTIALS_TEXT.format(jwt=token, seed=seed)
     async with connect_bus(NatsSettings(url=border.server.url, name="grace", nkey_seed=text)) as bus:

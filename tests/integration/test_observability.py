@@ -32,6 +32,9 @@ async def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_a_job_is_counted_and_traced_from_submission_to_payout(tmp_path: Path, traces: Path) -> None:
     """One audited job and its neighbours: every service's figures agree with what happened, and the trace is one tree."""
     async with start_network(tmp_path / "network", sections=ALL_AUDITED) as network:
+        assert "resolver_preload" in (network.directory.path / "nats" / "nats-server.conf").read_text(), (
+            "a whole job across the accounts' borders"
+        )
         tracer = open_tracer("user", {"POCACHE_TRACES": f"file={traces}"})
         async with (
             _connect(network.directory, network.server.url, USER) as bus,

@@ -39,6 +39,12 @@ class TolerantClient(Client):
         super().__init__()
         self._ps = TolerantParser(self)
 
+    def abort(self) -> None:
+        """Drop the transport as it is."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
     def _build_message(self, sid: int, subject: bytes, reply: bytes, *rest: Any, **named: Any) -> Any:
         return super()._build_message(sid, _escape(subject), _escape(reply), *rest, **named)
 

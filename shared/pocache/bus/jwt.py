@@ -51,11 +51,12 @@ class KeyPair(NamedTuple):
 
 
 class Claims(NamedTuple):
-    """What a token says: who signed it about whom, until when (0: without end), and the rest as it stands."""
+    """What a token says: who signed it about whom, when, until when (0: without end), and the rest as it stands."""
 
     issuer: str
     subject: str
     name: str
+    issued_s: int
     expires_s: int
     body: Mapping[str, Any]
 
@@ -112,7 +113,12 @@ def read_claims(token: str) -> Claims:
         raw = base64.b32decode(issuer + "=" * (-len(issuer) % 8))[1:-2]
         nkeys.nacl.signing.VerifyKey(raw).verify(f"{header}.{payload}".encode(), _decode(signature))
         return Claims(
-            issuer, str(body["sub"]), str(body.get("name", "")), int(body.get("exp", 0)), body["nats"]
+            issuer=issuer,
+            subject=str(body["sub"]),
+            name=str(body.get("name", "")),
+            issued_s=int(body["iat"]),
+            expires_s=int(body.get("exp", 0)),
+            body=body["nats"],
         )
     except ConfigError:
         raise

@@ -40,6 +40,7 @@ _LOG = structlog.get_logger(__name__)
 
 _DENIED_KEPT_MAX: Final = 100
 _IN_FLIGHT_MAX: Final = 256
+_CLOSE_S: Final = 5.0
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 _DUPLICATE_IN_PROCESS: Final = 10158
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
@@ -98,7 +99,7 @@ class NatsBus:
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
         self._proof = _prove(settings)
-        self._client: Client = TolerantClient()
+        self._client = TolerantClient()
         self._replies = Replies(self._client)
         self._pullers: set[ContinuousPuller] = set()
         self._subscriptions: set[CoreSubscription] = set()
@@ -152,7 +153,7 @@ class NatsBus:
                 await pass_barrier(self._client)
         except TimeoutError:
             raise BusError(
-                f"{settings.url}: no connection in {settings.connect_s} s"
+                f"{settings.url}: no connection in {settings.connect_s} s ({self._client.last_error})"
             ) from self._client.last_error
         except (nats.errors.Error, OSError) as error:
             raise BusError(f"{settings.url}: {error}") from error
@@ -169,7 +170,11 @@ class NatsBus:
                 _LOG.info("not flushed at close", error=repr(error))
         if self._ending is not None:
             await self._ending
-        await self._client.close()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._client.close()
+        except TimeoutError:  # a peer that ends TLS without a word is waited for by nobody else
+            self._client.abort()
         self._closed.set()
 
     # streams

@@ -128,16 +128,18 @@ class ServiceProcess:
         What a full stream refuses waits aside, so that it does not hold up what goes elsewhere, and is tried again.
         """
         refused: set[int] = set()
+        published: list[int] = []
         while True:
             self._outbox_filled.clear()
-            rows = await self._in_thread(lambda aside=frozenset(refused): self._read_outbox(aside))  # type: ignore[misc]
+            rows = await self._in_thread(
+                lambda done=tuple(published), aside=frozenset(refused): self._turn_outbox(done, aside)  # type: ignore[misc]
+            )
+            published = []
             if self._metrics is not None:
                 self._metrics.outbox_rows.set(len(rows) + len(refused))
             if rows:
                 published = await self._publish(rows)
                 refused.update(row.number for row in rows if row.number not in published)
-                if published:
-                    await self._in_thread(lambda numbers=published: self._forget(numbers))  # type: ignore[misc]
             elif refused:
                 if stop.is_set() and not self._bus.is_connected:
                     raise BusError(
@@ -188,18 +190,17 @@ class ServiceProcess:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
 
-    def _read_outbox(self, aside: frozenset[int]) -> Sequence[Any]:
+    def _turn_outbox(self, published: Sequence[int], aside: frozenset[int]) -> Sequence[Any]:
+        """Forget what was published and return what comes next, in one transaction: each costs a message its time."""
         with self._store.begin() as connection:
+            if published:
+                connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.number.in_(published)))
             return connection.execute(
                 sa.select(OUTBOX.c.number, OUTBOX.c.subject, OUTBOX.c.data, OUTBOX.c.message_id)
                 .where(OUTBOX.c.number.not_in(sorted(aside)[:ASIDE_MAX]))
                 .order_by(OUTBOX.c.number)
                 .limit(OUTBOX_BATCH_MAX)
             ).all()
-
-    def _forget(self, numbers: Sequence[int]) -> None:
-        with self._store.begin() as connection:
-            connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.number.in_(numbers)))
 
 
 async def iterate_until(iterator: AsyncIterator[T], stop: asyncio.Event) -> AsyncIterator[T]:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from pocache.bus.jwt import Claims, read_claims
 from pocache.protocol.errors import ConfigError
 from pocache.runtime.network import NetworkDirectory, read_secret
 from pocache.wire.topics import Role
 from pocache_beacon.local import read_bls_secret
-from pocache_cli.bootstrap import load_parties
+from pocache_cli.bootstrap import NetworkPlan, create_network, load_parties
 from pocache_cli.deployment import export_network, install_network, load_participants
 from pocache_cli.main import main
 from pocache_cli.prepare import main as prepare
@@ -89,7 +90,11 @@ def test_bad_sections_are_wrong_usage(tmp_path: Path, text: str, message: str) -
 def test_export_gives_each_process_its_own_keys(directory: NetworkDirectory, tmp_path: Path) -> None:
     report = run_json("export", "--network-dir", directory.path, "--out", tmp_path / "out")
     secrets = report["secrets"]
-    assert secrets["pocache-router"] == ["router.signing.seed", "router.transport.seed", "router.transport.jwt"]
+    assert secrets["pocache-router"] == [
+        "router.signing.seed",
+        "router.transport.seed",
+        "router.transport.jwt",
+    ]
     assert secrets["pocache-beacon"] == [
         "beacon.signing.seed",
         "beacon.transport.seed",
@@ -197,3 +202,52 @@ def test_without_a_network_it_is_wrong_usage(tmp_path: Path) -> None:
     for command in (["nats-config"], ["export", "--out", tmp_path / "out"]):
         result = run(*command, "--network-dir", tmp_path / "nothing")
         assert result.exit_code == 2, result.output
+
+
+def read_own_claims(directory: NetworkDirectory, name: str) -> Claims:
+    """Return what a party's JWT says."""
+    return read_claims(read_secret(directory.path / "transport" / f"{name}.jwt"))
+
+
+def test_a_jwt_is_issued_for_a_while(directory: NetworkDirectory) -> None:
+    before = read_own_claims(directory, "ada")
+    report = run_json("issue", "ada", "--network-dir", directory.path, "--days", "90")
+    after = read_own_claims(directory, "ada")
+    assert before.expires_s == 0
+    assert after.expires_s == report["issued"][0]["expires_s"]
+    assert (after.subject, after.issuer) == (before.subject, before.issuer)
+
+
+def test_a_rotated_party_has_another_key_and_the_old_one_is_revoked(directory: NetworkDirectory) -> None:
+    old = read_own_claims(directory, "router")
+    report = run_json("rotate", "router", "--network-dir", directory.path, "--signer")
+    new = read_own_claims(directory, "router")
+    assert report["issued"][0]["public"] == new.subject != old.subject
+    assert new.issuer != old.issuer
+    token = run_json("nats-config", "--network-dir", directory.path)
+    core = next(
+        read_claims(line.split(": ")[1])
+        for line in token["authorization"].splitlines()
+        if line.strip().startswith(token["core_account"])
+    )
+    assert old.subject in core.body["revocations"]
+    assert old.issuer not in {one["key"] for one in core.body["signing_keys"]}
+
+
+def test_a_revoked_party_is_named(directory: NetworkDirectory) -> None:
+    report = run_json("revoke", "worker-1", "--network-dir", directory.path)
+    assert report["revoked"] == read_own_claims(directory, "worker-1").subject
+    for command in ("issue", "rotate", "revoke"):
+        result = run(command, "nobody", "--network-dir", directory.path)
+        assert result.exit_code == 2
+        assert "nobody here is called nobody; there are: " in result.stderr
+
+
+def test_a_network_without_accounts_gets_them_once(tmp_path: Path) -> None:
+    plan = NetworkPlan("test", ("ada",), ("worker-1",), has_accounts=False)
+    old = create_network(tmp_path / "old", plan)
+    assert "authorization {" in run("nats-config", "--network-dir", old.path).stdout
+    assert run("issue", "ada", "--network-dir", old.path).exit_code == 2
+    core = run_json("accounts", "--network-dir", old.path)["core_account"]
+    assert run_json("nats-config", "--network-dir", old.path)["core_account"] == core
+    assert run("accounts", "--network-dir", old.path).exit_code == 2
