@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "For the CPU build stop now and run: make install TORCH_INDEX=<the CPU index that pytorch.org's install page names>"; \
 	fi
 	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,postgres,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,gateway,postgres,dev]'
 	@touch $(STAMP)
 
 run: $(STAMP) ## play the demo: a whole network here, with cheats among the workers
@@ -36,8 +36,8 @@ run: $(STAMP) ## play the demo: a whole network here, with cheats among the work
 up: $(STAMP) ## run a network here until Ctrl-C
 	$(BIN)/pocache up $(ARGS)
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests, on two cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 soak: $(STAMP) ## run the tests that take many minutes
 	$(BIN)/python -m pytest -m soak $(ARGS)

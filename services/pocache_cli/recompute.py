@@ -13,6 +13,7 @@ from pocache.engine.port import Engine, VerifyRequest
 from pocache.protocol.challenge import Corner
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.dispute import compute_common_corner
+from pocache.protocol.dispute_terms import GENERATOR_STAGE
 from pocache.protocol.encoding import RowKey, RowKind, decode_leaf, unpack_tokens
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.matching import compare
@@ -95,8 +96,16 @@ def _compare(
             own = decode_leaf(case.model.schema, position, is_scored, leaves[position])
             ours[position] = _restrict(own, corner)
             theirs[position] = _restrict(decode_leaf(schema, position, is_scored, leaf), corner)
-    found = compare(case.model.profile, ours, theirs, case.model.schema.float_format)
+    found = compare(
+        case.model.profile,
+        ours,
+        theirs,
+        case.model.schema.float_format,
+        checks_tokens=party.stage == GENERATOR_STAGE,
+    )
     numbers = f"mean {found.mean_q16 / _ONE_Q16:+.2f}, worst row {found.peak_q16 / _ONE_Q16:+.2f}"
+    if found.tokens is not None:
+        numbers += f", {found.tokens.mismatch_count} of {found.tokens.token_count} tokens not its best"
     return {
         "participant": party.participant,
         "stage": sealed.stage,

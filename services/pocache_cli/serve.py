@@ -17,7 +17,7 @@ GROUP: Final = "pocache.services"
 @click.option("--network-dir", help="The network directory (also POCACHE_NETWORK_DIR).")
 @click.option("--json", "as_json", is_flag=True, help="With no NAME: list the services as JSON.")
 def serve(name: str | None, network_dir: str | None, as_json: bool) -> None:
-    """Run one service: router, worker, commitments, beacon, verifier, ledger or deadletters.
+    """Run one service: router, worker, commitments, beacon, verifier, ledger, gateway or deadletters.
 
     Settings come from POCACHE_* variables. Logs are JSON lines on standard error.
     """

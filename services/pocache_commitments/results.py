@@ -27,7 +27,7 @@ from pocache.protocol.errors import (
 from pocache.protocol.ids import Digest, EnvelopeId, JobId, ModelId, ParticipantId
 from pocache.runtime.network import Genesis, Model
 from pocache.wire.envelope import OpenedEnvelope, open_envelope
-from pocache.wire.messages import LeaseV1, ResultV1
+from pocache.wire.messages import CancelRequestV1, LeaseV1, ResultV1
 from pocache.wire.topics import Role
 
 
@@ -55,6 +55,7 @@ def verify_result(genesis: Genesis, model: Model, lease: OpenedEnvelope[LeaseV1]
     """Check all of a result that does not depend on when it came; CommitmentError, EncodingError."""
     tokens = unpack_tokens(result.output)
     _verify_output(model, lease.body, tokens, result.finish_reason)
+    _verify_cancellation(genesis, lease.body, result)
     verify_leaf_count(result.leaf_count, lease.body.prompt_count, len(tokens))
     if result.stack != model.entry.stack:
         raise CommitmentError(f"stack {result.stack!r}: this model is served on {model.entry.stack!r}")
@@ -84,7 +85,7 @@ def verify_arrival(genesis: Genesis, lease: LeaseV1, result: ResultV1, stored_ms
 
 
 def _verify_output(model: Model, lease: LeaseV1, tokens: tuple[int, ...], finish_reason: str) -> None:
-    """Check the vocabulary and the end: at the first EOS where that stops it, else at full length."""
+    """Check the vocabulary and the end: at the first EOS where that stops it, else at full length or cancelled."""
     if len(tokens) > lease.token_count_max:
         raise CommitmentError(f"{len(tokens)} output tokens where {lease.token_count_max} were asked for")
     if max(tokens) >= model.entry.vocab_size:
@@ -96,10 +97,25 @@ def _verify_output(model: Model, lease: LeaseV1, tokens: tuple[int, ...], finish
     ]
     if stops and stops[0] != len(tokens) - 1:
         raise CommitmentError(f"the output goes on after the end of sequence at index {stops[0]}")
-    if not stops and len(tokens) != lease.token_count_max:
+    is_full = len(tokens) == lease.token_count_max
+    if not stops and not is_full and finish_reason != "cancelled":
         raise CommitmentError("the output ends early: no end of sequence, and not the length asked for")
-    if finish_reason != ("stop" if stops else "length"):
+    if finish_reason != ("stop" if stops else "length" if is_full else "cancelled"):
         raise CommitmentError(f"finish reason {finish_reason!r} is not how this output ends")
+
+
+def _verify_cancellation(genesis: Genesis, lease: LeaseV1, result: ResultV1) -> None:
+    """Check that an output was cancelled by the user of its lease, and that nothing else claims to be."""
+    if (result.finish_reason == "cancelled") != (result.cancellation is not None):
+        raise CommitmentError("an output is cancelled by the user's signed request, and by nothing else")
+    if result.cancellation is None:
+        return
+    try:
+        opened = open_envelope(result.cancellation, genesis.network_id, CancelRequestV1)
+    except InputError as error:
+        raise CommitmentError(f"the cancellation is no signed request: {error}") from error
+    if opened.sender != lease.user or opened.body.job_id != lease.job_id:
+        raise CommitmentError("the cancellation is not that of this job's user")
 
 
 def _make_binding(genesis: Genesis, lease: LeaseV1, lease_id: EnvelopeId, result: ResultV1) -> Binding:

@@ -38,6 +38,13 @@ JOBS: Final = sa.Table(
     sa.Index("jobs_by_phase", "phase", "deadline_tick"),
 )
 
+CANCELLATIONS: Final = sa.Table(
+    "cancellations",
+    METADATA,
+    sa.Column("job_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("cancellation", sa.LargeBinary, nullable=False, comment="the user's signed envelope"),
+)
+
 EPOCHS: Final = sa.Table(
     "epochs",
     METADATA,

@@ -18,6 +18,7 @@ from pocache.protocol.errors import ConfigError, MatchingError
 from pocache.protocol.matching import Comparison, compare
 from pocache.runtime.network import Model
 from pocache.wire.codec import decode, encode
+from pocache.wire.comparisons import make_comparison
 from pocache.wire.messages import ComparisonV1, OpeningV1
 from pocache_verifier.jobs import Job
 from pocache_verifier.tables import COMPARISONS, OPENINGS
@@ -34,6 +35,11 @@ def verify_profile(model: Model) -> None:
         raise ConfigError(
             f"the profile of {model.entry.name} has no threshold for {kind.name} rows of layer {layer}, nor for"
             f" {len(missing) - 1} others: calibrate the model again"
+        )
+    if model.schema.has_scores and model.profile.limits.tokens is None:
+        raise ConfigError(
+            f"the profile of {model.entry.name} has no token limits, so a cheap model's tokens would pass:"
+            " calibrate the model again"
         )
 
 
@@ -59,7 +65,10 @@ def read_leaves(connection: sa.Connection, job: Job, participant: str) -> dict[i
 
 
 def compare_parties(connection: sa.Connection, job: Job, command: Compare) -> Comparison:
-    """Compare a stage's verifier (ours) with the other party (theirs), whose norm divides. Raises MatchingError."""
+    """Compare a stage's verifier (ours) with the other party (theirs), whose norm divides. Raises MatchingError.
+
+    Against the generator the tokens are checked as well; an earlier verifier has drawn none.
+    """
     ours, theirs = (
         {
             position: _restrict(rows, command.corner)
@@ -67,26 +76,23 @@ def compare_parties(connection: sa.Connection, job: Job, command: Compare) -> Co
         }
         for party in (command.ours, command.theirs)
     )
-    return compare(job.model.profile, ours, theirs, job.model.schema.float_format)
+    return compare(
+        job.model.profile,
+        ours,
+        theirs,
+        job.model.schema.float_format,
+        checks_tokens=command.theirs.stage == GENERATOR_STAGE,
+    )
 
 
 def keep_comparison(connection: sa.Connection, job: Job, command: Compare, comparison: Comparison) -> None:
     """Write down the numbers of a comparison, for the outcome."""
-    profile = job.model.profile
-    body = ComparisonV1(
+    body = make_comparison(
+        comparison,
         stage=command.stage,
         retry=command.retry,
         left=command.ours.participant,
         right=command.theirs.participant,
-        verdict=comparison.verdict.value,
-        mean_q16=comparison.mean_q16,
-        peak_q16=comparison.peak_q16,
-        mean_match_max_q16=profile.mean_match_max_q16,
-        peak_match_max_q16=profile.peak_match_max_q16,
-        mean_mismatch_min_q16=profile.mean_mismatch_min_q16,
-        peak_mismatch_min_q16=profile.peak_mismatch_min_q16,
-        distance_peak_q16=max(log2_q16 for _, _, _, log2_q16 in comparison.rows),
-        row_count=comparison.row_count,
     )
     number = len(read_comparisons(connection, job)) + 1
     connection.execute(sa.insert(COMPARISONS).values(job_id=job.job_id, number=number, body=encode(body)))

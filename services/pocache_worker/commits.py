@@ -37,6 +37,7 @@ def commit_result(
     network: NetworkId,
     stack: str,
     latest_round: int,
+    cancellation: bytes | None = None,
     commits_twice: bool = False,
 ) -> bool:
     """Commit to leaves that are durable and say so; False when the lease ended meanwhile and nothing was said."""
@@ -54,6 +55,7 @@ def commit_result(
         binding=compute_binding_digest(binding),
         stack=stack,
         latest_round=latest_round,
+        cancellation=cancellation,
     )
     done = unit.connection.execute(
         sa.update(LEASES)

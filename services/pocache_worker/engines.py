@@ -26,6 +26,7 @@ from pocache.engine.port import (
     GenerateRequest,
     GenerationHandle,
     GenerationSession,
+    OnStep,
     VerifyCapture,
     VerifyRequest,
 )
@@ -77,7 +78,7 @@ class EngineHost:
         self,
         identity: str,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate with an identity's engine; ``on_step`` and ``should_stop`` are called in the engine thread.
@@ -113,7 +114,7 @@ class EngineHost:
         self,
         identity: str,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
         future: Future[Capture],
     ) -> None:

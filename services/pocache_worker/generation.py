@@ -9,6 +9,7 @@ Refused: tasks that the router did not sign. An engine's failure leaves the leas
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -41,12 +42,12 @@ from pocache.wire.topics import Role, Stream
 from pocache_worker.cheats import Cheat
 from pocache_worker.commits import commit_result
 from pocache_worker.engines import EngineHost
-from pocache_worker.grants import Grant, verify_grant
+from pocache_worker.grants import Grant, verify_cancellation, verify_grant
 from pocache_worker.leaves import LeafStore, compute_commitment_name
 from pocache_worker.rounds import RoundTracker
 from pocache_worker.state import Bell, WorkerState, raise_if_cancelled, send, wait_event
 from pocache_worker.streaming import TokenStream
-from pocache_worker.tables import LEASES, LeasePhase
+from pocache_worker.tables import CANCELLATIONS, LEASES, LeasePhase
 
 TASK_CREDIT: Final = 1
 """Tasks, and so leases, that one identity has in hand: each holds its stake and runs against its deadline."""
@@ -180,7 +181,7 @@ class Generator:
         log = self._log.bind(job=body.job_id, attempt=body.attempt)
         try:
             grant = verify_grant(body, genesis=c.genesis, model=c.model, participant=c.state.participant)
-            capture = await self._run_engine(grant)
+            capture, cancellation = await self._run_engine(grant)
             name = compute_commitment_name(body.job_id, body.attempt)
             sealed = await asyncio.to_thread(c.store.write, name, capture.leaves)
             await self._wait_first_round(grant.lease.deadline_ms)
@@ -203,6 +204,7 @@ class Generator:
                     network=c.genesis.network_id,
                     stack=c.model.entry.stack,
                     latest_round=c.rounds.latest,
+                    cancellation=cancellation,
                     commits_twice=c.cheat.commits_twice,
                 )
             )
@@ -212,7 +214,8 @@ class Generator:
                 log.warning("lease_expired", reason="it ended before the result could be said")
         c.bell.ring()
 
-    async def _run_engine(self, grant: Grant) -> Capture:
+    async def _run_engine(self, grant: Grant) -> tuple[Capture, bytes | None]:
+        """Generate to the end, or until the user has cancelled; then the cancellation is returned as well."""
         c = self._c
         lease = grant.lease
         request = GenerateRequest(
@@ -225,10 +228,38 @@ class Generator:
             network=c.genesis.network_id,
             eos_stop=lease.eos_stop,
         )
-        async with TokenStream(c.bus, c.state, c.genesis.network_id, lease) as stream:
-            return await c.host.generate(
-                c.name, request, stream.push, lambda: c.state.now_ms() >= lease.deadline_ms
-            )
+        enough = threading.Event()
+        watching = asyncio.create_task(self._wait_cancelled(grant, enough))
+        try:
+            async with TokenStream(c.bus, c.state, c.genesis.network_id, lease) as stream:
+
+                def take(tokens: tuple[int, ...]) -> bool:
+                    stream.push(tokens)
+                    return enough.is_set()
+
+                capture = await c.host.generate(
+                    c.name, request, take, lambda: c.state.now_ms() >= lease.deadline_ms
+                )
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        return capture, watching.result() if capture.finish_reason == "cancelled" else None
+
+    async def _wait_cancelled(self, grant: Grant, enough: threading.Event) -> bytes:
+        """Wait until the user of this lease has cancelled it, say so to the engine, and return the cancellation."""
+        with self._c.bell.listen() as rung:
+            while True:
+                rung.clear()
+                cancellation = await self._c.state.transact(lambda unit: read_cancellation(unit, grant))
+                if cancellation is not None:
+                    try:
+                        verify_cancellation(grant, cancellation, network=self._c.genesis.network_id)
+                    except (InputError, AdmissionError) as error:
+                        self._log.error("cancellation_refused", job=grant.job_id, reason=str(error))
+                    else:
+                        enough.set()
+                        return cancellation
+                await rung.wait()
 
     async def _wait_first_round(self, deadline_ms: int) -> None:
         """Wait for a round to name, but not beyond the deadline: a result without one is refused as stale."""
@@ -292,6 +323,16 @@ def read_granted(unit: Unit) -> m.LeaseGrantedV1 | None:
         sa.select(LEASES.c.granted).where(is_granted).order_by(LEASES.c.deadline_ms).limit(1)
     ).scalar_one_or_none()
     return None if granted is None else decode(m.LeaseGrantedV1, granted)
+
+
+def read_cancellation(unit: Unit, grant: Grant) -> bytes | None:
+    """Return the user's signed wish for no more of this attempt, None while there is none."""
+    found = unit.connection.execute(
+        sa.select(CANCELLATIONS.c.cancellation).where(
+            CANCELLATIONS.c.job_id == grant.job_id, CANCELLATIONS.c.attempt == grant.lease.attempt
+        )
+    ).scalar_one_or_none()
+    return None if found is None else bytes(found)
 
 
 def finish_lease(unit: Unit, body: m.LeaseGrantedV1, phase: LeasePhase, error: PocacheError) -> None:

@@ -15,7 +15,7 @@ from pocache.protocol.errors import CommitmentError, EnvelopeError, NotAuthorize
 from pocache.protocol.ids import Digest, EnvelopeId, JobId, ModelId, NetworkId, ParticipantId
 from pocache.runtime.network import Genesis, Model
 from pocache.wire.envelope import open_envelope
-from pocache.wire.messages import LeaseGrantedV1, LeaseV1, SamplingV1, SubmissionV1
+from pocache.wire.messages import CancelRequestV1, LeaseGrantedV1, LeaseV1, SamplingV1, SubmissionV1
 from pocache.wire.topics import Role
 
 
@@ -78,6 +78,16 @@ def verify_grant(
     }
     _compare(lease, served, "this worker's model")
     return Grant(lease, opened.envelope_id, body.lease, prompt)
+
+
+def verify_cancellation(grant: Grant, cancellation: bytes, *, network: NetworkId) -> None:
+    """Check that the lease's own user wants no more of its job: nothing else excuses a shorter output.
+
+    Raises EnvelopeError, SignatureError, CodecError: no such envelope. NotAuthorizedError: another's, or another job.
+    """
+    opened = open_envelope(cancellation, network, CancelRequestV1)
+    if opened.sender != grant.lease.user or opened.body.job_id != grant.job_id:
+        raise NotAuthorizedError("the cancellation is not that of this job's user")
 
 
 def compute_binding(grant: Grant, *, network: NetworkId, stack: str, output: bytes) -> Binding:

@@ -26,7 +26,17 @@ from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import Role, Topic
 from pocache_worker.grants import verify_grant
 from pocache_worker.leaves import compute_claim_name, compute_commitment_name
-from pocache_worker.tables import CLAIMS, LEASES, METADATA, OPENINGS, REMOVALS, SENT, LeasePhase, OpeningPhase
+from pocache_worker.tables import (
+    CANCELLATIONS,
+    CLAIMS,
+    LEASES,
+    METADATA,
+    OPENINGS,
+    REMOVALS,
+    SENT,
+    LeasePhase,
+    OpeningPhase,
+)
 
 _ANSWERABLE = frozenset({LeasePhase.REQUESTED, LeasePhase.DENIED})
 
@@ -60,6 +70,7 @@ class WorkerService:
         return {
             t.LEASE_GRANTED: self.on_granted,
             t.LEASE_DENIED: self.on_denied,
+            t.LEASE_CANCELLED: self.on_cancelled,
             t.CHALLENGE_ISSUED: self.on_challenge,
             t.PAYOUT_SETTLED: self.on_payout,
         }
@@ -110,6 +121,15 @@ class WorkerService:
         level("lease_denied", job=body.job_id, attempt=body.attempt, code=body.code, reason=body.reason)
         self._notify()
 
+    def on_cancelled(self, unit: Unit, inbound: Inbound[m.LeaseCancelledV1]) -> None:
+        """Keep the user's cancellation; whether it is the user's is checked by whoever ends an output by it."""
+        self._verify_addressee(inbound)
+        body = inbound.body
+        key = {"job_id": body.job_id, "attempt": body.attempt}
+        upsert(unit.connection, CANCELLATIONS, key, {"cancellation": body.cancellation})
+        self._log.info("cancelled", job=body.job_id, attempt=body.attempt)
+        self._notify()
+
     def on_challenge(self, unit: Unit, inbound: Inbound[m.ChallengeIssuedV1]) -> None:
         """Note what must be opened, of a commitment or a claim of ours."""
         self._verify_addressee(inbound)
@@ -147,7 +167,7 @@ class WorkerService:
         names += [compute_claim_name(job_id, row.attempt, row.stage, row.retry) for row in claims]
         for name in names:
             upsert(unit.connection, REMOVALS, {"file_name": name}, {})
-        for table in (LEASES, CLAIMS, OPENINGS, SENT):
+        for table in (LEASES, CANCELLATIONS, CLAIMS, OPENINGS, SENT):
             unit.connection.execute(sa.delete(table).where(table.c.job_id == job_id))
         if names:
             self._log.info("settled", job=job_id, case=inbound.body.case)

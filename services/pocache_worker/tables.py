@@ -57,6 +57,16 @@ LEASES: Final = sa.Table(
     sa.Index("leases_by_phase", "phase"),
 )
 
+CANCELLATIONS: Final = sa.Table(
+    "cancellations",
+    METADATA,
+    sa.Column("job_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column(
+        "cancellation", sa.LargeBinary, nullable=False, comment="cancel-request.v1, as the user signed it"
+    ),
+)
+
 CLAIMS: Final = sa.Table(
     "claims",
     METADATA,

@@ -232,3 +232,24 @@ def test_the_end_token_frees_a_slot_for_the_next(engine: Engine) -> None:
     assert stopped.finish_reason == "stop"
     assert stopped.output[-1] in engine.capabilities().eos_tokens
     assert after.output == run_request(engine, build_request()).output
+
+
+def test_a_listener_that_wants_no_more_gets_the_rows_of_what_there_is(engine: Engine) -> None:
+    """The output is a prefix of the whole one, its leaves are those of the same job with fewer tokens."""
+    request = build_request(max_tokens=12)
+    whole = run_request(engine, request)
+    heard: list[int] = []
+
+    def listen(tokens: tuple[int, ...]) -> bool:
+        heard.extend(tokens)
+        return len(heard) == 4
+
+    session = engine.open_session(slot_count=1)
+    handle = session.submit(request, listen, lambda: False)
+    while not handle.is_done:
+        session.step()
+    cut = handle.result()
+    assert (cut.finish_reason, cut.output, tuple(heard)) == ("cancelled", whole.output[:4], whole.output[:4])
+    assert len(cut.leaves) == len(request.prompt) + 3
+    assert cut.leaves == whole.leaves[: len(cut.leaves)]
+    assert session.is_idle

@@ -103,10 +103,14 @@ const CHECKS = {
       const digests = await judge(async () => v.computeProfileDigests(readProfile(json)));
       return { digests: digests?.map(v.toHex) ?? null };
     },
-    comparisons: ({ profile, format, ours, theirs }) => {
-      const found = v.compareRows(readProfile(profile), readRows(ours), readRows(theirs), format);
-      return { found: [found.verdict, Number(found.mean), Number(found.peak), Number(found.rowCount)] };
+    comparisons: ({ profile, format, ours, theirs, checks_tokens: checksTokens }) => {
+      const one = v.compareRows(readProfile(profile), readRows(ours), readRows(theirs), format, checksTokens);
+      const numbers = [one.mean, one.peak, one.rowCount, one.positionCount, one.outlierCount, one.grade];
+      const limits = [one.limits.mean_match_max_q16, one.limits.mean_mismatch_min_q16];
+      const tokens = one.tokens && Object.values(one.tokens).map(Number);
+      return { found: [one.verdict, ...[...numbers, ...limits].map(Number), one.isTooExact, tokens] };
     },
+    binomials: ({ trials, rate, tail }) => ({ limit: Number(v.computeBinomialLimit(trials, BigInt(rate), BigInt(tail))) }),
   },
   merkle_v1: {
     inclusions: async ({ leaf, index, size, proof, root }) => ({

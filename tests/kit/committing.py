@@ -50,7 +50,10 @@ def make_leaves(
             count = schema.row_bytes(kind) // 4
             name = f"{flavour} {position} {kind.name} {layer}".encode()
             words = struct.unpack(f"<{count}h", hashlib.shake_256(name).digest(2 * count))
-            rows[kind, layer] = struct.pack(f"<{count}f", *(word / 2**15 for word in words))
+            values = [word / 2**15 for word in words]
+            if kind is RowKind.SCORES:
+                values[-1] = 0.0  # the delivered token is the best
+            rows[kind, layer] = struct.pack(f"<{count}f", *values)
         leaves.append(encode_leaf(schema, position, rows))
     return leaves
 

@@ -63,6 +63,8 @@ def _make(ending: str) -> tuple[Loopback, dict[str, Any]]:
         return Loopback(habits={name: Habit(name) for name in names}), {"challenge": True}
     if ending == "refunded":
         return Loopback(habits={"worker": Habit(commits=False)}), {}
+    if ending == "cancelled":
+        return Loopback(), {"challenge": True, "cancel": True}
     if ending == "epoch_seed":
         return Loopback(), {"seed": None}
     assert ending == "refused", ending
@@ -85,12 +87,14 @@ ENDINGS = (
     "equivocation",
     "void",
     "refunded",
+    "cancelled",
     "epoch_seed",
     "refused",
 )
 STATED = {
     "lottery": "agree",
     "deepened": "agree",
+    "cancelled": "agree",
     "epoch_seed": "no_challenge",
     "silent_verifier": "confirm_generator",
 }

@@ -97,6 +97,7 @@ class Loopback:
         self.services = {one.role: Harness(one, self.network) for one in services}
         self._sequences: dict[str, int] = {}
         self._submitted = 0
+        self._cancels = False
         self._waiting: list[tuple[Role, Delivery]] = []
         self._pending: list[Emission] = []
         self._leaves: dict[tuple[str, int, int], list[bytes]] = {}
@@ -194,8 +195,14 @@ class Loopback:
 
     # --- a job ---------------------------------------------------------------------------------------------------
 
-    def play(self, *, challenge: bool = False, challenge_after: int = 0, **changes: Any) -> JobId:
-        """Submit a job and play everybody until it is paid; ``challenge_after`` so many rounds after the commitment."""
+    def play(
+        self, *, challenge: bool = False, challenge_after: int = 0, cancel: bool = False, **changes: Any
+    ) -> JobId:
+        """Submit a job and play everybody until it is paid; ``challenge_after`` so many rounds after the commitment.
+
+        With ``cancel`` its user cancels it as soon as somebody generates it, and gets all but two tokens.
+        """
+        self._cancels = cancel
         job_id = self.submit(**changes)
         since: int | None = None
         is_challenged = False
@@ -235,6 +242,12 @@ class Loopback:
         body = m.ChallengeRequestV1(job_id=job_id, attempt=attempt)
         self.say(t.CHALLENGE_REQUESTED, body, key, user=key.participant_id, job=job_id)
 
+    def cancel(self, job_id: JobId, signer: str | None = None) -> bytes:
+        """The user, or another, cancels."""
+        key = make_key(signer or self.user)
+        body = m.CancelRequestV1(job_id=job_id)
+        return self.say(t.CANCEL_REQUESTED, body, key, user=key.participant_id, job=job_id)
+
     def act(self) -> None:
         """Let the workers do what was asked of them since the last time."""
         while self._pending:
@@ -243,7 +256,13 @@ class Loopback:
             if isinstance(one.body, m.GenerateTaskV1):
                 self._request_lease(one.body)
             elif isinstance(one.body, m.LeaseGrantedV1):
-                self._generate(one.body)
+                if self._cancels:
+                    self.cancel(JobId(one.body.job_id))
+                    self._granted = one.body
+                else:
+                    self._generate(one.body)
+            elif isinstance(one.body, m.LeaseCancelledV1):
+                self._generate(self._granted, cancellation=one.body.cancellation)
             elif isinstance(one.body, m.VerifyTaskV1):
                 self._verify(one.body, self.keys[tokens["worker"]])
             elif isinstance(one.body, m.ChallengeIssuedV1):
@@ -271,19 +290,28 @@ class Loopback:
         )
         self.say(t.LEASE_REQUESTED, body, key, worker=key.participant_id)
 
-    def _generate(self, granted: m.LeaseGrantedV1) -> None:
+    def _generate(self, granted: m.LeaseGrantedV1, cancellation: bytes | None = None) -> None:
         habit, key = self._habit(self.generator), make_key(self.generator)
         if not habit.commits:
             return
         lease = open_envelope(granted.lease, self.network.network_id, m.LeaseV1).body
-        leaf_count = compute_leaf_count(lease.prompt_count, len(self.output))
+        output, end = self.output, "length"
+        if cancellation is not None:
+            output, end = output[:-2], "cancelled"
+        leaf_count = compute_leaf_count(lease.prompt_count, len(output))
         schema = self.network.model.schema
         flavours = (habit.flavour, "another") if habit.commits_twice else (habit.flavour,)
         for flavour in reversed(flavours):
             leaves = make_leaves(schema, leaf_count, lease.prompt_count, flavour=flavour)
             self._leaves[self.generator, 0, 0] = leaves
             body = make_result(
-                self.network, granted.lease, make_tree(leaves).root(), self.clock_ms, tokens=self.output
+                self.network,
+                granted.lease,
+                make_tree(leaves).root(),
+                self.clock_ms,
+                tokens=output,
+                finish_reason=end,
+                cancellation=cancellation,
             )
             self.say(t.RESULT_COMPLETED, body, key, worker=key.participant_id, job=granted.job_id)
 

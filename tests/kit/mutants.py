@@ -272,7 +272,9 @@ class Forger:
         """Return an envelope with one field changed, its own or one of an envelope that it carries."""
         return self.reseal(data, lambda body: self._mutate_body(source, body))
 
-    def _mutate_body(self, source: random.Random, body: dict[str, Any]) -> Any:
+    def _mutate_body(self, source: random.Random, body: Any) -> Any:
+        if not isinstance(body, dict) or not body:  # what an earlier change left of it
+            return mutate_value(source, body)
         name = source.choice(tuple(body))
         value = body[name]
         if isinstance(value, bytes) and name in CARRIED and source.randrange(8):

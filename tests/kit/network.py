@@ -29,6 +29,7 @@ from pocache.protocol.encoding import FloatFormat, RowKind, RowSchema
 from pocache.protocol.ids import EnvelopeId, ModelId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.matching import ONE_Q16, KindThreshold, MatchingProfile
+from pocache.protocol.matching_limits import Limits, TokenLimits
 from pocache.runtime.network import SERVICE_ROLES, Genesis, Model
 from pocache.service.dispatch import Decision, Delivery, Dispatcher
 from pocache.service.unit import Service
@@ -154,7 +155,10 @@ def make_network(
 
 
 def make_profile(layer_count: int) -> MatchingProfile:
-    """Return a profile for float32 rows: honest near 2⁻²⁰, matching up to 2⁻¹⁴, mismatching from 2⁻¹⁰ on."""
+    """Return a profile for float32 rows: honest near 2⁻²⁰, matching up to 2⁻¹⁴, mismatching from 2⁻¹⁰ on.
+
+    One token in 4,096 may fall behind another, by a sixteenth; by more than one, none may.
+    """
     kinds = [(kind, layer) for kind in (RowKind.K, RowKind.V) for layer in range(layer_count)]
     kinds += [(RowKind.HIDDEN, 0), (RowKind.SCORES, 0)]
     return MatchingProfile(
@@ -164,6 +168,7 @@ def make_profile(layer_count: int) -> MatchingProfile:
         peak_match_max_q16=6 * ONE_Q16,
         peak_mismatch_min_q16=10 * ONE_Q16,
         about={"stack": STACK},
+        limits=Limits(tokens=TokenLimits(64, 1 << 20, 1 << 20, ONE_Q16 // 16, ONE_Q16)),
     )
 
 
@@ -250,16 +255,23 @@ class Harness:
         The signer is the topic's service unless given. Subject tokens follow from the body (``job``) and from
         the signer (the participant that the subject names) unless given.
         """
+        return self.apply(self.next_delivery(topic, body, signer, **tokens))
+
+    def next_delivery(
+        self, topic: Topic[Any], body: WireModel, signer: SigningKey | None = None, **tokens: str | bytes
+    ) -> Delivery:
+        """Seal ``body`` and store it as :meth:`deliver` does, without applying it."""
         key = self._pick_key(topic, signer)
-        return self.deliver_data(topic, self.network.seal(key, body), **self._fill(topic, body, key, tokens))
+        return self._store(topic, self.network.seal(key, body), self._fill(topic, body, key, tokens))
 
     def deliver_data(self, topic: Topic[Any], data: bytes, **tokens: str | bytes) -> Decision:
         """Store these bytes on the topic's subject, well sealed or not, and apply them."""
+        return self.apply(self._store(topic, data, tokens))
+
+    def _store(self, topic: Topic[Any], data: bytes, tokens: dict[str, str | bytes]) -> Delivery:
         stream = topic.stream.value if topic.stream is not None else ""
         self._sequences[stream] = self._sequences.get(stream, 0) + 1
-        return self.apply(
-            Delivery(topic.subject(**tokens), data, stream, self._sequences[stream], self.clock_ms)
-        )
+        return Delivery(topic.subject(**tokens), data, stream, self._sequences[stream], self.clock_ms)
 
     def apply(self, delivery: Delivery) -> Decision:
         """Apply one delivery as it is; ``harness.apply(harness.last)`` is a redelivery."""

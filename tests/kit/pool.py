@@ -83,9 +83,12 @@ class LeasedJob(Job):
 
 
 def make_row(kind: RowKind, layer: int, position: int, width: int, factor: float) -> bytes:
-    """Return a float32 row: a fixed vector of that place, times the factor."""
+    """Return a float32 row: a fixed vector of that place, times the factor; of scores with the gap of a best token."""
     seed = hashlib.sha256(struct.pack(">BII", kind, layer, position)).digest()
-    return struct.pack(f"<{width}f", *((1.0 + byte / 256.0) * factor for byte in seed[:width]))
+    values = [(1.0 + byte / 256.0) * factor for byte in seed[:width]]
+    if kind is RowKind.SCORES:
+        values[-1] = 0.0
+    return struct.pack(f"<{width}f", *values)
 
 
 def make_leaves(schema: RowSchema, leaf_count: int, prompt_count: int, rows: Rows) -> list[bytes]:

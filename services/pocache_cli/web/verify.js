@@ -748,6 +748,20 @@ const field = {
   },
 };
 
+/** The numbers of a token check, in the order of the message (11.6). */
+const TOKEN_CHECK_FIELDS = [
+  "token_count",
+  "mismatch_count",
+  "mismatch_match_max",
+  "mismatch_mismatch_min",
+  "margin_sum_q16",
+  "margin_sum_match_max_q16",
+  "margin_sum_mismatch_min_q16",
+  "margin_peak_q16",
+  "margin_peak_match_max_q16",
+  "margin_peak_mismatch_min_q16",
+];
+
 const L = LIMITS;
 const digest32 = field.bytes(32, 32);
 const salt16 = field.bytes(16, 16);
@@ -797,6 +811,7 @@ const MESSAGES = {
     expires_ms: timeMs,
   },
   "challenge-request.v1": { ...jobAttempt },
+  "cancel-request.v1": { job_id: digest32 },
   "job-admitted.v1": {
     job_id: digest32,
     user: participant,
@@ -828,12 +843,13 @@ const MESSAGES = {
     ...jobAttempt,
     lease: carried,
     output: field.bytes(4, 4 * L.OUTPUT_TOKENS_MAX),
-    finish_reason: field.oneOf("stop", "length"),
+    finish_reason: field.oneOf("stop", "length", "cancelled"),
     leaf_count: leafCount,
     root: digest32,
     binding: digest32,
     stack: shortText,
     latest_round: field.big(0n, L.ROUND_MAX),
+    cancellation: [field.optional(carried), null],
   },
   "opening.v1": {
     ...jobAttempt,
@@ -965,6 +981,11 @@ const MESSAGES = {
         peak_mismatch_min_q16: q16,
         distance_peak_q16: q16,
         row_count: count53,
+        position_count: [count53, 0n],
+        outlier_count: [count53, 0n],
+        is_too_exact: [field.bool, false],
+        grade: [field.big(0n, 3n), 0n],
+        tokens: [field.optional(field.map(Object.fromEntries(TOKEN_CHECK_FIELDS.map((name) => [name, count53])))), null],
       }),
       0,
       L.STAGE_COUNT_MAX ** 2,
@@ -1700,6 +1721,123 @@ function computeLog2Fraction(top, bottom, bits) {
   return fraction;
 }
 
+// Limits by sample size, of tokens, and of routed models (7.3 to 7.5, 7.7).
+const STANDARD_BOUND_Q16 = 1n << 62n;
+const MARGIN_CEIL_Q16 = 1n << 40n;
+const RATE_ONE = 1n << 32n;
+const MISMATCH_TAIL = 500_000n;
+const MATCH_TAIL = 5_000n;
+const GRADE_TAILS = [10n, 100n, 1_000n];
+const BOUND_FACTOR = 4n;
+
+function readIntegers(value, count) {
+  expect(Array.isArray(value) && value.length === count && value.every((one) => typeof one === "bigint"), `${count} integers`);
+  return value;
+}
+
+function readMeans(value) {
+  expect(Array.isArray(value) && value.length > 0, "a list of mean limits");
+  return value.map((row) => {
+    const [isFull, positionCount, ...rest] = readIntegers(row, 7);
+    expect(isFull === 0n || isFull === 1n, "a mean limit that begins with 0 or 1");
+    expect(positionCount >= 1n && positionCount <= BigInt(L.SAMPLE_COUNT_MAX), "a mean limit of a number of positions");
+    expect(rest.every((one) => one >= -STANDARD_BOUND_Q16 && one <= STANDARD_BOUND_Q16), "limits in range");
+    const [first, second, third, match, mismatch] = rest;
+    expect(first <= second && second <= third && match <= mismatch, "limits that ascend");
+    return { isFull, positionCount, grades: [first, second, third], match, mismatch };
+  });
+}
+
+function verifyLimits({ means, routing, tokens }) {
+  const isBefore = (one, other) =>
+    one.isFull < other.isFull || (one.isFull === other.isFull && one.positionCount < other.positionCount);
+  if (means.some((one, at) => at > 0 && !isBefore(means[at - 1], one))) refuse("mean limits are not in ascending order");
+  const isWithin = (value, low, high) => value >= low && value <= high;
+  if (routing !== null) {
+    const [trim, cut, rate] = routing;
+    const isGood = isWithin(trim, 0n, 500n) && isWithin(cut, -STANDARD_BOUND_Q16, STANDARD_BOUND_Q16) && isWithin(rate, 0n, RATE_ONE);
+    if (!isGood) refuse("routing limits are out of range");
+  }
+  if (tokens !== null) {
+    const [clip, mismatchRate, marginRate, match, mismatch] = tokens;
+    const isGood =
+      isWithin(clip, 1n, MARGIN_CEIL_Q16) &&
+      isWithin(mismatchRate, 0n, RATE_ONE) &&
+      isWithin(marginRate, 0n, RATE_ONE) &&
+      isWithin(match, 0n, MARGIN_CEIL_Q16) &&
+      isWithin(mismatch, match, MARGIN_CEIL_Q16);
+    if (!isGood) refuse("token limits are out of range");
+  }
+}
+
+function encodeLimits({ means, routing, tokens, exact_max_q16: exact }) {
+  const optional = (numbers) => (numbers === null ? [Uint8Array.of(0)] : [Uint8Array.of(1), ...numbers.map(toInt64)]);
+  return concat(
+    toUint(means.length, 4),
+    ...means.flatMap((one) => [
+      Uint8Array.of(Number(one.isFull)),
+      toUint(Number(one.positionCount), 4),
+      ...[...one.grades, one.match, one.mismatch].map(toInt64),
+    ]),
+    ...optional(routing),
+    ...optional(tokens),
+    ...optional(exact === null ? null : [exact]),
+  );
+}
+
+/** The smallest c with P(X > c) ≤ 1 / tail for X of n trials at a rate in 2⁻³², exactly. */
+export function computeBinomialLimit(trialCount, rate, tail) {
+  const n = BigInt(trialCount);
+  if (rate === RATE_ONE) return n;
+  const [whole, other] = [1n << (32n * n), RATE_ONE - rate];
+  let [term, above] = [other ** n, whole];
+  for (let count = 0n; count < n; count += 1n) {
+    above -= term;
+    if (above * tail <= whole) return count;
+    term = (term * (n - count) * rate) / ((count + 1n) * other);
+  }
+  return n;
+}
+
+/** ⌊2¹⁶ · gap⌋ of a score row, and whether the gap is above zero at all (7.7.2). */
+function readMargin(row) {
+  if (row.length !== 12) refuse("a score row has three floats");
+  const bits = new DataView(row.buffer, row.byteOffset, row.byteLength).getUint32(8, true);
+  const exponent = (bits >>> 23) & 0xff;
+  if (exponent === 0xff) refuse("a score row has a gap that is not finite");
+  if (bits >>> 31 || bits === 0) return { margin: 0n, isAbove: false };
+  const mantissa = BigInt((bits & 0x7fffff) + (exponent ? 1 << 23 : 0));
+  const shift = BigInt(Math.max(exponent, 1) - 150 + 16);
+  const margin = shift >= 0n ? mantissa << shift : mantissa >> -shift;
+  return { margin: margin < MARGIN_CEIL_Q16 ? margin : MARGIN_CEIL_Q16, isAbove: true };
+}
+
+/** The statistics and limits of the token check over [verifier's, generator's] score rows (7.7). */
+function checkTokens(limits, pairs) {
+  const [clip, mismatchRate, marginRate, peakMatch, peakMismatch] = limits;
+  let [mismatched, total, peak] = [0n, 0n, 0n];
+  for (const pair of pairs) {
+    const gaps = pair.map(readMargin);
+    const margin = bigMax(gaps[0].margin, gaps[1].margin);
+    if (gaps[0].isAbove || gaps[1].isAbove) mismatched += 1n;
+    total += ((margin < clip ? margin : clip) << 16n) / clip;
+    peak = bigMax(peak, margin);
+  }
+  const count = (tail) => computeBinomialLimit(pairs.length, mismatchRate, tail);
+  const sum = (tail) => computeBinomialLimit(pairs.length, marginRate, BOUND_FACTOR * tail) << 16n;
+  const numbers = [
+    BigInt(pairs.length),
+    ...[mismatched, count(MATCH_TAIL), count(MISMATCH_TAIL)],
+    ...[total, sum(MATCH_TAIL), sum(MISMATCH_TAIL)],
+    ...[peak, peakMatch, peakMismatch],
+  ];
+  const isAbove = (at) => mismatched > numbers[1 + at] || total > numbers[4 + at] || peak > numbers[7 + at];
+  let grade = 0n;
+  for (const [at, tail] of GRADE_TAILS.entries()) if (mismatched > count(tail) || total > sum(tail)) grade = BigInt(at + 1);
+  const message = Object.fromEntries(TOKEN_CHECK_FIELDS.map((name, at) => [name, numbers[at]]));
+  return { message, isMismatch: isAbove(2), isMatch: !isAbove(1), grade };
+}
+
 const readProfileFields = field.map({
   kind: field.oneOf("matching-profile.v1"),
   thresholds: (value) => {
@@ -1711,6 +1849,10 @@ const readProfileFields = field.map({
   peak_match_max_q16: field.big(INT64_MIN, INT64_MAX),
   peak_mismatch_min_q16: field.big(INT64_MIN, INT64_MAX),
   about: readAbout,
+  means: [readMeans, []],
+  routing: [(value) => readIntegers(value, 3), null],
+  tokens: [(value) => readIntegers(value, 5), null],
+  exact_max_q16: [field.big(-STANDARD_BOUND_Q16, STANDARD_BOUND_Q16), null],
 });
 
 const LIMIT_NAMES = ["mean_match_max_q16", "mean_mismatch_min_q16", "peak_match_max_q16", "peak_mismatch_min_q16"];
@@ -1743,12 +1885,13 @@ export function readProfile(value) {
   if (!keys.length || keys.some((key, at) => at > 0 && keys[at - 1] >= key)) refuse("thresholds are not in ascending order");
   if (profile.mean_match_max_q16 > profile.mean_mismatch_min_q16) refuse("a mean cannot both match and mismatch");
   if (profile.peak_match_max_q16 > profile.peak_mismatch_min_q16) refuse("a peak cannot both match and mismatch");
+  verifyLimits(profile);
   profile.byRow = new Map(profile.thresholds.map((one) => [`${one.kind}.${one.layer}`, one]));
   return profile;
 }
 
-function computeProfileDigest(profile) {
-  return sha256(
+async function computeProfileDigest(profile) {
+  const digest = await sha256(
     lp(ascii("pocache/profile/v1")),
     toUint(profile.thresholds.length, 4),
     ...profile.thresholds.flatMap((one) => [
@@ -1762,6 +1905,8 @@ function computeProfileDigest(profile) {
       lp(UTF8.encode(key), ascii(typeof value === "bigint" ? "i" : "s"), UTF8.encode(String(value))),
     ),
   );
+  const isPlain = !profile.means.length && [profile.routing, profile.tokens, profile.exact_max_q16].every((one) => one === null);
+  return isPlain ? digest : sha256(lp(ascii("pocache/profile-limits/v1"), digest), encodeLimits(profile));
 }
 
 /** The digest of a profile, and of the set that has only this one: what a job binds (7.5.3). */
@@ -1770,34 +1915,91 @@ export async function computeProfileDigests(profile) {
   return [digest, await sha256(lp(ascii("pocache/profile-set/v1"), digest))];
 }
 
-/** The verdict over all rows and its numbers (7.2, 7.3); `theirs` is the side whose norm divides. */
-export function compareRows(profile, ours, theirs, format) {
+/** The verdict over all rows and its numbers (7.2, 7.3); `theirs` is the side whose norm divides, and whose tokens are checked. */
+export function compareRows(profile, ours, theirs, format, checksTokens = false) {
   if (!isSame([...ours.keys()], [...theirs.keys()])) refuse("the two sides opened different positions");
-  let [total, peak, rowCount, distancePeak] = [0n, null, 0n, null];
+  const found = { standards: [], scores: [], positionPeaks: [], output: [], distancePeak: null, isFullDepth: false };
   for (const [position, ourRows] of ours) {
     const theirRows = theirs.get(position);
     const keysOf = (rows) => rows.map(({ kind, layer }) => `${kind}.${layer}`);
     if (!isSame(keysOf(ourRows), keysOf(theirRows))) refuse(`the two sides opened different rows at position ${position}`);
-    for (const [at, { kind, layer, data }] of ourRows.entries()) {
-      const threshold = profile.byRow.get(`${kind}.${layer}`);
-      if (!threshold) refuse(`the profile has no threshold for row ${kind} of layer ${layer}`);
-      const distance = computeLog2Distance(data, theirRows[at].data, rowFormat(kind, format));
-      const standard = bigMax(floorDiv((distance - threshold.centre) << 16n, threshold.scale), STANDARD_FLOOR_Q16);
-      total += standard;
-      rowCount += 1n;
-      peak = peak === null ? standard : bigMax(peak, standard);
-      distancePeak = distancePeak === null ? distance : bigMax(distancePeak, distance);
-    }
+    comparePosition(profile, ourRows, theirRows, format, found);
   }
-  if (peak === null) refuse("no rows to compare: no verdict without numbers");
-  const mean = floorDiv(total, rowCount);
-  return { verdict: computeVerdict(profile, mean, peak), mean, peak, rowCount, distancePeak };
+  if (!found.standards.length) refuse("no rows to compare: no verdict without numbers");
+  if (!checksTokens) found.scores = [];
+  return judgeRows(profile, found);
 }
 
-function computeVerdict(profile, mean, peak) {
-  if (mean > profile.mean_mismatch_min_q16 || peak > profile.peak_mismatch_min_q16) return "mismatch";
-  if (mean <= profile.mean_match_max_q16 && peak <= profile.peak_match_max_q16) return "match";
-  return "inconclusive";
+function comparePosition(profile, ourRows, theirRows, format, found) {
+  const isScored = ourRows.some(({ kind }) => kind === ROW_KINDS.SCORES);
+  let peak = null;
+  for (const [at, { kind, layer, data }] of ourRows.entries()) {
+    const threshold = profile.byRow.get(`${kind}.${layer}`);
+    if (!threshold) refuse(`the profile has no threshold for row ${kind} of layer ${layer}`);
+    const distance = computeLog2Distance(data, theirRows[at].data, rowFormat(kind, format));
+    const standard = bigMax(floorDiv((distance - threshold.centre) << 16n, threshold.scale), STANDARD_FLOOR_Q16);
+    const isLayer = kind === ROW_KINDS.K || kind === ROW_KINDS.V;
+    found.standards.push(standard);
+    found.isFullDepth ||= !isLayer;
+    if (isScored && isLayer) found.output.push(standard);
+    if (kind === ROW_KINDS.SCORES) found.scores.push([data, theirRows[at].data]);
+    peak = peak === null ? standard : bigMax(peak, standard);
+    found.distancePeak = found.distancePeak === null ? distance : bigMax(found.distancePeak, distance);
+  }
+  if (peak !== null) found.positionPeaks.push(peak);
+}
+
+const computeMean = (values) => floorDiv(values.reduce((sum, one) => sum + one, 0n), BigInt(values.length));
+
+function judgeRows(profile, found) {
+  const { standards, scores, positionPeaks } = found;
+  if (scores.length && profile.tokens === null) refuse("the profile has no token limits");
+  const tokens = scores.length ? checkTokens(profile.tokens, scores) : null;
+  const positionCount = BigInt(positionPeaks.length);
+  const limit = profile.means.findLast(
+    (one) => one.isFull === (found.isFullDepth ? 1n : 0n) && one.positionCount <= positionCount,
+  );
+  const limits = {
+    mean_match_max_q16: limit ? limit.match : profile.mean_match_max_q16,
+    mean_mismatch_min_q16: limit ? limit.mismatch : profile.mean_mismatch_min_q16,
+    peak_match_max_q16: profile.peak_match_max_q16,
+    peak_mismatch_min_q16: profile.peak_mismatch_min_q16,
+  };
+  const trim = profile.routing === null ? 0 : Number((BigInt(standards.length) * profile.routing[0]) / 1000n);
+  const ascending = [...standards].sort((one, other) => (one < other ? -1 : one > other ? 1 : 0));
+  const mean = computeMean(ascending.slice(0, standards.length - trim));
+  const peak = positionPeaks.reduce(bigMax);
+  let outlierCount = 0n;
+  let [isMismatch, isMatch] = [mean > limits.mean_mismatch_min_q16, mean <= limits.mean_match_max_q16];
+  if (profile.routing === null) {
+    isMismatch ||= peak > limits.peak_mismatch_min_q16;
+    isMatch &&= peak <= limits.peak_match_max_q16;
+  } else {
+    const [, cut, rate] = profile.routing;
+    outlierCount = BigInt(positionPeaks.filter((one) => one > cut).length);
+    isMismatch ||= outlierCount > computeBinomialLimit(positionCount, rate, MISMATCH_TAIL);
+    isMatch &&= outlierCount <= computeBinomialLimit(positionCount, rate, MATCH_TAIL);
+  }
+  let grade = limit ? BigInt(limit.grades.filter((one) => mean > one).length) : 0n;
+  if (tokens) {
+    isMismatch ||= tokens.isMismatch;
+    isMatch &&= tokens.isMatch;
+    grade = bigMax(grade, tokens.grade);
+  }
+  const exact = profile.exact_max_q16;
+  return {
+    verdict: isMismatch ? "mismatch" : isMatch ? "match" : "inconclusive",
+    mean,
+    peak,
+    rowCount: BigInt(standards.length),
+    distancePeak: found.distancePeak,
+    positionCount,
+    outlierCount,
+    isTooExact: exact !== null && found.output.length > 0 && computeMean(found.output) < exact,
+    grade,
+    limits,
+    tokens: tokens && tokens.message,
+  };
 }
 
 // --- Merkle proofs (4.6) -----------------------------------------------------------------------------------------
@@ -2521,8 +2723,22 @@ async function checkOutput(job, found, lease, result) {
   const stops = [...output.keys()].filter((index) => isStop(output[index]));
   const last = output.length - 1;
   found.holds("ends of sequence in it, by index", stops.every((index) => index === last), stops, `none, or ${last} alone`);
-  if (!stops.length) found.equal("its length, without an end of sequence", output.length, lease.token_count_max);
-  found.equal("how it ended", result.finish_reason, stops.length ? "stop" : "length");
+  const reason = result.finish_reason;
+  if (!stops.length && reason !== "cancelled") {
+    found.equal("its length, without an end of sequence", output.length, lease.token_count_max);
+  }
+  const isFull = output.length === lease.token_count_max;
+  found.equal("how it ended", reason, stops.length ? "stop" : isFull ? "length" : "cancelled");
+  await checkCancellation(job, found, result);
+}
+
+async function checkCancellation(job, found, result) {
+  const isCarried = result.cancellation !== null;
+  found.equal("whether it carries a cancellation", isCarried, result.finish_reason === "cancelled");
+  if (!isCarried) return;
+  const opened = await openEnvelope(result.cancellation, job.network, "cancel-request.v1");
+  found.equal("who cancelled it", opened.sender, job.admitted.user);
+  found.equal("the job that was cancelled", opened.body.job_id, job.jobId);
 }
 
 async function computeBinding(job, lease, result) {
@@ -3004,7 +3220,6 @@ async function checkComparisons(job, found) {
   if (outcome === null || !outcome.comparisons.length) {
     return found.skip(job.audit === null ? NO_AUDIT : "nothing was compared");
   }
-  const { profile } = job.model;
   for (const stated of outcome.comparisons) {
     const sealed = job.dossier.get("stage-sealed.v1", { stage: stated.stage, retry: stated.retry });
     const [left, right] = [stated.left, stated.right].map((name) => findParty(sealed, name));
@@ -3019,9 +3234,14 @@ async function checkComparisons(job, found) {
       verdict: computed.verdict,
       mean_q16: computed.mean,
       peak_q16: computed.peak,
-      ...Object.fromEntries(LIMIT_NAMES.map((name) => [name, profile[name]])),
+      ...computed.limits,
       distance_peak_q16: computed.distancePeak,
       row_count: computed.rowCount,
+      position_count: computed.positionCount,
+      outlier_count: computed.outlierCount,
+      is_too_exact: computed.isTooExact,
+      grade: computed.grade,
+      tokens: computed.tokens,
     });
   }
   return undefined;
@@ -3037,7 +3257,7 @@ async function compareParties(job, sealed, ours, theirs) {
     const shared = commonCorner(ours.corner, theirs.corner);
     const positions = unpackTokens(closed.positions).filter((position) => position <= shared.position_max);
     const [our, their] = [await readRows(job, sealed, ours, positions, shared), await readRows(job, sealed, theirs, positions, shared)];
-    job.comparisons.set(key, compareRows(job.model.profile, our, their, job.model.schema.float_format));
+    job.comparisons.set(key, compareRows(job.model.profile, our, their, job.model.schema.float_format, theirs.stage === 0));
   }
   return job.comparisons.get(key);
 }

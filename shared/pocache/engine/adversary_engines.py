@@ -20,6 +20,7 @@ from pocache.engine.port import (
     Engine,
     GenerateRequest,
     GenerationSession,
+    OnStep,
     VerifyCapture,
     VerifyRequest,
     build_full_verification,
@@ -81,7 +82,7 @@ class ChangedEngine:
     def generate(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate one job."""
@@ -109,7 +110,7 @@ class GarbageEngine:
     def generate(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate honestly."""

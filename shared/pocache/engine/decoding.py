@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from pocache.engine.capture import SCORE_BYTES, LeafRows, PackedJob, PackRecorde
 from pocache.engine.memory import is_out_of_memory, run_split
 from pocache.engine.model import CausalModel
 from pocache.engine.packing import PACK_TOKENS_MAX, PackItem, compute_packs
-from pocache.engine.port import Capture, GenerateRequest
+from pocache.engine.port import (
+    Capture,
+    FinishReason,
+    GenerateRequest,
+)
 from pocache.engine.session import Delivery, Ticket
 from pocache.engine.slab import KV_TOKENS_MAX, KvSlab, compute_capacity, verify_kv_tokens
 from pocache.numerics.slots import SlotSampler, SlotSketcher
@@ -147,7 +151,7 @@ class SlabRunner:
             deliveries += self._read(self._launches.popleft())
         return failed + deliveries
 
-    def finish(self, ticket: Ticket, finish_reason: Literal["stop", "length"]) -> Capture:
+    def finish(self, ticket: Ticket, finish_reason: FinishReason) -> Capture:
         """Join a job's rows into leaves."""
         self._hand_out()
         slot: _Slot = ticket.state

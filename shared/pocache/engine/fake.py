@@ -12,14 +12,15 @@ import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pocache.engine.port import (
     SLOT_COUNT_DEFAULT,
     Capabilities,
     Capture,
+    FinishReason,
     GenerateRequest,
     GenerationSession,
+    OnStep,
     VerifyCapture,
     VerifyRequest,
     restrict_to_corner,
@@ -86,7 +87,7 @@ class FakeEngine:
     def generate(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate one job in a session of its own; see the port for what the callbacks promise."""
@@ -173,7 +174,7 @@ class _FakeRunner:
         """Draw the next token of each job."""
         return [self._step(ticket) for ticket in list(self._jobs)]
 
-    def finish(self, ticket: Ticket, finish_reason: Literal["stop", "length"]) -> Capture:
+    def finish(self, ticket: Ticket, finish_reason: FinishReason) -> Capture:
         """Return the job's leaves."""
         job, output = self._jobs[ticket], tuple(ticket.output)
         return Capture(job.schema, len(ticket.request.prompt), output, finish_reason, job.leaves)

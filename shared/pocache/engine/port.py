@@ -24,6 +24,12 @@ SEED_BYTES = 32
 """The sampling seed issued with the lease; it keys the sampler and the sketch."""
 
 
+FinishReason = Literal["stop", "length", "cancelled"]
+"""Why an output ends: at an end of sequence, at the length asked for, or because whoever listens wants no more."""
+OnStep = Callable[[tuple[int, ...]], bool | None]
+"""Receives newly delivered tokens; True ends the output with them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine runs and how its rows look; ``stack`` names everything that moves numerics."""
@@ -58,7 +64,7 @@ class Capture:
     schema: RowSchema
     prompt_count: int
     output: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     leaves: list[bytes]
 
     def __post_init__(self) -> None:
@@ -134,7 +140,7 @@ class GenerationSession(Protocol):
     def submit(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> GenerationHandle:
         """Queue a job; it joins at a step with a free slot and memory for it, in the order of submission.
@@ -166,10 +172,12 @@ class Engine(Protocol):
     def generate(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate one job; ``on_step`` receives newly delivered tokens, in order, each exactly once.
+
+        When it answers True the output ends with these tokens (``cancelled``), and has its rows like any other.
 
         ``should_stop`` is asked before every token; when it answers True the generation is abandoned with
         EngineCancelledError and has no rows. An error out of ``on_step`` ends the generation and is passed

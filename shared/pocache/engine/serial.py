@@ -7,14 +7,17 @@ beyond the bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from pocache.engine.capture import CapturingCache, LeafRows, PackedJob, PackRecorder, build_sketcher, to_bytes
 from pocache.engine.memory import run_split
 from pocache.engine.model import CausalModel
-from pocache.engine.port import Capture, GenerateRequest
+from pocache.engine.port import (
+    Capture,
+    FinishReason,
+    GenerateRequest,
+)
 from pocache.engine.session import Delivery, Ticket
 from pocache.engine.slab import verify_kv_tokens
 from pocache.numerics.sampler import Sampler
@@ -55,7 +58,7 @@ class SerialRunner:
         """Feed each job its last token and draw the next."""
         return [self._step(ticket) for ticket in list(self._held)]
 
-    def finish(self, ticket: Ticket, finish_reason: Literal["stop", "length"]) -> Capture:
+    def finish(self, ticket: Ticket, finish_reason: FinishReason) -> Capture:
         """Join a job's rows into leaves."""
         prompt_count, output = len(ticket.request.prompt), tuple(ticket.output)
         leaves = self._held[ticket].rows.encode(prompt_count + len(output) - 1, prompt_count - 1)

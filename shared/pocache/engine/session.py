@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from pocache.engine.port import (
     Capabilities,
     Capture,
     Engine,
+    FinishReason,
     GenerateRequest,
     GenerationHandle,
     GenerationSession,
+    OnStep,
     verify_generate_request,
 )
 from pocache.protocol.errors import EngineCancelledError, EngineError
@@ -29,7 +31,7 @@ class Ticket:
     """One job on its way through a session."""
 
     handle: GenerationHandle
-    on_step: Callable[[tuple[int, ...]], None]
+    on_step: OnStep
     should_stop: Callable[[], bool]
     output: list[int] = field(default_factory=list)
     state: Any = None
@@ -67,7 +69,7 @@ class Runner(Protocol):
         """
         ...
 
-    def finish(self, ticket: Ticket, finish_reason: Literal["stop", "length"]) -> Capture:
+    def finish(self, ticket: Ticket, finish_reason: FinishReason) -> Capture:
         """Return a job's rows; its slot is freed by ``drop``."""
         ...
 
@@ -95,7 +97,7 @@ class BatchSession:
     def submit(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> GenerationHandle:
         """Queue a job; see the port."""
@@ -162,11 +164,15 @@ class BatchSession:
             request, output = ticket.request, ticket.output
             output.append(outcome)
             try:
-                ticket.on_step((outcome,))
-                is_stop = request.eos_stop and outcome in self._capabilities.eos_tokens
-                if not is_stop and len(output) < request.max_tokens:
+                is_enough = ticket.on_step((outcome,))
+                reason: FinishReason = "cancelled"
+                if request.eos_stop and outcome in self._capabilities.eos_tokens:
+                    reason = "stop"
+                elif len(output) >= request.max_tokens:
+                    reason = "length"
+                elif not is_enough:
                     return
-                result: Capture | Exception = self._runner.finish(ticket, "stop" if is_stop else "length")
+                result: Capture | Exception = self._runner.finish(ticket, reason)
             except Exception as error:  # noqa: BLE001 - the listener's own, or rows that cannot be committed
                 result = error
         else:
@@ -198,7 +204,7 @@ class ChangedSession:
         self._change_capture = change_capture
         self._is_output_changed = is_output_changed
         self._outer: dict[GenerationHandle, GenerationHandle] = {}
-        self._listeners: dict[GenerationHandle, Callable[[tuple[int, ...]], None]] = {}
+        self._listeners: dict[GenerationHandle, OnStep] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -208,12 +214,12 @@ class ChangedSession:
     def submit(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> GenerationHandle:
         """Queue the changed request."""
         handle = GenerationHandle(request)
-        listen: Callable[[tuple[int, ...]], None] = _ignore if self._is_output_changed else on_step
+        listen: OnStep = _ignore if self._is_output_changed else on_step
         self._outer[self._inner.submit(self._change_request(request), listen, should_stop)] = handle
         if self._is_output_changed:
             self._listeners[handle] = on_step
@@ -248,7 +254,7 @@ def _ignore(_tokens: tuple[int, ...]) -> None:
 def generate_alone(
     engine: Engine,
     request: GenerateRequest,
-    on_step: Callable[[tuple[int, ...]], None],
+    on_step: OnStep,
     should_stop: Callable[[], bool],
 ) -> Capture:
     """Generate one job in a session of its own: what ``Engine.generate`` is."""

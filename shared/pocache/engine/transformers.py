@@ -28,6 +28,7 @@ from pocache.engine.port import (
     Capture,
     GenerateRequest,
     GenerationSession,
+    OnStep,
     VerifyCapture,
     VerifyRequest,
     restrict_to_corner,
@@ -119,7 +120,7 @@ class TransformersEngine:
     def generate(
         self,
         request: GenerateRequest,
-        on_step: Callable[[tuple[int, ...]], None],
+        on_step: OnStep,
         should_stop: Callable[[], bool],
     ) -> Capture:
         """Generate one job in a session of its own; see the port."""

@@ -23,6 +23,9 @@ from pocache.protocol.limits import TOP_P_MICRO_ONE
 NOISE_CELLS_MAX = 1 << 16
 """Noise drawn in one go: many positions of a small vocabulary, as one draw is a hundred operations."""
 
+EDGE_LOGITS = 0.125
+"""Tokens so near above the cut of top-k or top-p may lie below it elsewhere: none of them is held against another."""
+
 SCORE_ROWS_MAX = 64
 """Rows scored in one go; [64, V] in float64 stays near 100 MB at large vocabularies."""
 
@@ -96,6 +99,7 @@ class _Ranking:
     noise_BV: Tensor | None
     perturbed_BV: Tensor
     cut_B1: Tensor
+    has_cut: bool = False
 
 
 def _rank(logits_BV: Tensor, sampling: Sampling, noise_BV: Tensor | None) -> _Ranking:
@@ -109,7 +113,8 @@ def _rank(logits_BV: Tensor, sampling: Sampling, noise_BV: Tensor | None) -> _Ra
     cut_B1 = _compute_cut(logits_BV, sampling, temperature)
     perturbed_BV = logits_BV / temperature + noise_BV
     perturbed_BV = perturbed_BV.masked_fill(logits_BV < cut_B1, float("-inf"))
-    return _Ranking(logits_BV, temperature, noise_BV, perturbed_BV, cut_B1)
+    has_cut = bool(sampling.top_k) or sampling.top_p_micro != TOP_P_MICRO_ONE
+    return _Ranking(logits_BV, temperature, noise_BV, perturbed_BV, cut_B1, has_cut)
 
 
 def _compute_cut(logits_BV: Tensor, sampling: Sampling, temperature: float) -> Tensor:
@@ -132,11 +137,16 @@ def _score(ranking: _Ranking, tokens_B: Tensor) -> Tensor:
 
     gap = max(0, cut - logit)/T + max(0, best - (max(logit, cut)/T + noise)). A token that top-k or top-p cut
     off is first raised to the cut: an honest token that rounding moved over the edge has a small gap, not an
-    infinite one.
+    infinite one. And the best is that of the tokens that are kept for certain: one that rounding moved inside may have
+    any noise.
     """
     tokens_B1 = tokens_B[:, None]
     logit_B1 = ranking.logits_BV.gather(1, tokens_B1)
-    best_B1 = ranking.perturbed_BV.amax(dim=1, keepdim=True)
+    perturbed_BV = ranking.perturbed_BV
+    if ranking.has_cut:
+        is_edge_BV = ranking.logits_BV < ranking.cut_B1 + EDGE_LOGITS
+        perturbed_BV = perturbed_BV.masked_fill(is_edge_BV, float("-inf"))
+    best_B1 = perturbed_BV.amax(dim=1, keepdim=True)
     raised_B1 = torch.maximum(logit_B1, ranking.cut_B1)
     perturbed_B1 = raised_B1 / ranking.temperature
     if ranking.noise_BV is not None:

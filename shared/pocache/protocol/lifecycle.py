@@ -130,7 +130,7 @@ class StakeRefused:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """The user wants the job no more; honoured while no worker is at work on it."""
+    """The user wants no more of the job: it ends without a result, or its holder commits to what there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +217,14 @@ class DenyLease:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelLease:
+    """Have the holder end its generation here and commit to what it has delivered."""
+
+    worker: ParticipantId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class LapseLease:
     """Ask the commitment store to close the attempt, unless it has recorded a result."""
 
@@ -248,7 +256,15 @@ class Announce:
 
 
 Command = (
-    PublishTask | RequestStake | GrantLease | DenyLease | LapseLease | ChargeAttempt | Abandon | Announce
+    PublishTask
+    | RequestStake
+    | GrantLease
+    | DenyLease
+    | CancelLease
+    | LapseLease
+    | ChargeAttempt
+    | Abandon
+    | Announce
 )
 
 Step = tuple[JobState, tuple[Command, ...]]
@@ -349,6 +365,10 @@ def _on_cancel_requested(state: JobState) -> Step:
     match state.phase:
         case Phase.QUEUED:
             return _abandon(state, REASON_CANCELLED)
+        case Phase.GENERATING if not state.cancel_requested:
+            assert state.holder is not None, "a lease has a holder"
+            cancelled = replace(state, cancel_requested=True)
+            return cancelled, (CancelLease(state.holder, state.attempt),)
         case Phase.ESCROWING | Phase.LOCKING | Phase.GENERATING | Phase.LAPSING:
             return replace(state, cancel_requested=True), ()
         case Phase.COMMITTED | Phase.ABANDONING | Phase.SETTLED | Phase.REFUNDED | Phase.REFUSED:

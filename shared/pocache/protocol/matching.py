@@ -5,15 +5,15 @@ float takes part, so every implementation reaches the same verdict bit for bit. 
 without numbers: no rows, different rows, rows of another size, floats that are not finite, or a row that the
 profile does not know raise MatchingError.
 
-Not covered here: which rows had to be compared (the caller demands them), whether they open a committed root
-(``merkle``), and tokens of a cheap model that the right model then prefilled (the token check).
+Not covered here: which rows had to be compared (the caller demands them), and whether they open a committed root
+(``merkle``). What the score rows say about tokens is decided in ``token_check`` and is part of the verdict.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
@@ -25,6 +25,25 @@ from pocache.protocol.encoding import FloatFormat, RowKey, RowKind, get_row_form
 from pocache.protocol.errors import MatchingError
 from pocache.protocol.ids import Digest
 from pocache.protocol.limits import LAYER_COUNT_MAX, TEXT_BYTES_MAX
+from pocache.protocol.matching_limits import (
+    LIMIT_KEYS,
+    MATCH_TAIL,
+    MISMATCH_TAIL,
+    Limits,
+    RoutingLimits,
+    TokenLimits,
+    compute_binomial_limit,
+)
+from pocache.protocol.token_check import (
+    TokenBounds,
+    TokenStatistics,
+    compute_margin_q16,
+    compute_token_bounds,
+    compute_token_grade,
+    compute_token_statistics,
+    is_token_match,
+    is_token_mismatch,
+)
 
 FRACTION_BITS: Final = 16
 ONE_Q16: Final = 1 << FRACTION_BITS
@@ -42,6 +61,7 @@ Rows that come out bit for bit equal (distance −40) would otherwise carry a me
 PROFILE_KIND: Final = "matching-profile.v1"
 PROFILE_SET_DOMAIN: Final = b"pocache/profile-set/v1"
 _PROFILE_DOMAIN: Final = b"pocache/profile/v1"
+_LIMITS_DOMAIN: Final = b"pocache/profile-limits/v1"
 _ABOUT_ITEMS_MAX: Final = 256
 _LIMIT_NAMES: Final = (
     "mean_match_max_q16",
@@ -59,6 +79,9 @@ _LOG_SLACK: Final = 1 << 34
 
 Rows: TypeAlias = Mapping[int, Mapping[RowKey, bytes]]
 """Position → row → its bytes."""
+
+Row: TypeAlias = tuple[int, RowKind, int, int]
+"""Position, kind, layer and log-distance of a compared row."""
 
 
 class Verdict(StrEnum):
@@ -91,7 +114,8 @@ class MatchingProfile:
     """Thresholds for one (model, generator stack, verifier stack), and what is known about their measurement.
 
     ``thresholds`` are in ascending (kind, layer) order without repetition. The four limits are standardised:
-    whole scales times 2¹⁶. ``about`` says which model, stacks and schema the profile is for, and at what
+    whole scales times 2¹⁶; those of the mean hold where ``limits`` has none for the sample's size. Without token limits no
+    score row can be judged. ``about`` says which model, stacks and schema the profile is for, and at what
     false-reject rate it was measured; it is part of the digest and no part of the verdict.
     """
 
@@ -101,6 +125,7 @@ class MatchingProfile:
     peak_match_max_q16: int
     peak_mismatch_min_q16: int
     about: Mapping[str, str | int] = field(hash=False)
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         keys = [(row.kind, row.layer) for row in self.thresholds]
@@ -116,7 +141,10 @@ class MatchingProfile:
         object.__setattr__(self, "about", dict(sorted(self.about.items())))
 
     def digest(self) -> Digest:
-        """Return SHA256 over the numbers as i64 big-endian and ``about`` as sorted length-prefixed texts."""
+        """Return SHA256 over the numbers as i64 big-endian and ``about`` as sorted length-prefixed texts.
+
+        Where there are further limits, SHA256(lp(domain, that digest) ‖ their bytes).
+        """
         parts = [lp(_PROFILE_DOMAIN), struct.pack(">I", len(self.thresholds))]
         parts += [
             struct.pack(">BHqq", row.kind, row.layer, row.centre_q16, row.scale_q16)
@@ -126,27 +154,49 @@ class MatchingProfile:
         for key, value in self.about.items():
             tag = b"i" if isinstance(value, int) else b"s"
             parts.append(lp(key.encode(), tag, str(value).encode()))
-        return Digest(sha256(b"".join(parts)).digest())
+        digest = sha256(b"".join(parts)).digest()
+        if not self.limits.is_empty:
+            digest = sha256(lp(_LIMITS_DOMAIN, digest) + self.limits.to_bytes()).digest()
+        return Digest(digest)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as JSON-safe values; ``from_dict`` reads exactly this."""
         rows = [[row.kind.name, row.layer, row.centre_q16, row.scale_q16] for row in self.thresholds]
         limits = {name: getattr(self, name) for name in _LIMIT_NAMES}
-        return {"kind": PROFILE_KIND, "thresholds": rows, **limits, "about": dict(self.about)}
+        more = self.limits.to_dict()
+        return {"kind": PROFILE_KIND, "thresholds": rows, **limits, "about": dict(self.about), **more}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MatchingProfile:
         """Return the profile that ``to_dict`` wrote. Raises MatchingError for any other shape."""
         expected = {"kind", "thresholds", "about", *_LIMIT_NAMES}
-        if not isinstance(data, Mapping) or set(data) != expected or data["kind"] != PROFILE_KIND:
+        is_complete = isinstance(data, Mapping) and expected <= set(data) <= expected | LIMIT_KEYS
+        if not is_complete or data["kind"] != PROFILE_KIND:
             raise MatchingError(f"not a {PROFILE_KIND} with exactly the fields {sorted(expected)}")
         if not isinstance(data["thresholds"], list | tuple):
             raise MatchingError("thresholds are a list")
         return cls(
             thresholds=tuple(_parse_threshold(row) for row in data["thresholds"]),
             about=data["about"],
+            limits=Limits.from_dict(data),
             **{name: data[name] for name in _LIMIT_NAMES},
         )
+
+    def with_about(self, **items: str | int) -> MatchingProfile:
+        """Return the profile that says more about itself."""
+        return replace(self, about={**self.about, **items})
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits that hold for a sample of this size."""
+
+    mean_match_max_q16: int
+    mean_mismatch_min_q16: int
+    peak_match_max_q16: int
+    peak_mismatch_min_q16: int
+    grades_q16: tuple[int, ...] = ()
+    tokens: TokenBounds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,49 +212,161 @@ class Comparison:
     peak_q16: int
     row_count: int
     worst: tuple[int, RowKind, int]
-    rows: tuple[tuple[int, RowKind, int, int], ...]
+    rows: tuple[Row, ...]
+    position_count: int
+    bounds: Bounds
+    tokens: TokenStatistics | None = None
+    """None where no output position was compared at full depth, or where the other side is no generator."""
+    outlier_count: int = 0
+    """Positions with a row above the cut; of models with routed experts alone."""
+    is_too_exact: bool = False
+    """Output rows nearer than decoding comes: a signal, never part of the verdict."""
+    grade: int = 0
+    """How rare the numbers are among honest jobs, 0 to 3: what the test over a worker's jobs adds up."""
 
 
-def compare(profile: MatchingProfile, ours: Rows, theirs: Rows, fmt: FloatFormat) -> Comparison:
+_FULL_DEPTH_KINDS: Final = frozenset({RowKind.HIDDEN, RowKind.SCORES})
+
+
+def compare(
+    profile: MatchingProfile, ours: Rows, theirs: Rows, fmt: FloatFormat, *, checks_tokens: bool = False
+) -> Comparison:
     """Compare all rows and judge (docs/protocol.md 7.3).
 
-    Per row: z = standardised log₂ of the relative L2 distance. mean = ⌊Σz / n⌋, peak = max z. Mismatch when
-    either is above its mismatch limit; match when both are within their match limits; else inconclusive.
-    ``theirs`` is the side whose norm divides. Both sides hold the same positions and the same rows at each.
+    ``theirs`` is the side whose norm divides. ``checks_tokens`` says that it generated: then the score rows also tell
+    whether its tokens are the ones that our logits draw. Both sides hold the same positions and the same rows at each.
     Raises MatchingError; nothing is a match by default.
     """
-    thresholds = {(row.kind, row.layer): row for row in profile.thresholds}
-    rows: list[tuple[int, RowKind, int, int]] = []
-    total = 0
-    peak: int | None = None
-    worst = (0, RowKind.K, 0)
-    for position, key, our_row, their_row in _pair_rows(ours, theirs):
-        threshold = thresholds.get(key)
-        if threshold is None:
-            raise MatchingError(f"the profile has no threshold for the row {key!r}")
-        kind, layer = threshold.kind, threshold.layer
+    rows: list[Row] = []
+    margins: list[int | None] = []
+    for position, (kind, layer), our_row, their_row in _pair_rows(ours, theirs):
         log2_q16 = compute_log2_distance_q16(our_row, their_row, get_row_format(kind, fmt))
-        standard = compute_standard_q16(threshold, log2_q16)
         rows.append((position, kind, layer, log2_q16))
-        total += standard
-        if peak is None or standard > peak:
-            peak, worst = standard, (position, kind, layer)
-    if peak is None:
-        raise MatchingError("no rows to compare: no verdict without numbers")
-    mean = total // len(rows)
-    verdict = compute_verdict(profile, mean_q16=mean, peak_q16=peak)
+        if checks_tokens and kind is RowKind.SCORES:
+            margins.append(compute_margin_q16(our_row, their_row))
+    return judge(profile, rows, margins)
+
+
+def judge(profile: MatchingProfile, rows: Iterable[Row], margins: Sequence[int | None] = ()) -> Comparison:
+    """Return the verdict over measured rows, in order of position, and over the margins of output tokens, if any.
+
+    Per row: z = standardised log₂ of the relative L2 distance. mean = ⌊Σz / n⌋, peak = max z. Mismatch when any
+    statistic is above its mismatch limit; match when all are within their match limits; else inconclusive. Raises
+    MatchingError for no rows, rows that the profile does not know, and margins that it has no limits for.
+    """
+    rows, limits = tuple(rows), profile.limits
+    standards = _standardise(profile, rows)
+    peak = max(standards)
+    first = rows[standards.index(peak)]
+    position_peaks: dict[int, int] = {}
+    for (position, _, _, _), standard in zip(rows, standards, strict=True):
+        position_peaks[position] = max(standard, position_peaks.get(position, standard))
+    tokens = None if not margins else compute_token_statistics(_get_token_limits(limits), margins)
+    bounds = compute_bounds(
+        profile,
+        len(position_peaks),
+        is_full_depth=any(kind in _FULL_DEPTH_KINDS for _, kind, _, _ in rows),
+        token_count=len(margins),
+    )
+    mean = compute_mean_q16(standards, 0 if limits.routing is None else limits.routing.trim_permille)
+    outlier_count = 0
+    if limits.routing is None:
+        is_mismatch, is_match = _judge_rows(bounds, mean, peak)
+    else:
+        outlier_count = sum(one > limits.routing.cut_q16 for one in position_peaks.values())
+        is_mismatch, is_match = _judge_routed(
+            limits.routing, bounds, mean, outlier_count, len(position_peaks)
+        )
+    grade = sum(mean > limit for limit in bounds.grades_q16)
+    if tokens is not None and bounds.tokens is not None:
+        is_mismatch = is_mismatch or is_token_mismatch(tokens, bounds.tokens)
+        is_match = is_match and is_token_match(tokens, bounds.tokens)
+        grade = max(grade, compute_token_grade(_get_token_limits(limits), tokens))
     return Comparison(
-        verdict=verdict, mean_q16=mean, peak_q16=peak, row_count=len(rows), worst=worst, rows=tuple(rows)
+        verdict=Verdict.MISMATCH if is_mismatch else Verdict.MATCH if is_match else Verdict.INCONCLUSIVE,
+        mean_q16=mean,
+        peak_q16=peak,
+        row_count=len(rows),
+        worst=first[:3],
+        rows=rows,
+        position_count=len(position_peaks),
+        bounds=bounds,
+        tokens=tokens,
+        outlier_count=outlier_count,
+        is_too_exact=_is_too_exact(limits.exact_max_q16, rows, standards),
+        grade=grade,
     )
 
 
-def compute_verdict(profile: MatchingProfile, *, mean_q16: int, peak_q16: int) -> Verdict:
-    """Return the verdict for the two statistics; limits themselves still match, and do not yet mismatch."""
-    if mean_q16 > profile.mean_mismatch_min_q16 or peak_q16 > profile.peak_mismatch_min_q16:
-        return Verdict.MISMATCH
-    if mean_q16 <= profile.mean_match_max_q16 and peak_q16 <= profile.peak_match_max_q16:
-        return Verdict.MATCH
-    return Verdict.INCONCLUSIVE
+def compute_bounds(
+    profile: MatchingProfile, position_count: int, *, is_full_depth: bool, token_count: int
+) -> Bounds:
+    """Return the limits for a sample: of the mean by its positions, of tokens by their number."""
+    found = profile.limits.find_mean(position_count, is_full_depth=is_full_depth)
+    tokens = profile.limits.tokens
+    return Bounds(
+        mean_match_max_q16=profile.mean_match_max_q16 if found is None else found.match_max_q16,
+        mean_mismatch_min_q16=profile.mean_mismatch_min_q16 if found is None else found.mismatch_min_q16,
+        peak_match_max_q16=profile.peak_match_max_q16,
+        peak_mismatch_min_q16=profile.peak_mismatch_min_q16,
+        grades_q16=() if found is None else found.grades_q16,
+        tokens=compute_token_bounds(tokens, token_count) if tokens is not None and token_count else None,
+    )
+
+
+def compute_mean_q16(standards: Sequence[int], trim_permille: int) -> int:
+    """Return ⌊mean⌋ of standardised distances, without the largest ⌊n · trim / 1000⌋ of them."""
+    kept = sorted(standards)[: len(standards) - len(standards) * trim_permille // 1_000]
+    return sum(kept) // len(kept)
+
+
+def _judge_rows(bounds: Bounds, mean: int, peak: int) -> tuple[bool, bool]:
+    """Return whether mean or peak mismatch, and whether both match; limits themselves still match."""
+    is_mismatch = mean > bounds.mean_mismatch_min_q16 or peak > bounds.peak_mismatch_min_q16
+    return is_mismatch, mean <= bounds.mean_match_max_q16 and peak <= bounds.peak_match_max_q16
+
+
+def _judge_routed(
+    routing: RoutingLimits, bounds: Bounds, mean: int, outlier_count: int, position_count: int
+) -> tuple[bool, bool]:
+    """Return the same by the trimmed mean and the binomial tail of the outliers' count: no maximum decides."""
+    most, least = (
+        compute_binomial_limit(position_count, routing.outlier_rate_q32, tail)
+        for tail in (MISMATCH_TAIL, MATCH_TAIL)
+    )
+    is_mismatch = mean > bounds.mean_mismatch_min_q16 or outlier_count > most
+    return is_mismatch, mean <= bounds.mean_match_max_q16 and outlier_count <= least
+
+
+def _standardise(profile: MatchingProfile, rows: Sequence[Row]) -> list[int]:
+    """Return each row's standardised distance; MatchingError for none, or one without a threshold."""
+    thresholds = {(row.kind, row.layer): row for row in profile.thresholds}
+    standards = []
+    for _, kind, layer, log2_q16 in rows:
+        threshold = thresholds.get((kind, layer))
+        if threshold is None:
+            raise MatchingError(f"the profile has no threshold for the row {(kind, layer)!r}")
+        standards.append(compute_standard_q16(threshold, log2_q16))
+    if not standards:
+        raise MatchingError("no rows to compare: no verdict without numbers")
+    return standards
+
+
+def _get_token_limits(limits: Limits) -> TokenLimits:
+    if limits.tokens is None:
+        raise MatchingError("the profile has no token limits: calibrate the model again")
+    return limits.tokens
+
+
+def _is_too_exact(limit: int | None, rows: Sequence[Row], standards: Sequence[int]) -> bool:
+    """Whether K and V at output positions lie nearer than decoded rows do, in the mean."""
+    scored = {position for position, kind, _, _ in rows if kind is RowKind.SCORES}
+    output = [
+        standard
+        for (position, kind, _, _), standard in zip(rows, standards, strict=True)
+        if position in scored and kind not in _FULL_DEPTH_KINDS
+    ]
+    return limit is not None and bool(output) and sum(output) // len(output) < limit
 
 
 def compute_standard_q16(threshold: KindThreshold, log2_q16: int) -> int:

@@ -74,11 +74,14 @@ class _Teller:
     def tell_commitment(self) -> list[str]:
         case = self._case
         recorded = case.recorded
+        is_cancelled = case.result.body.cancellation is not None
+        cancelled = [f"{self.name(case.user)} cancelled it there, and pays for no more ({Step.COMMITMENT})."]
         return [
             (
                 f"{self.name(case.generator)} leased attempt {recorded.attempt} ({Step.LEASE}), delivered {len(case.output)} tokens and"
                 f" committed to {case.leaf_count} leaves under root {case.root.hex()[:16]}… ({Step.COMMITMENT})."
             ),
+            *(cancelled if is_cancelled else []),
             (
                 f"It is entry {recorded.log_index} of the log ({Step.LOG}). Round {case.dossier.get_audit_round()}, which nobody could"
                 " know then, was to decide whether it is audited."
@@ -157,7 +160,7 @@ class _Teller:
             f" {one.verdict}. Doublings above the honest centre: mean {number(one.mean_q16)} (match up to"
             f" {number(one.mean_match_max_q16)}, mismatch above {number(one.mean_mismatch_min_q16)}), worst row"
             f" {number(one.peak_q16)} (match up to {number(one.peak_match_max_q16)}, mismatch above"
-            f" {number(one.peak_mismatch_min_q16)}) ({Step.COMPARISONS})."
+            f" {number(one.peak_mismatch_min_q16)}) ({Step.COMPARISONS}).{_tell_tokens(one.tokens)}"
         )
 
     def tell_end(self, ending: str) -> list[str]:
@@ -183,3 +186,14 @@ class _Teller:
             )
         lines.append(f"The pool held {payout.pool_micro:,} micro-units and is empty ({Step.PAYOUT}).")
         return lines
+
+
+def _tell_tokens(check: m.TokenCheckV1 | None) -> str:
+    if check is None:
+        return ""
+    return (
+        f" Of {check.token_count} output tokens {check.mismatch_count} were not the verifier's best (match up to"
+        f" {check.mismatch_match_max}, mismatch above {check.mismatch_mismatch_min}); the largest margin was"
+        f" {check.margin_peak_q16 / _ONE_Q16:.3f} (match up to {check.margin_peak_match_max_q16 / _ONE_Q16:.3f}, mismatch"
+        f" above {check.margin_peak_mismatch_min_q16 / _ONE_Q16:.3f})."
+    )

@@ -24,7 +24,7 @@ from pocache.protocol.encoding import lp
 from pocache.protocol.ids import Digest, EnvelopeId, JobId, ModelId, NetworkId, ParticipantId
 from pocache.protocol.merkle import hash_leaf, verify_consistency, verify_inclusion
 from pocache.receipt.case import Case
-from pocache.receipt.dossier import NotShownError, open_message
+from pocache.receipt.dossier import NotShownError, open_message, open_party
 from pocache.receipt.format import LogProof
 from pocache.receipt.report import DivergenceError, Findings
 from pocache.wire import messages as m
@@ -177,7 +177,7 @@ def check_commitment(case: Case, found: Findings) -> None:
 
 
 def _check_output(case: Case, found: Findings) -> None:
-    """Check the vocabulary and the end: at the first EOS where that stops it, else at full length (4.7.4)."""
+    """Check the vocabulary and the end: at the first EOS, else at full length, or by the user's wish (4.7.4)."""
     lease, entry, output = case.lease.body, case.model.entry, case.output
     found.holds(
         "tokens of the output",
@@ -189,9 +189,24 @@ def _check_output(case: Case, found: Findings) -> None:
     stops = [index for index, token in enumerate(output) if lease.eos_stop and token in entry.eos_tokens]
     last = len(output) - 1
     found.holds("ends of sequence in it, by index", stops in ([], [last]), stops, f"none, or {last} alone")
-    if not stops:
+    reason = case.result.body.finish_reason
+    if not stops and reason != "cancelled":
         found.equal("its length, without an end of sequence", len(output), lease.token_count_max)
-    found.equal("how it ended", case.result.body.finish_reason, "stop" if stops else "length")
+    is_full = len(output) == lease.token_count_max
+    found.equal("how it ended", reason, "stop" if stops else "length" if is_full else "cancelled")
+    _check_cancellation(case, found)
+
+
+def _check_cancellation(case: Case, found: Findings) -> None:
+    """Check that a cancelled output carries its user's signed request, and that no other carries one."""
+    result = case.result.body
+    is_carried = result.cancellation is not None
+    found.equal("whether it carries a cancellation", is_carried, result.finish_reason == "cancelled")
+    if result.cancellation is None:
+        return
+    opened = open_party(result.cancellation, case.network, m.CancelRequestV1)
+    found.equal("who cancelled it", opened.sender, case.user)
+    found.equal("the job that was cancelled", opened.body.job_id, case.job_id)
 
 
 def _compute_binding(case: Case) -> Digest:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from pocache.protocol.challenge import Corner
 from pocache.protocol.dispute import compute_common_corner
+from pocache.protocol.dispute_terms import GENERATOR_STAGE
 from pocache.protocol.encoding import RowKey, RowKind, decode_leaf, unpack_tokens
 from pocache.protocol.errors import ReceiptError
 from pocache.protocol.ids import Digest
@@ -22,6 +23,7 @@ from pocache.receipt.promise import check_bound
 from pocache.receipt.report import Findings
 from pocache.wire import messages as m
 from pocache.wire import topics as t
+from pocache.wire.comparisons import make_comparison
 
 _LAYER_KINDS = (RowKind.K, RowKind.V)
 
@@ -159,7 +161,10 @@ def check_comparisons(case: Case, found: Findings) -> None:
         what = (
             f"stage {stated.stage}, look {stated.retry + 1}: {stated.left[:8]}… against {stated.right[:8]}…"
         )
-        found.equal(what, str(stated), str(_to_wire(case, stated, computed)))
+        again = make_comparison(
+            computed, stage=stated.stage, retry=stated.retry, left=stated.left, right=stated.right
+        )
+        found.equal(what, str(stated), str(again))
 
 
 def compare_parties(
@@ -178,7 +183,13 @@ def compare_parties(
             }
             for party in (ours, theirs)
         ]
-        case.comparisons[key] = compare(case.model.profile, rows[0], rows[1], case.model.schema.float_format)
+        case.comparisons[key] = compare(
+            case.model.profile,
+            rows[0],
+            rows[1],
+            case.model.schema.float_format,
+            checks_tokens=theirs.stage == GENERATOR_STAGE,
+        )
     return case.comparisons[key]
 
 
@@ -205,22 +216,3 @@ def _restrict(rows: dict[RowKey, bytes], corner: Corner) -> dict[RowKey, bytes]:
         for (kind, layer), row in rows.items()
         if (layer <= corner.layer_max if kind in _LAYER_KINDS else corner.full_depth)
     }
-
-
-def _to_wire(case: Case, stated: m.ComparisonV1, computed: Comparison) -> m.ComparisonV1:
-    profile = case.model.profile
-    return m.ComparisonV1(
-        stage=stated.stage,
-        retry=stated.retry,
-        left=stated.left,
-        right=stated.right,
-        verdict=computed.verdict.value,
-        mean_q16=computed.mean_q16,
-        peak_q16=computed.peak_q16,
-        mean_match_max_q16=profile.mean_match_max_q16,
-        peak_match_max_q16=profile.peak_match_max_q16,
-        mean_mismatch_min_q16=profile.mean_mismatch_min_q16,
-        peak_mismatch_min_q16=profile.peak_mismatch_min_q16,
-        distance_peak_q16=max(log2_q16 for _, _, _, log2_q16 in computed.rows),
-        row_count=computed.row_count,
-    )

@@ -39,6 +39,16 @@ VARIABLES: Final[Mapping[str, str]] = {
     "POCACHE_BEACON_TIMEOUT_S": "beacon relay only: seconds that one request may take (default: 5)",
     "POCACHE_BEACON_HEDGE_MS": "beacon relay only: milliseconds until the next server is asked beside a silent one "
     "(default: 300)",
+    "POCACHE_GATEWAY_HOST": "gateway only: where it listens (default: 127.0.0.1)",
+    "POCACHE_GATEWAY_PORT": "gateway only: its port (default: 8080; 0 is any free one, which is logged)",
+    "POCACHE_GATEWAY_PUBLIC_URL": "gateway only: what receipt_url begins with (default: nothing, a path)",
+    "POCACHE_GATEWAY_BODY_BYTES_MAX": "gateway only: the largest body of a request (default: 1000000)",
+    "POCACHE_GATEWAY_CONNECTIONS_MAX": "gateway only: open connections (default: 2000)",
+    "POCACHE_GATEWAY_OPEN_JOBS_MAX": "gateway only: jobs in hand at once; more are answered 429 (default: 1000)",
+    "POCACHE_GATEWAY_SEND_TIMEOUT_S": "gateway only: seconds that a client may leave what it was sent unread (default: 30)",
+    "POCACHE_GATEWAY_RECEIPT_WAIT_S_MAX": "gateway only: seconds that a request for a receipt may wait (default: 120)",
+    "POCACHE_GATEWAY_RECONNECT_S": "gateway only: seconds that a streaming client which went away may take to come back "
+    "before its job is cancelled (default: 0)",
     "POCACHE_REQUIRE": "tests only: `all` turns a skip for a missing tool into a failure",
     "POCACHE_PYTHON": "Makefile only: the interpreter that makes the virtual environment",
 }

@@ -82,6 +82,13 @@ class ChallengeRequestV1(WireModel):
     attempt: Attempt
 
 
+class CancelRequestV1(WireModel):
+    """The user wants no more of its job: whoever generates it may end its output here."""
+
+    kind: ClassVar[str] = "cancel-request.v1"
+    job_id: Bytes32
+
+
 # --- router -----------------------------------------------------------------------------------------------
 
 
@@ -162,6 +169,16 @@ class LeaseDeniedV1(WireModel):
     """That of the request which is answered: each request gets an answer of its own."""
 
 
+class LeaseCancelledV1(WireModel):
+    """The user cancelled a job that is being generated: its holder ends the output and commits to it."""
+
+    kind: ClassVar[str] = "lease-cancelled.v1"
+    job_id: Bytes32
+    attempt: Attempt
+    cancellation: EnvelopeBytes
+    """The user's :class:`CancelRequestV1` envelope; the result carries it."""
+
+
 class LeaseLapsedV1(WireModel):
     """The router saw a lease's deadline pass; the commitment store closes the attempt unless it has it."""
 
@@ -237,12 +254,14 @@ class ResultV1(WireModel):
     attempt: Attempt
     lease: EnvelopeBytes
     output: Annotated[bytes, Field(min_length=4, max_length=limits.OUTPUT_TOKENS_MAX * limits.TOKEN_BYTES)]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "cancelled"]
     leaf_count: LeafCount
     root: Bytes32
     binding: Bytes32
     stack: Text
     latest_round: Annotated[int, Field(ge=0, le=limits.ROUND_MAX)]
+    cancellation: EnvelopeBytes | None = None
+    """The user's :class:`CancelRequestV1` envelope where that is why the output ends: nothing else excuses it."""
 
 
 class OpeningV1(WireModel):
@@ -579,6 +598,22 @@ class VerifierStandingV1(WireModel):
     opened: bool
 
 
+class TokenCheckV1(WireModel):
+    """What the score rows say about the tokens (docs/protocol.md 7.7); margins in 1/65536, the sum in clipped tokens."""
+
+    kind: ClassVar[str] = "token-check.v1"
+    token_count: Count
+    mismatch_count: Count
+    mismatch_match_max: Count
+    mismatch_mismatch_min: Count
+    margin_sum_q16: Count
+    margin_sum_match_max_q16: Count
+    margin_sum_mismatch_min_q16: Count
+    margin_peak_q16: Count
+    margin_peak_match_max_q16: Count
+    margin_peak_mismatch_min_q16: Count
+
+
 class ComparisonV1(WireModel):
     """The numbers of one comparison: base-2 logarithms of distances, in 1/65536, relative to honest centres."""
 
@@ -597,6 +632,15 @@ class ComparisonV1(WireModel):
     distance_peak_q16: int
     """Largest raw log2 relative distance among the rows, without centring: what a person reads."""
     row_count: Count
+    position_count: Count = 0
+    outlier_count: Count = 0
+    """Positions above the cut of a model with routed experts."""
+    is_too_exact: bool = False
+    """A signal, never part of the verdict."""
+    grade: Annotated[int, Field(ge=0, le=3)] = 0
+    """How rare the numbers are among honest jobs."""
+    tokens: TokenCheckV1 | None = None
+    """None at partial depth, and between verifiers."""
 
 
 class OutcomeV1(WireModel):

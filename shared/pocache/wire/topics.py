@@ -120,6 +120,9 @@ CHALLENGE_REQUESTED = Topic(
     (_R.COMMITMENTS,),
     "user",
 )
+CANCEL_REQUESTED = Topic(
+    "cancellations.requested.{user}.{job}", m.CancelRequestV1, _S.INTAKE, _R.USER, (_R.ROUTER,), "user"
+)
 CHECKPOINT_COSIGNED = Topic(
     "checkpoints.cosigned.{user}", m.CheckpointCosignedV1, _S.INTAKE, _R.USER, (_R.COMMITMENTS,), "user"
 )
@@ -137,7 +140,12 @@ USER_WITHDRAWAL_REQUESTED = Topic(
     "withdrawals.requested.user.{user}", m.WithdrawalRequestV1, _S.INTAKE, _R.USER, (_R.LEDGER,), "user"
 )
 WORKER_WITHDRAWAL_REQUESTED = Topic(
-    "withdrawals.requested.worker.{worker}", m.WithdrawalRequestV1, _S.INTAKE, _R.WORKER, (_R.LEDGER,), "worker"
+    "withdrawals.requested.worker.{worker}",
+    m.WithdrawalRequestV1,
+    _S.INTAKE,
+    _R.WORKER,
+    (_R.LEDGER,),
+    "worker",
 )
 
 GENERATE_TASK = Topic("tasks.generate.{model}", m.GenerateTaskV1, _S.TASKS, _R.ROUTER, (_R.WORKER,))
@@ -153,6 +161,7 @@ JOB_ABANDONED = Topic(
 EPOCH = Topic("seeds.epochs", m.EpochV1, _S.RECORD, _R.ROUTER, (_R.COMMITMENTS,))
 LEASE_GRANTED = Topic("leases.granted.{worker}", m.LeaseGrantedV1, _S.RECORD, _R.ROUTER, (_R.WORKER,))
 LEASE_DENIED = Topic("leases.denied.{worker}", m.LeaseDeniedV1, _S.RECORD, _R.ROUTER, (_R.WORKER,))
+LEASE_CANCELLED = Topic("leases.cancelled.{worker}", m.LeaseCancelledV1, _S.RECORD, _R.ROUTER, (_R.WORKER,))
 ATTEMPT_CHARGED = Topic(
     "attempts.charged.{job}", m.AttemptChargedV1, _S.RECORD, _R.ROUTER, (_R.LEDGER, _R.COMMITMENTS)
 )

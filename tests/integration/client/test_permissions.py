@@ -74,7 +74,7 @@ async def submit(stage: Stage, bus: NatsBus) -> tuple[PocacheClient, Job]:
 
 async def test_a_user_may_ask_again_for_what_it_missed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last event of its job, and the payout, by the permissions that the provisioner gives."""
-    monkeypatch.setattr("pocache.client.QUIET_S", 0.05)
+    monkeypatch.setattr("pocache.client.network.QUIET_S", 0.05)
     bus = await stage.connect(USER)
     client, job = await submit(stage, bus)
     payout = m.PayoutSettledV1(
@@ -98,7 +98,7 @@ async def test_a_user_may_ask_again_for_what_it_missed(stage: Stage, monkeypatch
 
 
 async def test_a_user_may_ask_again_why_it_was_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pocache.client.QUIET_S", 0.05)
+    monkeypatch.setattr("pocache.client.network.QUIET_S", 0.05)
     bus = await stage.connect(USER)
     client, job = await submit(stage, bus)
     refusal = m.RefusalV1(

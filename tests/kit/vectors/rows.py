@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal, getcontext
 from fractions import Fraction
 from itertools import product
@@ -21,6 +22,14 @@ from pocache.protocol.matching import (
     compute_log2_distance_q16,
     compute_profile_set_digest,
 )
+from pocache.protocol.matching_limits import (
+    Limits,
+    MeanLimit,
+    RoutingLimits,
+    TokenLimits,
+    compute_binomial_limit,
+)
+from pocache.wire.comparisons import make_comparison
 
 
 def make_leaves() -> Sections:
@@ -100,7 +109,13 @@ def make_distances() -> Sections:
     cases += [
         judge_distance(name, "f32", ours, theirs) for name, ours, theirs in [*list_f32(), *list_steps()]
     ]
-    return {"distances": cases, "profiles": list_profiles(), "comparisons": list_comparisons()}
+    comparisons = [*list_comparisons(), *list_token_checks(), *list_routed()]
+    return {
+        "distances": cases,
+        "profiles": list_profiles(),
+        "comparisons": comparisons,
+        "binomials": list_binomials(),
+    }
 
 
 def judge_distance(name: str, fmt: str, ours: bytes, theirs: bytes) -> Vector:
@@ -241,9 +256,26 @@ ABOUTS: Final[tuple[dict[str, str | int], ...]] = (
 )
 
 
+LIMITS: Final = (
+    Limits(tokens=TokenLimits(655, 1 << 25, 1 << 24, 4_000, 70_000)),
+    Limits(
+        means=(
+            MeanLimit(False, 2, (-9, 0, 2**40), 2**41, 2**42),
+            MeanLimit(True, 1, (100_000, 200_000, 300_000), 420_000, 460_000),
+            MeanLimit(True, 2, (-80_000, -1_000, 5), 390_000, 400_000),
+        ),
+        tokens=TokenLimits(655, 0, 0, 0, 2**40),
+        exact_max_q16=-100_000,
+    ),
+    Limits(routing=RoutingLimits(250, 300_000, 1 << 30)),
+    Limits(exact_max_q16=0),
+)
+
+
 def list_profiles() -> list[Vector]:
     """Profiles and their digests, and documents that are none."""
     good = [make_profile(400_000, 500_000, about).to_dict() for about in ABOUTS]
+    good += [replace(make_profile(1, 2, {}), limits=limits).to_dict() for limits in LIMITS]
     bad: list[Vector] = [
         {**good[0], "kind": "matching-profile.v2"},
         {**good[0], "thresholds": []},
@@ -256,6 +288,21 @@ def list_profiles() -> list[Vector]:
         {**good[0], "about": {"a": True}},
         {**good[0], "about": {"a": "x" * 4097}},
         {**good[0], "more": 1},
+        {**good[0], "tokens": None},
+        {**good[0], "tokens": [0, 0, 0, 0, 0]},
+        {**good[0], "tokens": [1, 2**32 + 1, 0, 0, 0]},
+        {**good[0], "tokens": [1, 0, 0, 5, 4]},
+        {**good[0], "tokens": [1, 0, 0, 0]},
+        {**good[0], "routing": [501, 0, 0]},
+        {**good[0], "routing": [1, 0, -1]},
+        {**good[0], "means": []},
+        {**good[0], "means": [[2, 1, 0, 0, 0, 0, 0]]},
+        {**good[0], "means": [[1, 257, 0, 0, 0, 0, 0]]},
+        {**good[0], "means": [[1, 1, 1, 0, 0, 0, 0]]},
+        {**good[0], "means": [[1, 1, 0, 0, 0, 1, 0]]},
+        {**good[0], "means": [[1, 1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]},
+        {**good[0], "exact_max_q16": None},
+        {**good[0], "exact_max_q16": 2**62 + 1},
     ]
     result: list[Vector] = []
     for one in (*good, *bad):
@@ -284,22 +331,93 @@ def list_comparisons() -> list[Vector]:
                 other = [one * (1 + 2.0**exponent * source.choice((-1, 1))) for one in values]
                 for side, row in zip(sides, (other, values), strict=True):
                     side.setdefault(position, {})[kind, 0] = pack("e" if fmt is FloatFormat.F16 else "f", row)
-        found = compare(profile, sides[0], sides[1], fmt)
-        rows = [
-            [
-                [position, [[kind, layer, row.hex()] for (kind, layer), row in side[position].items()]]
-                for position in side
-            ]
-            for side in sides
-        ]
-        numbers = [found.verdict.value, found.mean_q16, found.peak_q16, found.row_count]
-        result.append(
-            {
-                "profile": json.dumps(profile.to_dict()),
-                "format": fmt.value,
-                "ours": rows[0],
-                "theirs": rows[1],
-                "found": numbers,
-            }
-        )
+        result.append(judge_comparison(profile, fmt, sides[0], sides[1], checks_tokens=False))
     return result
+
+
+def list_binomials() -> list[Vector]:
+    """Binomial tails: of nothing, of everything, of rates beside each other."""
+    rates = (0, 1, 1 << 12, 1 << 22, 17_179_869, 1 << 27, 1 << 31, (1 << 32) - 1, 1 << 32)
+    return [
+        {"trials": trials, "rate": rate, "tail": tail, "limit": compute_binomial_limit(trials, rate, tail)}
+        for trials, rate, tail in product((0, 1, 8, 63, 256), rates, (1, 10, 5_000, 2_000_000))
+    ]
+
+
+def list_token_checks() -> list[Vector]:
+    """Score rows beside ordinary ones: gaps from none to the largest, on either side, checked and not."""
+    gaps = (0.0, -0.0, -1.0, 2.0**-149, 2.0**-16, 0.009, 0.01, 0.06, 1.0, 17.5, 3e38)
+    result: list[Vector] = []
+    for number, (gap, theirs_has_it) in enumerate(product(gaps, (False, True))):
+        source = random.Random(f"tokens {number}")
+        profile = replace(make_profile(400_000, 500_000, ABOUTS[0]), limits=LIMITS[number % 2])
+        threshold = KindThreshold(RowKind.SCORES, 0, -1_000_000, 65_536)
+        profile = replace(profile, thresholds=(*profile.thresholds, threshold))
+        sides: list[dict[int, dict[RowKey, bytes]]] = [{}, {}]
+        for position in range(1 + number % 5):
+            values = [source.gauss(0, 1) for _ in range(4)]
+            near = [one * (1 + 2.0 ** -(21 + number % 3)) for one in values]
+            scores = [3.0, 5.0, 0.0]
+            moved = [3.0, 5.0, gap if position % 2 == 0 else 0.0]
+            for side, row, score in zip(
+                sides, (near, values), (scores, moved) if theirs_has_it else (moved, scores), strict=True
+            ):
+                side[position] = {(RowKind.K, 0): pack("f", row), (RowKind.SCORES, 0): pack("f", score)}
+        for checks in (False, True):
+            result.append(
+                judge_comparison(profile, FloatFormat.F32, sides[0], sides[1], checks_tokens=checks)
+            )
+    return result
+
+
+def list_routed() -> list[Vector]:
+    """A model with routed experts: outliers of growing number, which the trimmed mean leaves out."""
+    result: list[Vector] = []
+    for count in range(0, 13, 2):
+        source = random.Random(f"routed {count}")
+        profile = replace(make_profile(400_000, 500_000, ABOUTS[0]), limits=LIMITS[2])
+        sides: list[dict[int, dict[RowKey, bytes]]] = [{}, {}]
+        for position in range(12):
+            values = [source.gauss(0, 1) for _ in range(4)]
+            near = [one * (1 + 2.0 ** (-1 if position < count else -21)) for one in values]
+            for side, row in zip(sides, (near, values), strict=True):
+                side[position] = {(RowKind.K, 0): pack("f", row), (RowKind.V, 0): pack("f", row)}
+        result.append(judge_comparison(profile, FloatFormat.F32, sides[0], sides[1], checks_tokens=True))
+    return result
+
+
+def judge_comparison(
+    profile: MatchingProfile,
+    fmt: FloatFormat,
+    ours: dict[int, dict[RowKey, bytes]],
+    theirs: dict[int, dict[RowKey, bytes]],
+    *,
+    checks_tokens: bool,
+) -> Vector:
+    """Return two sides and all that their comparison says."""
+    found = compare(profile, ours, theirs, fmt, checks_tokens=checks_tokens)
+    rows = [
+        [[place, [[kind, layer, row.hex()] for (kind, layer), row in side[place].items()]] for place in side]
+        for side in (ours, theirs)
+    ]
+    check = make_comparison(found, stage=1, retry=0, left="U" + "A" * 55, right="U" + "A" * 55).tokens
+    return {
+        "profile": json.dumps(profile.to_dict()),
+        "format": fmt.value,
+        "ours": rows[0],
+        "theirs": rows[1],
+        "checks_tokens": checks_tokens,
+        "found": [
+            found.verdict.value,
+            found.mean_q16,
+            found.peak_q16,
+            found.row_count,
+            found.position_count,
+            found.outlier_count,
+            found.grade,
+            found.bounds.mean_match_max_q16,
+            found.bounds.mean_mismatch_min_q16,
+            found.is_too_exact,
+            None if check is None else list(check.model_dump().values()),
+        ],
+    }

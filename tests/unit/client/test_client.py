@@ -35,7 +35,7 @@ async def side(network: Network) -> AsyncIterator[UserSide]:
 @pytest.fixture
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask again at once for what was not heard."""
-    monkeypatch.setattr("pocache.client.QUIET_S", 0.0)
+    monkeypatch.setattr("pocache.client.network.QUIET_S", 0.0)
 
 
 async def submit(side: UserSide, **changes: Any) -> Job:

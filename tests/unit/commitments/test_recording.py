@@ -14,9 +14,10 @@ from kit.network import Harness, Network, make_key
 from pocache.protocol.beacon import bind_round, compute_round_at, compute_round_time_ms
 from pocache.protocol.encoding import pack_tokens
 from pocache.protocol.ids import Digest, JobId
+from pocache.protocol.keys import SigningKey
 from pocache.protocol.merkle import MerkleTree
 from pocache.service.dispatch import Delivery, Dispatcher
-from pocache.wire.messages import LeaseLapsedV1, ResultV1
+from pocache.wire.messages import CancelRequestV1, LeaseLapsedV1, ResultV1
 from pocache.wire.topics import (
     ATTEMPT_CLOSED,
     CHECKPOINT,
@@ -381,3 +382,28 @@ def test_a_restart_goes_on_with_the_same_log(network: Network, tmp_path: Path) -
         (Job(network, name="b").job_id, 1),
     ]
     second.close()
+
+
+def test_a_cancelled_output_needs_its_users_word(harness: Harness, network: Network) -> None:
+    """Shorter than was asked for: recorded by the user's signed request for this very job, by nothing else."""
+    job = Job(network, output=(8, 9))
+
+    def make(signer: SigningKey, job_id: bytes) -> bytes:
+        return network.seal(signer, CancelRequestV1(job_id=job_id))
+
+    good = make(job.user, job.job_id)
+    for reason, cancellation in (
+        ("cancelled", None),
+        ("length", good),
+        ("cancelled", make(job.worker, job.job_id)),
+        ("cancelled", make(job.user, OTHER)),
+        ("cancelled", b"none"),
+    ):
+        wrong = job.make_result(harness.clock_ms, finish_reason=reason, cancellation=cancellation)
+        expect_refusal(harness, wrong, job.worker, "E304")
+    whole = Job(network).make_result(harness.clock_ms, finish_reason="cancelled", cancellation=good)
+    expect_refusal(harness, whole, job.worker, "E304")
+    result = job.make_result(harness.clock_ms, finish_reason="cancelled", cancellation=good)
+    assert harness.deliver(RESULT_COMPLETED, result, job.worker).action == "ack"
+    (recorded,) = harness.outbox_of(COMMITMENT_RECORDED)
+    assert network.open(recorded.result, ResultV1).cancellation == good

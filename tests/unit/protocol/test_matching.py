@@ -24,7 +24,6 @@ from pocache.protocol.matching import (
     compute_log2_distance_q16,
     compute_profile_set_digest,
     compute_standard_q16,
-    compute_verdict,
 )
 
 F16, F32 = FloatFormat.F16, FloatFormat.F32
@@ -182,17 +181,25 @@ def test_rows_are_standardised_by_their_own_kind_and_layer() -> None:
 @pytest.mark.parametrize(
     ("mean", "peak", "verdict"),
     [
-        (ONE_Q16, 3 * ONE_Q16, Verdict.MATCH),
-        (ONE_Q16 + 1, 0, Verdict.INCONCLUSIVE),
-        (0, 3 * ONE_Q16 + 1, Verdict.INCONCLUSIVE),
-        (2 * ONE_Q16, 5 * ONE_Q16, Verdict.INCONCLUSIVE),
-        (2 * ONE_Q16 + 1, 0, Verdict.MISMATCH),
-        (-(9**9), 5 * ONE_Q16 + 1, Verdict.MISMATCH),
-        (-(9**9), -(9**9), Verdict.MATCH),
+        (-1, -1, Verdict.MATCH),
+        (0, -1, Verdict.INCONCLUSIVE),
+        (-1, 0, Verdict.INCONCLUSIVE),
+        (0, 0, Verdict.INCONCLUSIVE),
+        (1, 0, Verdict.MISMATCH),
+        (0, 1, Verdict.MISMATCH),
+        (-1, 1, Verdict.MISMATCH),
     ],
 )
 def test_limits_belong_to_the_better_side(mean: int, peak: int, verdict: Verdict) -> None:
-    assert compute_verdict(PROFILE, mean_q16=mean, peak_q16=peak) is verdict
+    """Each statistic below both of its limits by 1 in 65,536 (−1), on its mismatch limit (0), or above it (1)."""
+    limits = {-1: (ONE_Q16, ONE_Q16), 0: (ONE_Q16 - 1, ONE_Q16), 1: (0, ONE_Q16 - 1)}
+    profile = make_profile(
+        mean_match_max_q16=limits[mean][0],
+        mean_mismatch_min_q16=limits[mean][1],
+        peak_match_max_q16=limits[peak][0],
+        peak_mismatch_min_q16=limits[peak][1],
+    )
+    assert run({K0: -9}, profile=profile).verdict is verdict
 
 
 def test_one_bad_row_among_many_is_a_mismatch_by_its_peak() -> None:

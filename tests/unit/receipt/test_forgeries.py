@@ -281,6 +281,17 @@ def rebound(**changes: Any) -> Forge:
     return make
 
 
+def recancelled(name: str = "user", **changes: Any) -> Forge:
+    """Return a forger of the cancellation inside the result."""
+
+    def make(played: Played) -> Receipt:
+        key = make_key(name)
+        body = m.CancelRequestV1(**{"job_id": played.job_id, **changes})
+        return recommitted(cancellation=played.loopback.network.seal(key, body))(played)
+
+    return make
+
+
 def both(*forgers: tuple[Topic[Any], dict[str, object], dict[str, Any]]) -> Forge:
     """Return a forger of several messages that agree with each other."""
 
@@ -524,6 +535,17 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
     ),
     ("bound to an early end", "agree", rebound(tokens=OUTPUT[:-1]), Step.COMMITMENT),
     ("bound to an end that is none", "agree", rebound(finish_reason="stop"), Step.COMMITMENT),
+    (
+        "bound to an end that nobody wanted",
+        "agree",
+        rebound(tokens=OUTPUT[:-1], finish_reason="cancelled"),
+        Step.COMMITMENT,
+    ),
+    ("cancelled by another", "cancelled", recancelled("verifier-1"), Step.COMMITMENT),
+    ("another job cancelled", "cancelled", recancelled(job_id=ONES), Step.COMMITMENT),
+    ("cancelled by nobody", "cancelled", recommitted(cancellation=None), Step.COMMITMENT),
+    ("cancelled, and not said so", "cancelled", recommitted(finish_reason="length"), Step.COMMITMENT),
+    ("whole, and cancelled", "agree", recommitted(finish_reason="cancelled"), Step.COMMITMENT),
     ("bound to a token outside", "agree", rebound(tokens=(*OUTPUT[:-1], 100)), Step.COMMITMENT),
     # R7
     ("another root", "agree", recommitted(root=ONES), Step.LOG),

@@ -13,6 +13,7 @@ from pocache.protocol.encoding import pack_tokens
 from pocache.protocol.errors import UnknownJobError
 from pocache.wire import messages as m
 from pocache.wire import topics as t
+from pocache.wire.topics import Role
 
 W1, W2 = make_key("worker-1"), make_key("worker-2")
 LEASE_TICKS, QUEUE_TICKS = 3, 5
@@ -362,3 +363,42 @@ def test_a_restarted_router_goes_on_where_it_was(network: Network, tmp_path: Any
     last = router.outbox_of(t.JOB_EVENT)[-1]
     assert (last.phase, last.result) == ("settled", b"result")
     router.close()
+
+
+def test_a_user_cancels_what_is_generated(router: RouterHarness, network: Network) -> None:
+    """The holder hears it once, with the user's own words; the result ends the job like any other."""
+    job_id, _ = router.start(W1)
+    request = m.CancelRequestV1(job_id=job_id)
+    assert router.deliver(t.CANCEL_REQUESTED, request, USER).action == "ack"
+    (notice,) = router.outbox_of(t.LEASE_CANCELLED)
+    assert (notice.job_id, notice.attempt) == (job_id, 1)
+    assert network.open(notice.cancellation, m.CancelRequestV1) == request
+    router.record(job_id, W1)
+    (event,) = router.outbox_of(t.JOB_EVENT)
+    assert event.phase == "committed"
+
+
+def test_a_user_cancels_what_waits(router: RouterHarness) -> None:
+    """Nothing was generated: the job is abandoned, the ledger gives everything back."""
+    job_id = router.submit()
+    router.place_escrow(job_id)
+    router.drain()
+    body = m.CancelRequestV1(job_id=job_id)
+    router.deliver(t.CANCEL_REQUESTED, body, USER)
+    emissions = router.drain()
+    assert topics(emissions) == [t.JOB_ABANDONED, t.JOB_EVENT]
+    assert emissions[0].body.reason == "cancelled by the user"  # type: ignore[attr-defined]
+
+
+def test_nobody_else_cancels_a_job(router: RouterHarness) -> None:
+    job_id, _ = router.start(W1)
+    body = m.CancelRequestV1(job_id=job_id)
+    decision = router.deliver(t.CANCEL_REQUESTED, body, W2)
+    assert (decision.action, decision.reason[:4]) == ("term", "E209")
+    assert topics(router.drain()) == [t.REFUSALS[Role.ROUTER]]
+
+
+def test_a_cancellation_before_its_job_comes_again(router: RouterHarness) -> None:
+    """Submissions and the rest travel in two streams: the order between them is nobody's promise."""
+    body = m.CancelRequestV1(job_id=bytes(32))
+    assert router.deliver(t.CANCEL_REQUESTED, body, USER).action == "nak"

@@ -12,7 +12,7 @@ from kit.worker import PROMPT, Bench, build_fake_engine, make_grant, make_submis
 from pocache.engine.port import Capture, GenerateRequest
 from pocache.protocol.commitment import compute_binding_digest
 from pocache.protocol.encoding import pack_tokens
-from pocache.protocol.errors import EngineError, EnvelopeError, PocacheError
+from pocache.protocol.errors import EngineError, EnvelopeError, NotAuthorizedError, PocacheError
 from pocache.protocol.merkle import MerkleTree
 from pocache.runtime.network import Model
 from pocache.wire import messages as m
@@ -25,12 +25,20 @@ from pocache_worker.commits import (
     read_announced,
     read_announced_round,
 )
-from pocache_worker.generation import finish_lease, read_granted, read_lease, request_lease, verify_task
-from pocache_worker.grants import Grant, compute_binding, verify_grant
+from pocache_worker.generation import (
+    finish_lease,
+    read_cancellation,
+    read_granted,
+    read_lease,
+    request_lease,
+    verify_task,
+)
+from pocache_worker.grants import Grant, compute_binding, verify_cancellation, verify_grant
 from pocache_worker.leaves import SealedLeaves
 from pocache_worker.service import SentMessage, handle_refusal, verify_refusal
 from pocache_worker.tables import LeasePhase
 
+USER = make_key("user")
 GRANTED, DENIED, COMMITTED = LeasePhase.GRANTED, LeasePhase.DENIED, LeasePhase.COMMITTED
 
 
@@ -61,7 +69,7 @@ def generate(bench: Bench, body: m.LeaseGrantedV1) -> tuple[Grant, Capture, Seal
     return grant, capture, SealedLeaves(tree.root(), len(tree))
 
 
-def commit(bench: Bench, body: m.LeaseGrantedV1, *, latest_round: int = 5, **flags: bool) -> bool:
+def commit(bench: Bench, body: m.LeaseGrantedV1, *, latest_round: int = 5, **flags: Any) -> bool:
     """Commit what :func:`generate` made."""
     grant, capture, sealed = generate(bench, body)
     return bench.transact(
@@ -338,3 +346,24 @@ def test_only_the_routers_tasks_for_our_model_are_taken(bench: Bench) -> None:
             genesis,
             Model(model.entry),
         )
+
+
+def test_a_cancelled_lease_is_known_whichever_came_first(bench: Bench) -> None:
+    """The notice may overtake its grant; it is found by the grant, and counts only when its user signed it."""
+    body = make_grant(bench.network, bench.key)
+    grant = generate(bench, body)[0]
+    cancellation = bench.network.seal(USER, m.CancelRequestV1(job_id=body.job_id))
+    assert bench.transact(lambda unit: read_cancellation(unit, grant)) is None
+    notice = m.LeaseCancelledV1(job_id=body.job_id, attempt=1, cancellation=cancellation)
+    decision = bench.harness.deliver(t.LEASE_CANCELLED, notice, worker=bench.key.participant_id)
+    assert decision.action == "ack"
+    assert bench.rings
+    assert bench.transact(lambda unit: read_cancellation(unit, grant)) == cancellation
+    verify_cancellation(grant, cancellation, network=bench.network.network_id)
+    others = (
+        bench.network.seal(bench.key, m.CancelRequestV1(job_id=body.job_id)),
+        bench.network.seal(USER, m.CancelRequestV1(job_id=bytes(32))),
+    )
+    for other in others:
+        with pytest.raises(NotAuthorizedError):
+            verify_cancellation(grant, other, network=bench.network.network_id)

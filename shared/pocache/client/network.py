@@ -1,4 +1,4 @@
-"""The SDK: submit a job, stream its tokens, challenge it, follow it to its payout.
+"""A user on the bus: submit a job, stream its tokens, cancel or challenge it, follow it to its payout.
 
 Everything that arrives is verified here: who signed it, that the result fulfils a lease for this very submission, the
 running hash over the streamed tokens, and that what was streamed is what was committed. Events are heard live and
@@ -42,7 +42,6 @@ M = TypeVar("M", bound=WireModel)
 QUIET_S: Final = 5.0
 """After this long without news of a job, its last event is asked for."""
 VALIDITY_MS: Final = 300_000
-__all__ = ["Job", "Piece", "PocacheClient", "RefusedError", "open_client"]
 
 
 class PocacheClient:
@@ -111,6 +110,16 @@ class PocacheClient:
         self._refusable[job.challenge_hash] = job
         subject = t.CHALLENGE_REQUESTED.subject(user=self.user, job=job.job_id)
         await self._bus.publish(subject, data, message_id=job.challenge_hash.hex())
+
+    async def cancel(self, job: Job | JobId) -> None:
+        """Ask for no more of the job: its output ends with the token in hand, and what was not generated is refunded.
+
+        A job that nobody generates yet is abandoned; one that has its result is not touched.
+        """
+        job_id = job.job_id if isinstance(job, Job) else job
+        data = seal(self._key, self._genesis.network_id, m.CancelRequestV1(job_id=job_id))
+        subject = t.CANCEL_REQUESTED.subject(user=self.user, job=job_id)
+        await self._bus.publish(subject, data, message_id=hashlib.sha256(data).hexdigest())
 
     async def wait(self, job: Job, *phases: Phase) -> m.JobEventV1:
         """Wait until the job is in one of ``phases``, or past them at its end; returns its latest event.
