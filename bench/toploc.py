@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from typing import Final
 
@@ -28,16 +29,17 @@ import torch
 from torch import Tensor
 
 from pocache.engine.adversary import build_adversary, list_attacks
+from pocache.engine.measure import compute_run
 from pocache.engine.port import Capture, Engine, GenerateRequest, VerifyCapture, VerifyRequest
 from pocache.engine.reference import REFERENCE_NAME
 from pocache.engine.transformers import COLUMNS_DEFAULT, TransformersEngine
-from pocache.numerics.calibration import compute_profile
+from pocache.numerics.calibration import HonestRun, compute_profile
 from pocache.numerics.sketch import Sketcher
 from pocache.protocol.challenge import DeterministicStream, compute_full_corner, draw_positions
 from pocache.protocol.commitment import Sampling
-from pocache.protocol.encoding import FloatFormat, RowKey, RowKind, RowSchema, decode_leaf, get_row_format
+from pocache.protocol.encoding import FloatFormat, RowKey, RowKind, RowSchema, decode_leaf
 from pocache.protocol.ids import Digest, JobId, NetworkId
-from pocache.protocol.matching import MatchingProfile, compare, compute_log2_distance_q16
+from pocache.protocol.matching import ONE_Q16, MatchingProfile, compare
 from pocache.protocol.merkle import MerkleTree
 
 NETWORK: Final = NetworkId(bytes(32))
@@ -46,10 +48,11 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 48, 96
 CALIBRATION_JOBS, HELD_OUT_JOBS, ATTACK_JOBS = 24, 24, 8
 POSITIONS: Final = 16
 """The default sample of an audit."""
+SECOND_LOOK_POSITIONS: Final = 64
+"""What an inconclusive one is looked at with again (docs/protocol.md 8.6)."""
 CHUNK_TOKENS, TOP_VALUES = 32, 128
-GAP_MAX: Final = 1.0
-"""A token's gap counts for at most so much."""
-PROOF_BYTES: Final = 258
+REACH_MIN: Final = 1.0
+"""Of a statistic that never moved among honest jobs: one scale, token, exponent or unit of the mantissa."""
 
 Rows = dict[int, dict[RowKey, bytes]]
 
@@ -80,7 +83,8 @@ class Judge:
         columns = list(zip(*map(measure, honest), strict=True))
         self._middles = [statistics.median(column) for column in columns]
         self._reaches = [
-            max(max(column) - middle, 1e-6) for column, middle in zip(columns, self._middles, strict=True)
+            max(max(column) - middle, REACH_MIN)
+            for column, middle in zip(columns, self._middles, strict=True)
         ]
 
     def score(self, pair: Pair) -> float:
@@ -111,14 +115,18 @@ def _print_detection(model: str, count: int, only: str) -> None:
     calibration, held_out = pairs[:CALIBRATION_JOBS], pairs[CALIBRATION_JOBS:]
     profile = _calibrate(calibration)
     judges = {
-        "ours": Judge(lambda pair: _measure_ours(profile, pair), calibration),
-        "toploc": Judge(_measure_toploc, calibration),
+        **{
+            f"ours, {positions}": Judge(partial(_measure_ours, profile, positions), calibration)
+            for positions in (POSITIONS, SECOND_LOOK_POSITIONS)
+        },
+        "TOPLOC": Judge(_measure_toploc, calibration),
     }
     clean = {name: [judge.score(pair) for pair in held_out] for name, judge in judges.items()}
     limits = {name: max(1.0, *scores) for name, scores in clean.items()}
     rejected = {name: sum(score > 1 for score in scores) for name, scores in clean.items()}
     print(f"honest jobs held out, beyond calibration's largest: {rejected} of {len(held_out)}\n")
-    print("| cheat | ours: AUC | caught | TOPLOC: AUC | caught |\n|---|---|---|---|---|")
+    print(f"| cheat | {' | '.join(f'{name}: AUC | caught' for name in judges)} |")
+    print(f"|---|{'---|---|' * len(judges)}")
     for attack in list_attacks(honest.capabilities().layer_count):
         if only not in attack.name:
             continue
@@ -242,34 +250,35 @@ def _sketch(pair: Pair, side: Side) -> Rows:
 
 
 def _calibrate(pairs: Sequence[Pair]) -> MatchingProfile:
-    leaves = []
+    runs = []
     for pair in pairs:
-        ours, theirs = _sketch(pair, pair.ours), _sketch(pair, pair.theirs)
-        leaves += [
-            {
-                key: compute_log2_distance_q16(
-                    row, theirs[position][key], get_row_format(key[0], FloatFormat.F16)
-                )
-                for key, row in ours[position].items()
-            }
-            for position in ours
-        ]
-    return compute_profile(leaves, float_format=FloatFormat.F16, about={})
+        ours, theirs = (list(_sketch(pair, side).values()) for side in (pair.ours, pair.theirs))
+        runs.append(compute_run(ours, theirs, len(pair.request.prompt), FloatFormat.F16))
+    return compute_profile(runs, float_format=FloatFormat.F16, about={})
 
 
-def _measure_ours(profile: MatchingProfile, pair: Pair) -> tuple[float, ...]:
-    """Return what one full-depth audit of the default sample sees: mean, peak, and the verifier's own token gaps."""
+def _measure_ours(profile: MatchingProfile, position_count: int, pair: Pair) -> tuple[float, ...]:
+    """Return what one full-depth audit of so many positions sees: mean and peak of the rows, and its token check."""
     ours, theirs = _sketch(pair, pair.ours), _sketch(pair, pair.theirs)
-    prompt_count, leaf_count = len(pair.request.prompt), len(ours)
     stream = DeterministicStream(Digest(bytes(pair.request.job_id)))
     layers = sum(kind is RowKind.K for kind, _ in pair.ours.vectors)
-    corner = compute_full_corner(layers, leaf_count)
-    drawn = draw_positions(stream, corner, prompt_count=prompt_count, sample_count=POSITIONS)
-    found = compare(
-        profile, {one: ours[one] for one in drawn}, {one: theirs[one] for one in drawn}, FloatFormat.F16
+    drawn = draw_positions(
+        stream,
+        compute_full_corner(layers, len(ours)),
+        prompt_count=len(pair.request.prompt),
+        sample_count=position_count,
     )
-    gaps = [min(GAP_MAX, float(np.frombuffer(row, "<f4")[2])) for row in pair.ours.scores.values()]
-    return found.mean_q16 / 65_536, found.peak_q16 / 65_536, statistics.fmean(gaps)
+    sampled = ({one: rows[one] for one in drawn} for rows in (ours, theirs))
+    found = compare(profile, *sampled, FloatFormat.F16, checks_tokens=True)
+    tokens = found.tokens
+    assert tokens is not None, "an audit at full depth compares output positions"
+    return (
+        found.mean_q16 / ONE_Q16,
+        found.peak_q16 / ONE_Q16,
+        tokens.mismatch_count,
+        tokens.margin_sum_q16 / ONE_Q16,
+        tokens.margin_peak_q16 / ONE_Q16,
+    )
 
 
 def _measure_toploc(pair: Pair) -> tuple[float, ...]:
@@ -329,9 +338,8 @@ def _print_costs() -> None:
         return {place: {one: leaves[place][cut : cut + size] for one, cut in cuts.items()} for place in drawn}
 
     ours, theirs = sample(key), sample((key.float() * 1.001).bfloat16())
-    profile = compute_profile(
-        [dict.fromkeys(one, -10 << 16) for one in ours.values()], float_format=FloatFormat.F16, about={}
-    )
+    run = HonestRun(tuple(dict.fromkeys(one, -10 << 16) for one in ours.values()), prompt_count=1)
+    profile = compute_profile([run], float_format=FloatFormat.F16, about={})
     proofs = build_proofs_bytes(activations, **options)
     print("| 8B shape, 1,000 tokens | CPU ms, ours | CPU ms, TOPLOC |\n|---|---|---|")
     print(

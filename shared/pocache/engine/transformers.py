@@ -34,6 +34,7 @@ from pocache.engine.port import (
     restrict_to_corner,
     verify_verify_request,
 )
+from pocache.engine.reference import REFERENCE_NAME, get_reference_dir
 from pocache.engine.serial import SerialRunner
 from pocache.engine.session import BatchSession, generate_alone
 from pocache.engine.slab import KV_TOKENS_MAX
@@ -216,7 +217,9 @@ class TransformersEngine:
 
 
 def resolve_model_dir(model: Path | str) -> Path:
-    """Return the directory of a model given as such or as a hub id, downloaded once; EngineError."""
+    """Return the directory of a model given by name, as such, or as a hub id that is downloaded once; EngineError."""
+    if str(model) == REFERENCE_NAME:
+        return get_reference_dir()
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
