@@ -35,8 +35,7 @@ def main() -> None:
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Connect, and publish rounds until ``stop`` is set."""
     async with AsyncExitStack() as stack:
-        seed = settings.directory.transport_seed(settings.name)
-        nats = NatsSettings(url=settings.nats_url, name=settings.name, nkey_seed=seed)
+        nats = NatsSettings.of(settings.directory, settings.nats_url, settings.name)
         context = load_context(settings)
         bus = await stack.enter_async_context(connect_bus(nats))
         beacon = await stack.enter_async_context(open_beacon(context, bus))

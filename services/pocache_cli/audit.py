@@ -132,7 +132,7 @@ async def _read_bus(network_dir: str) -> tuple[Header, list[Entry]]:
         tuple(model.envelope for model in directory.load_models().values()),
     )
     entries: list[Entry] = []
-    nats = NatsSettings(url=settings.nats_url, name=operator, nkey_seed=directory.transport_seed(operator))
+    nats = NatsSettings.of(directory, settings.nats_url, operator)
     async with connect_bus(nats) as bus:
         # The record first: every round that it needs was there before it.
         record = [

@@ -70,7 +70,7 @@ async def _ask(name: str | None, network_dir: str) -> list[Balance]:
     settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default="")
     directory = settings.directory
     asker, wanted = plan_questions(directory, name)
-    nats = NatsSettings(url=settings.nats_url, name=asker, nkey_seed=directory.transport_seed(asker))
+    nats = NatsSettings.of(directory, settings.nats_url, asker)
     answers = []
     async with connect_bus(nats) as bus:
         client = PocacheClient(bus, directory.genesis, directory.signing_key(asker))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pocache.bus.accounts import OperatorConfig
 from pocache.bus.deadletter import ADVISORY_CONSUMER
 from pocache.bus.permissions import (
     NatsUser,
@@ -21,25 +22,44 @@ from pocache.bus.permissions import (
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
+from pocache.protocol.payoff import FIXED_FEE_COMMITTEE
 from pocache.receipt.trust import make_trust
 from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, write_secret
-from pocache.service.provisioning import Party, compute_user
+from pocache.service.provisioning import Party, compute_observer, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
 from pocache_cli.bootstrap_beacon import BeaconPlan, create_chain
+from pocache_cli.trust import Trust
 
 PARTIES_FILE: Final = "parties.json"
 TRUST_FILE: Final = "trust.json"
 """Whom this network's users trust, for `pocache verify`: who makes a network knows that it is this one."""
 PROVISIONER: Final = "provisioner"
 DEADLETTERS: Final = "deadletters"
-"""NATS users that sign nothing: the one creates streams and consumers, the other collects dead letters."""
+OBSERVER: Final = "observer"
+"""NATS users that sign nothing: one creates streams and consumers, one collects dead letters, one only listens."""
 
 PROMPT_TOKEN_MICRO: Final = 1_000
 OUTPUT_TOKEN_MICRO: Final = 10_000
 VERIFY_TOKEN_MICRO: Final = 1_000
 """A token verified costs about what one of the prompt does: both are prefill."""
+
+
+COMMITTEE_SIZE_DEFAULT: Final = 7
+COMMITTEE_SIZE_MIN: Final = 3
+
+
+def plan_rules(rules: str, verifier_count: int, **changes: Any) -> dict[str, Any]:
+    """Return the genesis' rules for a network with so many verifiers; ``changes`` are for `fixed-fee-committee`.
+
+    A committee is drawn from whoever does not sit in the job yet: it is the largest odd number, up to the default, that
+    leaves one verifier for the audit.
+    """
+    if rules != FIXED_FEE_COMMITTEE:
+        return {"name": rules}
+    size = min(COMMITTEE_SIZE_DEFAULT, max(COMMITTEE_SIZE_MIN, (verifier_count - 2) // 2 * 2 + 1))
+    return {"name": rules, "committee_size": size, **changes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +75,8 @@ class NetworkPlan:
     beacon: BeaconPlan = field(default_factory=BeaconPlan)
     witnesses: tuple[str, ...] = ()
     """Who cosigns the log; on the bus they are users that ask and say no more than that."""
+    has_accounts: bool = True
+    """Whether nobody shares a NATS account with those it need not trust; else all are keys in one account."""
 
 
 def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
@@ -63,7 +85,9 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     if (path / "genesis.json").exists():
         return directory
     if (path / "keys").exists():
-        raise ConfigError(f"{path} has keys but no genesis, as after an interrupted start: remove it, or choose another")
+        raise ConfigError(
+            f"{path} has keys but no genesis, as after an interrupted start: remove it, or choose another"
+        )
     members = plan.beacon.member_names
     parties = {role.value: role for role in SERVICE_ROLES if not (members and role is Role.BEACON)}
     parties.update(dict.fromkeys(members, Role.BEACON))
@@ -71,11 +95,13 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     parties.update(dict.fromkeys(plan.workers, Role.WORKER))
     parties.update(dict.fromkeys(plan.witnesses, Role.USER))
     keys = {name: _create_keys(path, name) for name in parties}
-    for name in (PROVISIONER, DEADLETTERS):
+    for name in (PROVISIONER, DEADLETTERS, OBSERVER):
         _create_transport_key(path, name)
     ids = {name: key.participant_id for name, key in keys.items()}
     if members:
-        ids[Role.BEACON.value] = ids[members[0]]  # the genesis names one for each service; rounds may be any member's
+        ids[Role.BEACON.value] = ids[
+            members[0]
+        ]  # the genesis names one for each service; rounds may be any member's
     now_s = int(time.time())
     chain = create_chain(path, plan.beacon, ids, genesis_s=now_s, period_s=plan.period_s)
     genesis = Genesis.model_validate(
@@ -94,7 +120,25 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
     )
     directory.write_genesis(genesis)
     (path / TRUST_FILE).write_text(make_trust(genesis).to_json(), encoding="ascii")
+    if plan.has_accounts:
+        create_accounts(directory)
     return directory
+
+
+def create_accounts(directory: NetworkDirectory) -> Trust:
+    """Make the NATS operator, an account for the services and one for each guest, and everybody's JWT.
+
+    Raises ConfigError on a network that has accounts.
+    """
+    trust = Trust(directory)
+    if trust.exists:
+        raise ConfigError(f"{directory.path} has accounts already")
+    if not (directory.path / "transport" / f"{OBSERVER}.seed").exists():
+        _create_transport_key(directory.path, OBSERVER)
+    roles = read_roles(directory)
+    guests = [name for name, role in roles.items() if role in (Role.USER, Role.WORKER)]
+    trust.create((*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS), (*guests, OBSERVER))
+    return trust
 
 
 def load_parties(directory: NetworkDirectory) -> tuple[Party, ...]:
@@ -125,7 +169,9 @@ def pick_user(directory: NetworkDirectory, name: str | None) -> str:
     if name is None and users:
         return users[0]
     if name not in users or name is None:
-        raise ConfigError(f"no user {name or ''} in {directory.path}; there are: {', '.join(users) or 'none'}")
+        raise ConfigError(
+            f"no user {name or ''} in {directory.path}; there are: {', '.join(users) or 'none'}"
+        )
     return name
 
 
@@ -141,13 +187,28 @@ def compute_users(
     model_ids = tuple(models)
     return (
         *(compute_user(party, model_ids) for party in parties),
-        compute_provisioner_permissions(get_public_key(directory.transport_seed(PROVISIONER)), name=PROVISIONER),
+        compute_provisioner_permissions(
+            get_public_key(directory.transport_seed(PROVISIONER)), name=PROVISIONER
+        ),
         compute_collector_permissions(
             get_public_key(directory.transport_seed(DEADLETTERS)),
             (ADVISORY_CONSUMER.stream, ADVISORY_CONSUMER.durable),
             name=DEADLETTERS,
         ),
+        *_compute_observers(directory),
     )
+
+
+def compute_operator(directory: NetworkDirectory, users: Sequence[NatsUser]) -> OperatorConfig | None:
+    """Return the accounts of these users as the server has to know them; None on a network without accounts."""
+    trust = Trust(directory)
+    return trust.compute_operator(users) if trust.exists else None
+
+
+def _compute_observers(directory: NetworkDirectory) -> tuple[NatsUser, ...]:
+    if not (directory.path / "transport" / f"{OBSERVER}.seed").exists():
+        return ()  # a network made before there were observers
+    return (compute_observer(OBSERVER, get_public_key(directory.transport_seed(OBSERVER))),)
 
 
 def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) -> ModelEntryV1:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 
 from pocache.protocol.errors import ConfigError, PocacheError
+from pocache_cli.rules_option import rules_option
 
 JOBS_DEFAULT: Final = 24
 TOKENS_DEFAULT: Final = 32
@@ -26,9 +27,10 @@ REPORT_COLUMNS: Final = 130
 @click.option("--model", help="A causal LM: a directory, a cached id, fake:NAME, or reference, which ships with this (default).")
 @click.option("--jobs", default=JOBS_DEFAULT, show_default=True, type=click.IntRange(20, 10_000), help="How many jobs.")
 @click.option("--tokens", default=TOKENS_DEFAULT, show_default=True, type=click.IntRange(2, 1_024), help="Tokens a job.")
+@rules_option
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Keep the network here.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output.")
-def demo(model: str | None, jobs: int, tokens: int, folder: Path | None, as_json: bool) -> None:
+def demo(model: str | None, jobs: int, tokens: int, rules: str, folder: Path | None, as_json: bool) -> None:
     """Run the whole network here, with honest and cheating workers, and see who is paid and who is slashed.
 
     Exits 1 when a challenged cheat is paid, an honest party is slashed, a job hangs, or money is not conserved.
@@ -46,7 +48,7 @@ def demo(model: str | None, jobs: int, tokens: int, folder: Path | None, as_json
     started_s = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="pocache-demo-") as scratch:
-            report = asyncio.run(_run(model, jobs, tokens, folder or Path(scratch), view))
+            report = asyncio.run(_run(model, jobs, tokens, rules, folder or Path(scratch), view))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("pocache demo: stopped before its end", err=True)
         sys.exit(1)
@@ -65,7 +67,7 @@ def demo(model: str | None, jobs: int, tokens: int, folder: Path | None, as_json
     sys.exit(1 if report.problems else 0)
 
 
-async def _run(model: str | None, jobs: int, tokens: int, folder: Path, view: Any) -> Any:
+async def _run(model: str | None, jobs: int, tokens: int, rules: str, folder: Path, view: Any) -> Any:
     from pocache_cli.bootstrap import create_network, register_model
     from pocache_cli.local_network import run_network
     from pocache_cli.models import DEFAULT_MODEL, load_tokenizer, make_encoder, prepare_model
@@ -79,7 +81,7 @@ async def _run(model: str | None, jobs: int, tokens: int, folder: Path, view: An
         await stack.enter_async_context(view.shown())
         view.say("making keys and the genesis")
         name = model or DEFAULT_MODEL
-        cast = choose_cast(name)
+        cast = choose_cast(name, rules)
         directory = create_network(folder / "network", cast.plan())
         description = await prepare_model(name, folder=folder, say=view.say)
         entry = register_model(directory, description)

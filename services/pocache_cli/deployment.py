@@ -14,17 +14,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pocache.bus.permissions import NatsUser, render_authorization
+from pocache.bus.accounts import render_operator
+from pocache.bus.permissions import render_authorization
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ParticipantId
 from pocache.runtime.network import NetworkDirectory, read_secret, write_secret
 from pocache.service.provisioning import Party
 from pocache.wire.topics import Role
-from pocache_cli.bootstrap import DEADLETTERS, PROVISIONER, load_parties, read_roles
+from pocache_cli.bootstrap import (
+    DEADLETTERS,
+    PROVISIONER,
+    compute_operator,
+    compute_users,
+    load_parties,
+    read_roles,
+)
+from pocache_cli.trust import Trust
 
 PARTICIPANTS_FILE: Final = "participants.json"
 """Who takes part, in public: the provisioner makes consumers for workers whose keys it never sees."""
 GENESIS_FILE: Final = "genesis.json"
+NATS_FILE: Final = "nats.json"
+"""What the account of the streams is called: monitoring and scalers ask for it by that name."""
+AUTHORITY_FILE: Final = "ca.pem"
+"""Whose certificates the bus and its clients trust; a network without it has no TLS."""
 NAME_START: Final = "pocache-"
 NETWORK_FOLDER, MODELS_FOLDER, SECRETS_FOLDER, KEYS_FOLDER = "network", "models", "secrets", "keys"
 AUTH_FILE: Final = "auth.conf"
@@ -32,6 +45,9 @@ AUTH_FILE: Final = "auth.conf"
 _SUFFIXES: Final[Mapping[str, str]] = {
     "signing.seed": "keys/{name}.seed",
     "transport.seed": "transport/{name}.seed",
+    "transport.jwt": "transport/{name}.jwt",
+    "tls.pem": "tls/{name}.pem",
+    "tls.key": "tls/{name}.key",
     "bls.hex": "secrets/beacon-bls.hex",
     "share.hex": "secrets/{name}-share.hex",
 }
@@ -89,6 +105,8 @@ def export_network(directory: NetworkDirectory, out: Path) -> Exported:
     for name in (NETWORK_FOLDER, MODELS_FOLDER):
         (out / name).mkdir(parents=True)
     (out / NETWORK_FOLDER / GENESIS_FILE).write_bytes(directory.genesis.canonical_json())
+    if (directory.path / AUTHORITY_FILE).exists():
+        shutil.copyfile(directory.path / AUTHORITY_FILE, out / NETWORK_FOLDER / AUTHORITY_FILE)
     listed = {
         party.name: {
             "role": party.role.value,
@@ -100,6 +118,11 @@ def export_network(directory: NetworkDirectory, out: Path) -> Exported:
     (out / NETWORK_FOLDER / PARTICIPANTS_FILE).write_text(
         json.dumps(listed, indent=1) + "\n", encoding="ascii"
     )
+    trust = Trust(directory)
+    if trust.exists:
+        (out / NETWORK_FOLDER / NATS_FILE).write_text(
+            json.dumps({"core_account": trust.get_account()}) + "\n", encoding="ascii"
+        )
     for model_id, model in models.items():
         (out / MODELS_FOLDER / f"{model_id.hex()}.entry").write_bytes(model.envelope)
     secrets = plan_secrets(directory)
@@ -134,11 +157,18 @@ def install_network(given: Path, directory: NetworkDirectory, name: str) -> tupl
     return tuple(installed)
 
 
-def render_helm_values(users: tuple[NatsUser, ...]) -> dict[str, object]:
-    """Return values for the NATS chart that let in these users: an included file beside ``nats.conf``."""
+def render_users(directory: NetworkDirectory) -> str:
+    """Return what the server must know of a network's users: its accounts, or a list of keys where it has none."""
+    users = compute_users(directory, load_parties(directory), directory.load_models())
+    operator = compute_operator(directory, users)
+    return render_authorization(users) if operator is None else render_operator(operator)
+
+
+def render_helm_values(users: str) -> dict[str, object]:
+    """Return values for the NATS chart that let in what :func:`render_users` wrote: a file beside ``nats.conf``."""
     return {
         "config": {"merge": {"pocache$include": f"./{AUTH_FILE}"}},
-        "configMap": {"merge": {"data": {AUTH_FILE: render_authorization(users)}}},
+        "configMap": {"merge": {"data": {AUTH_FILE: users}}},
     }
 
 
@@ -147,8 +177,9 @@ def _list_keys(directory: NetworkDirectory, name: str, role: Role | None) -> dic
     for suffix, target in _SUFFIXES.items():
         file = directory.path / target.format(name=name)
         is_wanted = suffix == "transport.seed" or (suffix == "signing.seed" and role is not None)
-        is_beacon_key = role is Role.BEACON and suffix in ("bls.hex", "share.hex") and file.exists()
-        if is_wanted or is_beacon_key:
+        is_beacon_key = role is Role.BEACON and suffix in ("bls.hex", "share.hex")
+        is_optional = is_beacon_key or suffix in ("transport.jwt", "tls.pem", "tls.key")
+        if is_wanted or (is_optional and file.exists()):
             found[f"{name}.{suffix}"] = file
     return found
 

@@ -62,8 +62,7 @@ async def _deposit(network_dir: str, name: str, bucket: str, amount_micro: int, 
     configure_logging("error")
     operator = Role.OPERATOR.value
     settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default=operator)
-    seed = settings.directory.transport_seed(operator)
-    async with connect_bus(NatsSettings(url=settings.nats_url, name=operator, nkey_seed=seed)) as bus:
+    async with connect_bus(NatsSettings.of(settings.directory, settings.nats_url, operator)) as bus:
         await publish_deposit(bus, settings.directory, name, bucket, amount_micro, reference)
 
 

@@ -6,12 +6,21 @@ What is secret is written to files that only their owner can read, and never pri
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from pocache_cli.failure import exit_on_error
+
+if TYPE_CHECKING:
+    from pocache_cli.trust import Issued, Trust
+
+_TELL: Final = (
+    "give the server what `pocache keys nats-config` prints now: until then nothing has changed for it"
+)
 
 _NETWORK_DIR = click.option(
     "--network-dir",
@@ -19,6 +28,9 @@ _NETWORK_DIR = click.option(
     default=".pocache/network",
     show_default=True,
     help="The network directory.",
+)
+_DAYS = click.option(
+    "--days", type=click.IntRange(1, 3_650), help="How long the JWT counts (default: until it is revoked)."
 )
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -33,7 +45,9 @@ def keys() -> None:
 @click.option("--name", required=True, help="What the network is called.")
 @click.option("--user", "users", multiple=True, required=True, help="A user's name; repeat for more.")
 @click.option("--worker", "workers", multiple=True, required=True, help="A worker's name; repeat for more.")
-@click.option("--witness", "witnesses", multiple=True, help="The name of a witness of the log; repeat for more.")
+@click.option(
+    "--witness", "witnesses", multiple=True, help="The name of a witness of the log; repeat for more."
+)
 @click.option(
     "--period-s", type=click.IntRange(1, 86_400), default=3, show_default=True, help="Seconds between rounds."
 )
@@ -153,26 +167,108 @@ def install(*, given: Path, network_dir: str, name: str, as_json: bool) -> None:
     type=click.Choice(["conf", "helm"]),
     default="conf",
     show_default=True,
-    help="The server's own authorization block, or values for the NATS chart (JSON, which is YAML).",
+    help="The server's own configuration, or values for the NATS chart (JSON, which is YAML).",
 )
 @_AS_JSON
 def nats_config(*, network_dir: str, form: str, as_json: bool) -> None:
-    """Print what the NATS server must know: everybody's public key and what each may say and hear."""
+    """Print what the NATS server must know: the operator, every account, and what each may say and hear."""
     with exit_on_error("keys nats-config", as_json=as_json):
-        from pocache.bus.permissions import render_authorization
         from pocache.runtime.network import NetworkDirectory
         from pocache_cli.bootstrap import compute_users, load_parties
-        from pocache_cli.deployment import render_helm_values
+        from pocache_cli.deployment import render_helm_values, render_users
+        from pocache_cli.trust import Trust
 
         directory = NetworkDirectory(Path(network_dir).absolute())
+        text = render_users(directory)
+        values = render_helm_values(text)
         users = compute_users(directory, load_parties(directory), directory.load_models())
-        authorization = render_authorization(users)
-        values = render_helm_values(users)
+        trust = Trust(directory)
+        core = trust.get_account() if trust.exists else None
     if as_json:
         names = [user.name for user in users]
-        click.echo(json.dumps({"users": names, "authorization": authorization, "helm_values": values}))
+        report = {"users": names, "core_account": core, "authorization": text, "helm_values": values}
+        click.echo(json.dumps(report))
     else:
-        click.echo(authorization if form == "conf" else json.dumps(values, indent=1), nl=form == "helm")
+        click.echo(text if form == "conf" else json.dumps(values, indent=1), nl=form == "helm")
+
+
+@keys.command()
+@click.argument("name")
+@_NETWORK_DIR
+@_DAYS
+@_AS_JSON
+def issue(*, name: str, network_dir: str, days: int | None, as_json: bool) -> None:
+    """Sign a new NATS JWT for the key that NAME has; the server needs nothing new."""
+    with exit_on_error("keys issue", as_json=as_json):
+        issued = _get_trust(network_dir).issue(name, days=days)
+    _show_issued([issued], as_json=as_json, is_server_to_know=False)
+
+
+@keys.command()
+@click.argument("name")
+@_NETWORK_DIR
+@_DAYS
+@click.option(
+    "--signer", is_flag=True, help="Replace the key that signs NAME's JWTs too: none issued so far counts."
+)
+@_AS_JSON
+def rotate(*, name: str, network_dir: str, days: int | None, signer: bool, as_json: bool) -> None:
+    """Give NAME a new NATS key and JWT, and revoke the old ones.
+
+    They count until the server has what `pocache keys nats-config` prints.
+    """
+    with exit_on_error("keys rotate", as_json=as_json):
+        trust = _get_trust(network_dir)
+        issued = trust.rotate(name, days=days)
+        if signer:
+            (issued,) = trust.rotate_signers([name], days=days)
+    _show_issued([issued], as_json=as_json, is_server_to_know=True)
+
+
+@keys.command()
+@click.argument("name")
+@_NETWORK_DIR
+@_AS_JSON
+def revoke(*, name: str, network_dir: str, as_json: bool) -> None:
+    """Lock NAME out: its NATS key counts no more once the server has what `pocache keys nats-config` prints."""
+    with exit_on_error("keys revoke", as_json=as_json):
+        public = _get_trust(network_dir).revoke(name)
+    click.echo(
+        json.dumps({"name": name, "revoked": public}) if as_json else f"revoked  {name}  {public}\n{_TELL}"
+    )
+
+
+@keys.command()
+@_NETWORK_DIR
+@_AS_JSON
+def accounts(*, network_dir: str, as_json: bool) -> None:
+    """Make accounts and JWTs for a network that was created without them."""
+    with exit_on_error("keys accounts", as_json=as_json):
+        from pocache.runtime.network import NetworkDirectory
+        from pocache_cli.bootstrap import create_accounts
+
+        trust = create_accounts(NetworkDirectory(Path(network_dir).absolute()))
+        core = trust.get_account()
+    click.echo(json.dumps({"core_account": core}) if as_json else f"core account  {core}\n{_TELL}")
+
+
+def _get_trust(network_dir: str) -> Trust:
+    from pocache.runtime.network import NetworkDirectory
+    from pocache_cli.trust import Trust
+
+    return Trust(NetworkDirectory(Path(network_dir).absolute()))
+
+
+def _show_issued(issued: Sequence[Issued], *, as_json: bool, is_server_to_know: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"issued": [asdict(one) for one in issued]}))
+        return
+    for one in issued:
+        click.echo(f"{one.name}  {one.public}")
+        for file in one.files:
+            click.echo(f"  {file}")
+    if is_server_to_know:
+        click.echo(_TELL)
 
 
 def _read_sections(file: Path | None) -> dict[str, Any]:

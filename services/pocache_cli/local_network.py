@@ -27,6 +27,7 @@ from pocache.wire.envelope import open_envelope, seal
 from pocache.wire.topics import Role, Stream
 from pocache_cli.bootstrap import (
     PROVISIONER,
+    compute_operator,
     compute_users,
     load_parties,
     read_roles,
@@ -134,8 +135,10 @@ async def run_network(
     models = directory.load_models()
     async with AsyncExitStack() as stack:
         say("starting nats-server")
+        users = compute_users(directory, parties, models)
+        operator_config = compute_operator(directory, users)
         settings = ServerSettings(
-            store_dir=directory.path / "nats", port=port, users=compute_users(directory, parties, models)
+            store_dir=directory.path / "nats", port=port, users=users, operator=operator_config
         )
         server = await stack.enter_async_context(EmbeddedServer(settings))
         (directory.path / "nats.url").write_text(server.url + "\n", encoding="ascii")
@@ -157,16 +160,16 @@ async def run_network(
 
 
 def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncContextManager[NatsBus]:
-    return connect_bus(NatsSettings(url=url, name=name, nkey_seed=directory.transport_seed(name)))
+    return connect_bus(NatsSettings.of(directory, url, name))
 
 
 def _make_children(
     directory: NetworkDirectory, url: str, workers: Sequence[WorkerProcess], model: str, log_level: str
 ) -> dict[str, Child]:
-    relay = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_")}
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
     common = {
         **pick_python_environment(),
-        **relay,
+        **passed_on,
         "POCACHE_NETWORK_DIR": str(directory.path),
         "POCACHE_NATS_URL": url,
         "POCACHE_LOG_LEVEL": log_level,

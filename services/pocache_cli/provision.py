@@ -69,9 +69,8 @@ async def _provision(network_dir: str, replicas: int) -> Provisioned:
 
     configure_logging("error")
     settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default=PROVISIONER)
-    seed = settings.directory.transport_seed(settings.name)
     streams, consumers = plan_objects(settings.directory, replicas=replicas)
-    async with connect_bus(NatsSettings(url=settings.nats_url, name=settings.name, nkey_seed=seed)) as bus:
+    async with connect_bus(NatsSettings.of(settings.directory, settings.nats_url, settings.name)) as bus:
         return await provision_objects(bus, streams, consumers)
 
 

@@ -96,9 +96,7 @@ async def fetch_receipt(job_id: bytes, network_dir: str, name: str | None) -> by
     candidates = [pick_user(directory, name)] if name is not None or not users else users
     refusal: RefusedError | None = None
     for candidate in candidates:
-        nats = NatsSettings(
-            url=settings.nats_url, name=candidate, nkey_seed=directory.transport_seed(candidate)
-        )
+        nats = NatsSettings.of(directory, settings.nats_url, candidate)
         async with connect_bus(nats) as bus:
             try:
                 client = PocacheClient(bus, directory.genesis, directory.signing_key(candidate))

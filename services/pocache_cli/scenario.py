@@ -19,16 +19,17 @@ from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import PocacheError
 from pocache.protocol.ids import JobId, ModelId
 from pocache.protocol.lifecycle import Phase
+from pocache.protocol.payoff import RULES_DEFAULT
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import Stream
-from pocache_cli.bootstrap import NetworkPlan
+from pocache_cli.bootstrap import NetworkPlan, plan_rules
 from pocache_cli.local_network import LocalNetwork, WorkerProcess
 
 USERS: Final = ("ada", "grace", "edsger")
 HONEST_GENERATORS: Final = ("worker-1", "worker-2", "worker-3", "worker-4")
-HONEST_VERIFIERS: Final = ("verifier-1", "verifier-2", "verifier-3")
+HONEST_VERIFIERS: Final = ("verifier-1", "verifier-2", "verifier-3", "verifier-4", "verifier-5")
 CHEATING_GENERATORS: Final[Mapping[str, str]] = {
     "worker-int4": "int4",
     "worker-other": "another-model",
@@ -40,10 +41,13 @@ CHEATING_VERIFIERS: Final[Mapping[str, str]] = {"verifier-lazy": "garbage-claims
 NEEDS_WEIGHTS: Final = frozenset({"int4"})
 """Cheats that the engine without a model has nothing to cheat with."""
 
+HOUSE: Final = ("treasury", "reserve")
+"""Accounts of nobody's, as the ledger's payouts name them."""
+
 USER_DEPOSIT_MICRO: Final = 1_000_000_000
 STAKE_MICRO: Final = 2_000_000_000
 LAZY_STAKE_FACTOR: Final = 4
-"""The lazy verifier has staked the most, so that it is drawn, and has the most to lose."""
+"""The lazy verifier has staked the most, so that it is drawn, as often as the cap on one owner's stake allows."""
 
 ROUNDS_OF_JOBS_MAX: Final = 3
 JOB_TIMEOUT_S: Final = 150.0
@@ -59,6 +63,9 @@ DEMO_SECTIONS: Final[Mapping[str, Mapping[str, object]]] = {
     },
     "deadlines": {"queue_ticks": 120, "lease_ticks": 60, "seal_ticks": 40, "opening_ticks": 8},
 }
+
+DEMO_LEVY: Final = "5/12"
+"""λ: what audits of a quarter of all jobs cost under `fixed-fee-committee`."""
 
 PROMPTS: Final = (
     "import asyncio\n\nasync def main",
@@ -78,6 +85,7 @@ class Cast:
 
     generators: Mapping[str, str]
     """Cheating generators and how; the honest ones are :data:`HONEST_GENERATORS`."""
+    rules: str = RULES_DEFAULT
 
     def plan(self) -> NetworkPlan:
         """Return the network to create."""
@@ -86,7 +94,12 @@ class Cast:
             users=USERS,
             workers=(*HONEST_GENERATORS, *self.generators, *HONEST_VERIFIERS, *CHEATING_VERIFIERS),
             is_demo=True,
-            sections=DEMO_SECTIONS,
+            sections={
+                **DEMO_SECTIONS,
+                "rules": plan_rules(
+                    self.rules, len(HONEST_VERIFIERS) + len(CHEATING_VERIFIERS), levy=DEMO_LEVY
+                ),
+            },
             period_s=1,
         )
 
@@ -101,10 +114,13 @@ class Cast:
         )
 
 
-def choose_cast(model: str) -> Cast:
-    """Return the cast for a model: the engine without weights cannot quantise them."""
+def choose_cast(model: str, rules: str = RULES_DEFAULT) -> Cast:
+    """Return the cast for a model under some rules: the engine without weights cannot quantise them."""
     is_fake = model.startswith("fake:")
-    return Cast({name: cheat for name, cheat in CHEATING_GENERATORS.items() if not (is_fake and cheat in NEEDS_WEIGHTS)})
+    generators = {
+        name: cheat for name, cheat in CHEATING_GENERATORS.items() if not (is_fake and cheat in NEEDS_WEIGHTS)
+    }
+    return Cast(generators, rules)
 
 
 @dataclass
@@ -183,7 +199,7 @@ class Scenario:
             network.directory.signing_key(name).participant_id: name
             for name in (*USERS, *HONEST_GENERATORS, *cast.generators, *HONEST_VERIFIERS, *CHEATING_VERIFIERS)
         }
-        self.names["treasury"] = "treasury"
+        self.names.update({one: one for one in HOUSE})
         self._cheats: dict[str, str] = {**cast.generators, **CHEATING_VERIFIERS}
         self._generator_cheats = dict(cast.generators)
         self._seen_cheats: set[str] = set()
@@ -212,7 +228,7 @@ class Scenario:
         for name in USERS:
             await self._network.deposit(name, "available", USER_DEPOSIT_MICRO, f"demo/{name}")
         for name in self.names.values():
-            if name not in USERS and name != "treasury":
+            if name not in USERS and name not in HOUSE:
                 factor = LAZY_STAKE_FACTOR if name in CHEATING_VERIFIERS else 1
                 await self._network.deposit(name, "stake", factor * STAKE_MICRO, f"demo/{name}")
 

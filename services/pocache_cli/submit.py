@@ -160,7 +160,7 @@ async def _run(request: Request, view: View) -> bool:
     name = pick_user(directory, request.name)
     view.begin(codec, get_names(directory))
     async with AsyncExitStack() as stack:
-        nats = NatsSettings(url=settings.nats_url, name=name, nkey_seed=directory.transport_seed(name))
+        nats = NatsSettings.of(directory, settings.nats_url, name)
         bus = await stack.enter_async_context(connect_bus(nats))
         client = await stack.enter_async_context(
             open_client(bus, directory.genesis, directory.signing_key(name))

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from pocache.protocol.payoff import RULES_DEFAULT
 from pocache_cli.failure import exit_on_error
+from pocache_cli.rules_option import RULES
 
 if TYPE_CHECKING:
     from pocache.runtime.network import NetworkDirectory
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 DIRECTORY_DEFAULT: Final = Path(".pocache")
 NETWORK_FOLDER: Final = "network"
-USERS_DEFAULT, WORKERS_DEFAULT, VERIFIERS_DEFAULT = 3, 2, 3
+USERS_DEFAULT, WORKERS_DEFAULT, VERIFIERS_DEFAULT = 3, 2, 5
 USER_NAMES: Final = ("ada", "grace", "edsger", "barbara", "alan", "frances", "donald", "radia")
 GENERATOR_PREFIX: Final = "worker-"
 VERIFIER_PREFIX: Final = "verifier-"
@@ -35,10 +37,12 @@ STOP_S: Final = 90.0
 """Longer than every process together needs to drain, by force at the end."""
 
 SECTIONS: Final[Mapping[str, Mapping[str, object]]] = {
-    "audit": {"bind_delay_ms": 1_000, "window_rounds": 20, "commitment_lag_rounds_max": 10},
+    "audit": {"lottery_share": "1/5", "bind_delay_ms": 1_000, "window_rounds": 20, "commitment_lag_rounds_max": 10},
     "deadlines": {"queue_ticks": 600, "lease_ticks": 300, "seal_ticks": 120, "opening_ticks": 60},
 }
 """Rounds of one second: who waits at a terminal sees the payout in half a minute."""
+LEVY: Final = "1/3"
+"""λ: what audits of a fifth of all jobs cost under `fixed-fee-committee`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Options:
     users: int | None
     workers: int | None
     verifiers: int | None
+    rules: str | None
     port: int
     log_level: str
     as_json: bool
@@ -82,6 +87,11 @@ class Options:
     help=f"How many verifiers a new network has ({VERIFIERS_DEFAULT}).",
 )
 @click.option(
+    "--rules",
+    type=click.Choice(RULES),
+    help=f"The rules of payment of a new network (default: {RULES_DEFAULT}).",
+)
+@click.option(
     "--port",
     default=0,
     show_default=True,
@@ -99,12 +109,13 @@ def up(
     users: int | None,
     workers: int | None,
     verifiers: int | None,
+    rules: str | None,
     port: int,
     log_level: str,
     as_json: bool,
 ) -> None:
     """Run a network on this machine until Ctrl-C: a bus, five services, workers, users with money."""
-    options = Options(folder.absolute(), model, users, workers, verifiers, port, log_level, as_json)
+    options = Options(folder.absolute(), model, users, workers, verifiers, rules, port, log_level, as_json)
     with exit_on_error("up", as_json=as_json):
         is_stopped = _run(options)
     sys.exit(0 if is_stopped else 1)
@@ -141,7 +152,7 @@ async def _serve(options: Options, announcer: Announcer, stop: asyncio.Event) ->
 
 
 async def _start(options: Options, announcer: Announcer, stack: AsyncExitStack) -> LocalNetwork:
-    from pocache_cli.bootstrap import NetworkPlan, create_network, read_roles
+    from pocache_cli.bootstrap import NetworkPlan, create_network, plan_rules, read_roles
     from pocache_cli.local_network import run_network
 
     path = options.folder / NETWORK_FOLDER
@@ -150,11 +161,14 @@ async def _start(options: Options, announcer: Announcer, stack: AsyncExitStack) 
     generators = name_parties(GENERATOR_PREFIX, options.workers or WORKERS_DEFAULT)
     verifiers = name_parties(VERIFIER_PREFIX, options.verifiers or VERIFIERS_DEFAULT)
     users = name_users(options.users or USERS_DEFAULT)
-    plan = NetworkPlan("local", users, (*generators, *verifiers), sections=SECTIONS, period_s=1)
+    rules = plan_rules(options.rules or RULES_DEFAULT, len(verifiers), levy=LEVY)
+    sections = {**SECTIONS, "rules": rules}
+    plan = NetworkPlan("local", users, (*generators, *verifiers), sections=sections, period_s=1)
     directory = create_network(path, plan)
     roles = {name: role.value for name, role in read_roles(directory).items()}
     if not is_new:
         verify_counts(options, roles)
+        verify_rules(options, directory)
     source = await _register_model(options, announcer, directory)
     network = await stack.enter_async_context(
         run_network(
@@ -244,6 +258,15 @@ def verify_counts(options: Options, roles: Mapping[str, str]) -> None:
         wanted = getattr(options, name)
         if wanted not in (None, count):
             raise ConfigError(f"the network here has {count} {name}: for {wanted}, choose another --dir")
+
+
+def verify_rules(options: Options, directory: NetworkDirectory) -> None:
+    """Refuse other rules than an existing network has. Raises ConfigError."""
+    from pocache.protocol.errors import ConfigError
+
+    name = directory.genesis.rules.name
+    if options.rules not in (None, name):
+        raise ConfigError(f"the network here is paid by {name}: for {options.rules}, choose another --dir")
 
 
 def plan_processes(roles: Mapping[str, str]) -> tuple[WorkerProcess, ...]:

@@ -95,7 +95,7 @@ async def _watch(name: str, network_dir: str, memory: Path, every_s: float | Non
             f"{name} is no witness of this network: the genesis does not name {key.participant_id}"
         )
     watcher = Witness(genesis.network_id, genesis.signer(Role.COMMITMENTS), key, memory)
-    nats = NatsSettings(url=settings.nats_url, name=name, nkey_seed=directory.transport_seed(name))
+    nats = NatsSettings.of(directory, settings.nats_url, name)
     async with connect_bus(nats) as bus:
         while True:
             before = watcher.seen_size

@@ -24,19 +24,20 @@ from pocache.protocol.errors import (
 from pocache.protocol.ids import Digest, ModelId
 from pocache.protocol.limits import CARRIED_BYTES_MAX
 from pocache.protocol.opening import verify_opening
-from pocache.runtime.network import Model
+from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, Unit
 from pocache.wire.messages import OpeningAcceptedV1, OpeningV1
 from pocache.wire.topics import OPENING_ACCEPTED
 from pocache_commitments.rows import get_commitment
-from pocache_commitments.stages import close_openings, get_parties, get_stage, update_party
+from pocache_commitments.stages import close_openings, find_opened_stage, get_parties, update_party
 from pocache_commitments.tables import PARTS, STAGE_KEY, Phase, StagePhase
 
 
 class Openings:
     """Handles what parties open."""
 
-    def __init__(self, models: Mapping[ModelId, Model]) -> None:
+    def __init__(self, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
+        self._genesis = genesis
         self._models = models
 
     def accept(self, unit: Unit, inbound: Inbound[OpeningV1]) -> None:
@@ -52,7 +53,7 @@ class Openings:
             raise UnknownJobError("no commitment is recorded for this job and attempt")
         if commitment["phase"] in (Phase.EQUIVOCATED, Phase.CLOSED):
             raise ExpiredError("the job is decided: nothing has to be opened any more")
-        stage = get_stage(unit.connection, {name: getattr(opening, name) for name in STAGE_KEY})
+        stage = find_opened_stage(unit.connection, self._genesis, opening, inbound.sender)
         if stage is None:
             raise UnknownJobError(f"no stage {opening.stage} (retry {opening.retry}) of this job is sealed")
         party = _find_party(unit, stage, inbound)
@@ -77,7 +78,7 @@ class Openings:
         accepted = OpeningAcceptedV1(
             job_id=opening.job_id,
             attempt=opening.attempt,
-            stage=opening.stage,
+            stage=stage["stage"],
             retry=opening.retry,
             participant=inbound.sender,
             opening=inbound.envelope,

@@ -46,7 +46,7 @@ class CommitmentsService:
         self._recording = Recording(genesis, models)
         self._audits = Audits(genesis, models)
         self._stages = Stages(genesis)
-        self._openings = Openings(models)
+        self._openings = Openings(genesis, models)
         self._receipts = Receipts(genesis, models)
         self._cosigning = Cosigning(genesis)
 

@@ -25,6 +25,7 @@ from pocache.wire.messages import (
     ChallengeIssuedV1,
     ClaimSealedV1,
     OpeningsClosedV1,
+    OpeningV1,
     StagePartyV1,
     StageSealedV1,
 )
@@ -124,13 +125,39 @@ class Stages:
             update_party(unit.connection, party, positions=asked, has_opened=not asked)
             if asked:
                 challenge = ChallengeIssuedV1(
-                    **_key_of(stage),
+                    **{**_key_of(stage), "stage": self._get_asked_stage(stage, party)},
                     round_number=stage["number"],
                     positions=asked,
                     root=party["root"],
                     leaf_count=party["leaf_count"],
                 )
                 unit.emit(CHALLENGE_ISSUED, challenge, worker=party["participant"])
+
+    def _get_asked_stage(self, stage: sa.RowMapping, party: sa.RowMapping) -> int:
+        """Return the stage as a party is told of it: a verifier cannot tell a recheck from an audit."""
+        number = int(stage["stage"])
+        return number if party["party_stage"] == 0 else self._genesis.procedure.get_told_stage(number)
+
+
+def find_opened_stage(
+    connection: sa.Connection, genesis: Genesis, opening: OpeningV1, sender: ParticipantId
+) -> sa.RowMapping | None:
+    """Return the sealed stage that a sender's opening speaks of, by the number that it was told; None for none.
+
+    Who is no party of any such stage is given the one of that very number, to be refused there.
+    """
+    key = {name: getattr(opening, name) for name in STAGE_KEY}
+    where = [PARTIES.c[name] == value for name, value in key.items() if name != "stage"]
+    rows = connection.execute(
+        sa.select(PARTIES.c.stage, PARTIES.c.party_stage).where(*where, PARTIES.c.participant == sender)
+    ).all()
+    told = [
+        row.stage
+        for row in rows
+        if opening.stage
+        == (row.stage if row.party_stage == 0 else genesis.procedure.get_told_stage(row.stage))
+    ]
+    return get_stage(connection, {**key, "stage": max(told, default=opening.stage)})
 
 
 def get_stage(connection: sa.Connection, key: Mapping[str, Any]) -> sa.RowMapping | None:
@@ -180,7 +207,7 @@ def _key_of(stage: sa.RowMapping) -> dict[str, Any]:
 
 
 def _verify_parties(genesis: Genesis, commitment: sa.RowMapping, sealed: StageSealedV1) -> None:
-    """Check that the generator comes first, as recorded, then one verifier per stage; ConflictError."""
+    """Check that the generator comes first, as recorded, then verifiers by seat, the stage's own last; ConflictError."""
     generator, *verifiers = sealed.parties
     recorded = (commitment["generator"], 0, commitment["root"], commitment["leaf_count"])
     if (generator.participant, generator.stage, generator.root, generator.leaf_count) != recorded:
@@ -188,9 +215,10 @@ def _verify_parties(genesis: Genesis, commitment: sa.RowMapping, sealed: StageSe
     if sealed.corner.position_max >= commitment["leaf_count"]:
         raise ConflictError("the stage's corner lies outside the commitment")
     stages = [party.stage for party in verifiers]
-    if stages != sorted(set(stages)) or stages[0] < 1 or stages[-1] != sealed.stage:
+    own = [genesis.procedure.get_stage(stage) for stage in stages]
+    if stages != sorted(set(stages)) or stages[0] < 1 or own[-1] != sealed.stage:
         raise ConflictError(
-            "the other parties of a stage are its sealed verifiers, one for each stage, its own last"
+            "the other parties of a stage are its sealed verifiers, one for each seat, its own last"
         )
     if len({party.participant for party in sealed.parties}) != len(sealed.parties):
         raise ConflictError("a participant is a party of a stage once")
@@ -199,7 +227,7 @@ def _verify_parties(genesis: Genesis, commitment: sa.RowMapping, sealed: StageSe
         if party.leaf_count != party.corner.position_max + 1 or party.leaf_count > commitment["leaf_count"]:
             raise ConflictError("a claim covers exactly the positions of its corner")
         # An earlier verifier's claim may be of its own second look; the stage's own is of the one that is sealed.
-        if party.stage == sealed.stage and claim.retry != sealed.retry:
+        if genesis.procedure.get_stage(party.stage) == sealed.stage and claim.retry != sealed.retry:
             raise ConflictError("the stage's own claim is of another look than the stage")
 
 
@@ -214,6 +242,7 @@ def _open_claim(genesis: Genesis, commitment: sa.RowMapping, party: StagePartyV1
     body = claim.body
     signed = (claim.sender, body.job_id, body.attempt, body.stage, body.root, body.leaf_count, body.corner)
     job = (commitment["job_id"], commitment["attempt"])
-    if signed != (party.participant, *job, party.stage, party.root, party.leaf_count, party.corner):
+    told = genesis.procedure.get_told_stage(party.stage)
+    if signed != (party.participant, *job, told, party.root, party.leaf_count, party.corner):
         raise ConflictError(f"stage {party.stage}: the verifier signed another claim than the stage has")
     return body

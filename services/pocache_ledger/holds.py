@@ -20,7 +20,7 @@ from pocache.protocol.errors import (
     NotAuthorizedError,
     UnknownJobError,
 )
-from pocache.protocol.payoff import UnifiedPool
+from pocache.protocol.payoff import RuleSet
 from pocache.service.unit import Unit
 from pocache.storage.prepared import Prepared
 from pocache.wire import topics as t
@@ -105,9 +105,7 @@ def get_locked(connection: sa.Connection, participant: str, purposes: Iterable[s
     return sum(row.amount_micro for row in rows if row.purpose in wanted)
 
 
-def place(
-    unit: Unit, rules: UnifiedPool, job: sa.Row[Any], request: HoldRequestV1, cause: bytes
-) -> int | None:
+def place(unit: Unit, rules: RuleSet, job: sa.Row[Any], request: HoldRequestV1, cause: bytes) -> int | None:
     """Move the requested amount into the job's pool.
 
     Returns the journal entry, None when it is held already. Raises the error that the requester is told of:
@@ -232,7 +230,7 @@ def announce_stakes(unit: Unit, participants: Sequence[str], entry: int) -> None
         )
 
 
-def _verify_party(connection: sa.Connection, rules: UnifiedPool, job: sa.Row[Any], hold: Hold) -> None:
+def _verify_party(connection: sa.Connection, rules: RuleSet, job: sa.Row[Any], hold: Hold) -> None:
     """Refuse a hold of somebody who has no such part in the job, or at a point where there is none."""
     if hold.purpose == ESCROW:
         if hold.party != job.user:
@@ -251,17 +249,17 @@ def _verify_party(connection: sa.Connection, rules: UnifiedPool, job: sa.Row[Any
         raise LedgerError("a generator stands at stage 0")
 
 
-def _verify_verifier(rules: UnifiedPool, job: sa.Row[Any], hold: Hold, holds: Sequence[Hold]) -> None:
+def _verify_verifier(rules: RuleSet, job: sa.Row[Any], hold: Hold, holds: Sequence[Hold]) -> None:
     if hold.attempt != job.attempt:
         raise UnknownJobError(f"the recorded commitment is that of attempt {job.attempt}, not {hold.attempt}")
-    if not 1 <= hold.stage <= rules.stage_max:
-        raise LedgerError(f"verifiers stand at stages 1 to {rules.stage_max}, not {hold.stage}")
+    if not 1 <= hold.stage <= rules.seat_max:
+        raise LedgerError(f"verifiers stand at stages 1 to {rules.seat_max}, not {hold.stage}")
     verifiers = {other.party for other in holds if other.purpose == VERIFIER_STAKE}
     if hold.party == job.generator or hold.party in verifiers:
         raise ConflictError(f"{hold.party} has a part in this job already")
 
 
-def _compute_needed(rules: UnifiedPool, job: sa.Row[Any], hold: Hold) -> int:
+def _compute_needed(rules: RuleSet, job: sa.Row[Any], hold: Hold) -> int:
     if hold.purpose == VERIFIER_STAKE:
         return rules.compute_products(job.generation_micro, job.verification_micro).verifier_stake
     products = rules.compute_products(job.generation_max_micro, job.verification_max_micro)

@@ -27,6 +27,7 @@ from pocache.protocol.errors import (
 from pocache.protocol.ids import ModelId
 from pocache.protocol.limits import TOKEN_BYTES
 from pocache.protocol.payoff import Case
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
 from pocache.wire import messages as m
@@ -41,6 +42,7 @@ from pocache_ledger.accounts import (
     get_balance,
     post,
     stake_account,
+    sum_accounts,
     verify_journal,
 )
 from pocache_ledger.settlement import Ending
@@ -70,10 +72,17 @@ class LedgerService:
         """Keep the rules of the network and what its models cost."""
         self._genesis = genesis
         self._models = models
-        self._rules = genesis.unified_pool
+        self._rules = genesis.rule_set
         self._patience_ticks = genesis.deadlines.queue_ticks
         self._waiting: dict[bytes, int] = {}
         self._log = structlog.get_logger().bind(service=self.role.value)
+
+    def observe_state(self, connection: sa.Connection, metrics: Metrics) -> None:
+        """Set what the accounts add up to, as the database sums it."""
+        totals = sum_accounts(connection)
+        metrics.observe_totals(
+            deposited_micro=totals.deposited_micro, held_micro=totals.held_micro, open_pools=totals.open_pool_count
+        )
 
     def handlers(self) -> Mapping[Topic[Any], Handler]:
         """Return what is done with each topic."""
@@ -292,6 +301,7 @@ class LedgerService:
             closed_pools_micro=totals.closed_pools_micro,
             open_pool_count=totals.open_pool_count,
             treasury_micro=totals.treasury_micro,
+            reserve_micro=totals.reserve_micro,
             journal_entries=totals.journal_entries,
             journal_intact=is_intact,
         )

@@ -7,9 +7,9 @@ job. Refused: an outcome whose attempt, corner or verifiers are not those that m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -18,13 +18,14 @@ from pocache.protocol.commitment import compute_leaf_count
 from pocache.protocol.errors import LedgerError
 from pocache.protocol.ids import ParticipantId
 from pocache.protocol.limits import TOKEN_BYTES
-from pocache.protocol.payoff import Case, UnifiedPool, VerifierStanding
+from pocache.protocol.payoff import Case, RuleSet, VerifierStanding
 from pocache.runtime.network import Model
 from pocache.service.unit import Unit
 from pocache.storage.prepared import Prepared
 from pocache.wire import topics as t
-from pocache.wire.messages import CornerV1, OutcomeV1, PayoutCase, PayoutLineV1, PayoutSettledV1, ResultV1
+from pocache.wire.messages import CornerV1, OutcomeV1, PayoutLineV1, PayoutSettledV1, ResultV1
 from pocache_ledger.accounts import (
+    RESERVE,
     TREASURY,
     Operation,
     Posting,
@@ -52,6 +53,9 @@ from pocache_ledger.tables import JOBS
 
 REFUNDED: Final = "refunded"
 
+_HOUSE: Final[Mapping[str, str]] = {payoff.TREASURY: TREASURY, payoff.RESERVE: RESERVE}
+"""Accounts of nobody's: as the rules name them, and as they are called here."""
+
 _SETTLE_JOB: Final = Prepared(
     sa.update(JOBS)
     .where(JOBS.c.job_id == sa.bindparam("of_job"))
@@ -70,11 +74,12 @@ class Ending:
     verifiers: tuple[VerifierStanding, ...] = ()
     deciding: ParticipantId | None = None
     prior: ParticipantId | None = None
+    is_challenged: bool = False
 
 
 def release_surplus(
     unit: Unit,
-    rules: UnifiedPool,
+    rules: RuleSet,
     model: Model,
     job: sa.Row[Any],
     result: ResultV1,
@@ -84,7 +89,7 @@ def release_surplus(
 ) -> None:
     """Fix the job's Cg and full-depth Cv by its commitment, and return what was held beyond them at once.
 
-    The escrow keeps αCg + αCv, the generator's stake βCg. Raises LedgerError when the commitment is not one
+    The escrow keeps the rules' deposit, the generator's stake βCg. Raises LedgerError when the commitment is not one
     that the holds were placed for.
     """
     output_count = len(result.output) // TOKEN_BYTES
@@ -143,21 +148,23 @@ def compute_ending(model: Model, job: sa.Row[Any], outcome: OutcomeV1) -> Ending
         stage=outcome.stage,
         verification_micro=_compute_corner_cost(model, job, outcome.corner),
         verifiers=tuple(
-            VerifierStanding(ParticipantId(one.participant), one.stage, one.opened)
+            VerifierStanding(ParticipantId(one.participant), one.stage, one.opened, one.upheld)
             for one in outcome.verifiers
         ),
         deciding=None if outcome.deciding is None else ParticipantId(outcome.deciding),
         prior=None if outcome.prior is None else ParticipantId(outcome.prior),
+        is_challenged=outcome.is_challenged,
     )
 
 
-def settle(unit: Unit, rules: UnifiedPool, job: sa.Row[Any], ending: Ending, cause: bytes) -> None:
-    """Return every surplus, pay by the rules what is left, close the pool, and say so.
+def settle(unit: Unit, rules: RuleSet, job: sa.Row[Any], ending: Ending, cause: bytes) -> None:
+    """Return every surplus, pay by the rules what is left and what they draw from the reserve, close the pool, say so.
 
     The announced lines are the rules' own: what each account had in the pool of Cg and Cv, and what it got.
     Raises LedgerError and PayoffError; the job stays open then.
     """
     holds = get_holds(unit.connection, job.job_id)
+    reserve_micro = get_balance(unit.connection, RESERVE) or 0
     settlement = payoff.settle(
         rules,
         case=ending.case,
@@ -168,22 +175,24 @@ def settle(unit: Unit, rules: UnifiedPool, job: sa.Row[Any], ending: Ending, cau
         verifiers=ending.verifiers,
         deciding=ending.deciding,
         prior=ending.prior,
+        is_challenged=ending.is_challenged,
+        reserve_micro=reserve_micro,
     )
     needs = _compute_needs(rules, job, ending, holds)
     postings = [Posting(hold.home, hold.amount_micro - needed) for hold, needed in needs]
+    # What is drawn goes through no pool of its own: the lines of the one operation sum to zero.
+    postings.append(Posting(RESERVE, -settlement.drawn))
     for account, amount in settlement.payouts:
-        if account == payoff.TREASURY:
-            postings.append(Posting(TREASURY, amount))
+        if account in _HOUSE:
+            postings.append(Posting(_HOUSE[account], amount))
             continue
         staked = sum(needed for hold, needed in needs if hold.party == account and hold.purpose in STAKES)
         returned = 0 if account in settlement.slashed else min(amount, staked)
         postings += [Posting(stake_account(account), returned), Posting(account, amount - returned)]
-    held: dict[str, int] = {}
+    held: dict[str, int] = {RESERVE: settlement.drawn}
     for hold, needed in needs:
         held[hold.party] = held.get(hold.party, 0) + needed
-    payouts = {
-        TREASURY if account == payoff.TREASURY else account: amount for account, amount in settlement.payouts
-    }
+    payouts = {_HOUSE.get(account, account): amount for account, amount in settlement.payouts}
     lines = tuple(
         PayoutLineV1(account=account, amount_micro=payouts.get(account, 0), held_micro=held.get(account, 0))
         for account in dict.fromkeys([*held, *payouts])
@@ -195,12 +204,12 @@ def settle(unit: Unit, rules: UnifiedPool, job: sa.Row[Any], ending: Ending, cau
         PayoutSettledV1(
             job_id=job.job_id,
             attempt=job.attempt,
-            # The model refuses what is no case of this release's rules.
-            case=cast(PayoutCase, ending.case.value),
+            case=ending.case.value,
             stage=ending.stage,
             pool_micro=settlement.pool,
             generation_micro=job.generation_micro,
             verification_micro=ending.verification_micro,
+            reserve_micro=reserve_micro,
             lines=lines,
             slashed=settlement.slashed,
         ),
@@ -225,6 +234,7 @@ def refund(unit: Unit, job: sa.Row[Any], cause: bytes) -> None:
             pool_micro=sum(returned.values()),
             generation_micro=0,
             verification_micro=0,
+            reserve_micro=get_balance(unit.connection, RESERVE) or 0,
             lines=tuple(
                 PayoutLineV1(account=account, amount_micro=amount, held_micro=amount)
                 for account, amount in returned.items()
@@ -254,7 +264,7 @@ def _empty_pool(
 
 
 def _compute_needs(
-    rules: UnifiedPool, job: sa.Row[Any], ending: Ending, holds: Sequence[Hold]
+    rules: RuleSet, job: sa.Row[Any], ending: Ending, holds: Sequence[Hold]
 ) -> list[tuple[Hold, int]]:
     """Return each hold with what the rules need of it; who is not in the outcome gets all of its own back.
 

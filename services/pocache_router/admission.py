@@ -66,8 +66,8 @@ def compute_quote(genesis: Genesis, model: Model, prompt_count: int, output_coun
         position_max=leaf_count - 1,
         layer_count=model.entry.layer_count,
     )
-    genesis.unified_pool.validate_costs(cg, cv)
-    products = genesis.unified_pool.compute_products(cg, cv)
+    genesis.rule_set.validate_costs(cg, cv)
+    products = genesis.rule_set.compute_products(cg, cv)
     return Quote(cg, cv, products.deposit, products.generator_stake)
 
 

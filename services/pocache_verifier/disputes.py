@@ -1,4 +1,4 @@
-"""Disputes: records become events of the machine in ``pocache.protocol.dispute``, its commands become messages.
+"""Disputes: records become events of the machine in ``pocache.protocol.procedure``, its commands become messages.
 
 Owns the deadline of each claim, and what is said when a dispute ends. A claim is checked against the task that was
 given out, and refused to its sender's face; everything else comes from services and is taken once, whatever the order
@@ -16,19 +16,30 @@ from pydantic import TypeAdapter
 
 from pocache.protocol import dispute_terms as d
 from pocache.protocol.challenge import Corner
-from pocache.protocol.dispute import advance, get_parties, start_dispute, verify_claim
+from pocache.protocol.dispute_committee_terms import CommitteeState
 from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import BeaconError, CommitmentError, NotYetError, UnknownJobError
 from pocache.protocol.ids import Digest, ModelId, ParticipantId
 from pocache.protocol.limits import TOKEN_BYTES
+from pocache.protocol.payoff import FIXED_FEE_COMMITTEE, UNIFIED_POOL
+from pocache.protocol.procedure import AnyEvent, State
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, Unit
 from pocache.storage.store import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.codec import decode, decode_value, encode, encode_value
+from pocache_verifier.claims import keep_claim, read_hidden_claims, show_claims
 from pocache_verifier.comparison import compare_parties, keep_comparison, read_comparisons, read_leaves
-from pocache_verifier.drawing import FIRST_STAGE, announce_drawn, bind_stage, draw_stage, read_due
+from pocache_verifier.drawing import (
+    FIRST_STAGE,
+    RoundDrawn,
+    announce_drawn,
+    bind_stage,
+    draw_recheck,
+    draw_stage,
+    read_due,
+)
 from pocache_verifier.evidence import open_opening, verify_challenge, verify_contradiction
 from pocache_verifier.holding import (
     hold_closing,
@@ -38,9 +49,12 @@ from pocache_verifier.holding import (
     release_closing,
 )
 from pocache_verifier.jobs import Job, Jobs
-from pocache_verifier.tables import CLAIMS, DISPUTES, OPENINGS
+from pocache_verifier.tables import DISPUTES, OPENINGS
 
-_STATE: Final = TypeAdapter(d.DisputeState)
+_ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
+    UNIFIED_POOL: TypeAdapter(d.DisputeState),
+    FIXED_FEE_COMMITTEE: TypeAdapter(CommitteeState),
+}
 _VERIFIER_STAKE: Final = "verifier_stake"
 
 
@@ -49,6 +63,8 @@ class Disputes:
 
     def __init__(self, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
         self._genesis = genesis
+        self._procedure = genesis.procedure
+        self._adapter = _ADAPTERS[genesis.rules.name]
         self._jobs = Jobs(genesis, models)
         self._log = structlog.get_logger().bind(service="verifier")
 
@@ -63,21 +79,17 @@ class Disputes:
             raise BeaconError(
                 f"the audit was drawn by other randomness than that of round {body.round_number}"
             )
-        if body.reason == "challenge":
+        is_challenged = body.reason == "challenge"
+        if is_challenged:
             verify_challenge(self._genesis.network_id, job, body.challenge)
         state = self._load(unit.connection, job)
         if state.phase is not d.Phase.WAITING:
             return
         self._save(unit.connection, job, state)
-        order = draw_stage(
-            self._genesis,
-            unit,
-            job,
-            stage=FIRST_STAGE,
-            round_number=body.round_number,
-            randomness=randomness,
-            drawn=(),
-        )
+        drawn = RoundDrawn(body.round_number, randomness)
+        order = draw_stage(self._genesis, unit, job, drawn, stage=FIRST_STAGE, excluded=())
+        for event in self._procedure.get_first_events(is_challenged=is_challenged):
+            self._advance(unit, job, event)
         self._advance(unit, job, d.AuditOpened(order, _read_corner(body.corner)))
 
     def deepen(self, unit: Unit, inbound: Inbound[m.AuditDeepenedV1]) -> None:
@@ -115,28 +127,24 @@ class Disputes:
             self._advance(unit, job, d.HoldRefused(ParticipantId(body.party), body.stage))
 
     def seal_claim(self, unit: Unit, inbound: Inbound[m.ClaimSealedV1]) -> None:
-        """Take a drawn verifier's claim, if it is the one that was asked for; it seals the stage."""
+        """Take a drawn verifier's claim, if it is the one that was asked for; the last one seals the stage."""
         body = inbound.body
         job = self._jobs.find(unit.connection, body.job_id)
         if job is None or job.attempt != body.attempt:
             raise UnknownJobError("no commitment is recorded for this job and attempt")
+        state = self._load(unit.connection, job)
         claim = d.ClaimSealed(
             participant=inbound.sender,
-            stage=body.stage,
+            stage=self._procedure.find_seat(state, inbound.sender, body.stage),
             retry=body.retry,
             corner=_read_corner(body.corner),
             leaf_count=body.leaf_count,
             root=Digest(body.root),
         )
-        verify_claim(self._load(unit.connection, job), claim)
+        self._procedure.verify_claim(state, claim)
         if body.stack != job.model.entry.stack:
             raise CommitmentError(f"computed on {body.stack!r}, the profile is for {job.model.entry.stack!r}")
-        upsert(
-            unit.connection,
-            CLAIMS,
-            {"job_id": job.job_id, "stage": body.stage},
-            {"envelope": inbound.envelope},
-        )
+        keep_claim(unit.connection, job, claim.stage, inbound.envelope)
         self._advance(unit, job, claim)
 
     def accept_opening(self, unit: Unit, inbound: Inbound[m.OpeningAcceptedV1]) -> None:
@@ -146,7 +154,10 @@ class Disputes:
         state = self._load(unit.connection, job)
         if not _is_opening(state, body.stage, body.retry):
             return
-        opening = open_opening(self._genesis.network_id, job, get_parties(state), body)
+        told_stage = self._procedure.get_told_stage(body.stage)
+        opening = open_opening(
+            self._genesis.network_id, job, self._procedure.get_parties(state), body, told_stage
+        )
         key = {"job_id": job.job_id, "participant": body.participant, "part": opening.part}
         upsert(unit.connection, OPENINGS, key, {"body": encode(opening)})
 
@@ -158,13 +169,14 @@ class Disputes:
         if not _is_opening(state, body.stage, body.retry):
             return
         positions = unpack_tokens(body.positions)
-        for party in get_parties(state):
+        for party in self._procedure.get_parties(state):
             within = {position for position in positions if position <= party.corner.position_max}
             is_open = party.participant in body.opened
             if is_open and not within <= read_leaves(unit.connection, job, party.participant).keys():
                 raise NotYetError(f"not every leaf of {party.participant} has arrived")
         is_early = unit.get_latest_round() <= job.window_close_round
-        if is_early and is_partial_match(unit.connection, job, state, _read_closing(body)):
+        closing = _read_closing(body)
+        if is_early and is_partial_match(unit.connection, job, self._procedure, state, closing):
             hold_closing(unit.connection, job, body)
             return
         self._close(unit, job, body)
@@ -191,20 +203,15 @@ class Disputes:
 
     def draw_due(self, unit: Unit) -> None:
         """Draw every stage whose round has come."""
-        for job_id, round_number, randomness in read_due(unit.connection):
+        for job_id, drawn in read_due(unit.connection):
             job = self._jobs.find(unit.connection, job_id)
             assert job is not None, "a dispute refers to its commitment"
             state = self._load(unit.connection, job)
-            order = draw_stage(
-                self._genesis,
-                unit,
-                job,
-                stage=state.stage,
-                round_number=round_number,
-                randomness=randomness,
-                drawn=state.drawn,
-            )
-            self._advance(unit, job, d.OrderDrawn(state.stage, order))
+            excluded = tuple(state.drawn) if isinstance(state, d.DisputeState) else ()
+            is_drawn, corner = draw_recheck(self._genesis, job, drawn, stage=state.stage)
+            order = draw_stage(self._genesis, unit, job, drawn, stage=state.stage, excluded=excluded)
+            event = self._procedure.make_drawn(state.stage, order, is_drawn=is_drawn, corner=corner)
+            self._advance(unit, job, event)
 
     def _close(self, unit: Unit, job: Job, body: m.OpeningsClosedV1) -> None:
         """End a stage's openings: compare, and forget the leaves."""
@@ -212,20 +219,20 @@ class Disputes:
         self._advance(unit, job, _read_closing(body))
         unit.connection.execute(sa.delete(OPENINGS).where(OPENINGS.c.job_id == job.job_id))
 
-    def _advance(self, unit: Unit, job: Job, event: d.Event) -> None:
+    def _advance(self, unit: Unit, job: Job, event: AnyEvent) -> None:
         """Apply an event, and the verdicts that it makes the machine ask for."""
         if job.is_settled:
             return
         state = self._load(unit.connection, job)
-        pending: d.Event | None = event
+        pending: AnyEvent | None = event
         while pending is not None:
-            step = advance(state, pending)
+            step = self._procedure.advance(state, pending)
             state, pending = step.state, None
             self._save(unit.connection, job, state)
             for command in step.commands:
                 pending = self._execute(unit, job, command)
 
-    def _execute(self, unit: Unit, job: Job, command: d.Command) -> d.Event | None:
+    def _execute(self, unit: Unit, job: Job, command: d.Command) -> AnyEvent | None:
         """Do what the machine asks for; the verdict of a comparison is the next event."""
         match command:
             case d.AwaitDraw():
@@ -236,13 +243,13 @@ class Disputes:
             case d.AssignTask():
                 self._assign(unit, job, command)
             case d.SealStage():
-                unit.emit(t.STAGE_SEALED, _make_stage(unit, job, command), job=job.job_id)
+                unit.emit(t.STAGE_SEALED, self._make_stage(unit, job, command), job=job.job_id)
             case d.Decide():
                 self._announce(unit, job, command.outcome)
             case d.Compare():
                 comparison = compare_parties(unit.connection, job, command)
                 keep_comparison(unit.connection, job, command, comparison)
-                return d.Compared(command.stage, command.retry, command.theirs.stage, comparison.verdict)
+                return self._procedure.make_verdict(command, comparison.verdict)
         return None
 
     def _request_hold(self, unit: Unit, job: Job, command: d.RequestHold) -> None:
@@ -258,7 +265,7 @@ class Disputes:
             attempt=job.attempt,
             stage=command.stage,
             party=command.participant,
-            amount_micro=self._genesis.unified_pool.compute_products(cg, cv).verifier_stake,
+            amount_micro=self._genesis.rule_set.compute_products(cg, cv).verifier_stake,
         )
         unit.emit(t.VERIFIER_HOLD_REQUESTED, request, job=job.job_id)
 
@@ -266,7 +273,8 @@ class Disputes:
         task = m.VerifyTaskV1(
             job_id=job.job_id,
             attempt=job.attempt,
-            stage=command.stage,
+            # A recheck's is an audit's: who is drawn cannot tell the one from the other.
+            stage=self._procedure.get_told_stage(command.stage),
             retry=command.retry,
             model_id=job.model.model_id,
             tokens=job.prompt + job.output,
@@ -290,33 +298,59 @@ class Disputes:
             stage=outcome.stage,
             corner=_make_corner(outcome.corner),
             verifiers=tuple(
-                m.VerifierStandingV1(participant=seat.participant, stage=seat.stage, opened=seat.opened)
+                m.VerifierStandingV1(
+                    participant=seat.participant, stage=seat.stage, opened=seat.opened, upheld=seat.upheld
+                )
                 for seat in outcome.verifiers
             ),
             deciding=outcome.deciding,
             prior=outcome.prior,
+            is_challenged=outcome.is_challenged,
+            claims=read_hidden_claims(unit.connection, job, [seat.stage for seat in outcome.verifiers]),
             comparisons=read_comparisons(unit.connection, job),
             reason=outcome.reason,
         )
         unit.emit(t.OUTCOME_DECIDED, body, job=job.job_id)
         self._log.info("decided", job=job.job_id.hex(), case=body.case, stage=body.stage, reason=body.reason)
 
-    def _load(self, connection: sa.Connection, job: Job) -> d.DisputeState:
+    def _make_stage(self, unit: Unit, job: Job, command: d.SealStage) -> m.StageSealedV1:
+        claims = show_claims(unit.connection, job, [party.stage for party in command.parties])
+        return m.StageSealedV1(
+            job_id=job.job_id,
+            attempt=job.attempt,
+            stage=command.stage,
+            retry=command.retry,
+            corner=_make_corner(command.corner),
+            parties=tuple(
+                m.StagePartyV1(
+                    participant=party.participant,
+                    stage=party.stage,
+                    root=party.root,
+                    leaf_count=party.corner.position_max + 1,
+                    corner=_make_corner(party.corner),
+                    claim=claims.get(party.stage),
+                )
+                for party in command.parties
+            ),
+            sample_count=command.sample_count,
+            sealed_ms=unit.now_ms,
+        )
+
+    def _load(self, connection: sa.Connection, job: Job) -> State:
         """Return a job's dispute, or the one of a job that nothing was said about yet."""
         data = connection.execute(
             sa.select(DISPUTES.c.state).where(DISPUTES.c.job_id == job.job_id)
         ).scalar_one_or_none()
         if data is not None:
-            state: d.DisputeState = _STATE.validate_python(decode_value(data))
+            state: State = self._adapter.validate_python(decode_value(data))
             return state
-        return start_dispute(
+        return self._procedure.start(
             generator=d.Party(job.generator, d.GENERATOR_STAGE, job.root, job.full_corner),
-            stage_max=self._genesis.rules.stage_max,
             sample_count=self._genesis.audit.sample_count,
         )
 
-    def _save(self, connection: sa.Connection, job: Job, state: d.DisputeState) -> None:
-        fields: dict[str, Any] = _STATE.dump_python(state)
+    def _save(self, connection: sa.Connection, job: Job, state: State) -> None:
+        fields: dict[str, Any] = self._adapter.dump_python(state)
         upsert(
             connection,
             DISPUTES,
@@ -325,33 +359,8 @@ class Disputes:
         )
 
 
-def _is_opening(state: d.DisputeState, stage: int, retry: int) -> bool:
+def _is_opening(state: State, stage: int, retry: int) -> bool:
     return state.phase is d.Phase.OPENING and (stage, retry) == (state.stage, state.retry)
-
-
-def _make_stage(unit: Unit, job: Job, command: d.SealStage) -> m.StageSealedV1:
-    query = sa.select(CLAIMS.c.stage, CLAIMS.c.envelope).where(CLAIMS.c.job_id == job.job_id)
-    claims = {row.stage: row.envelope for row in unit.connection.execute(query)}
-    return m.StageSealedV1(
-        job_id=job.job_id,
-        attempt=job.attempt,
-        stage=command.stage,
-        retry=command.retry,
-        corner=_make_corner(command.corner),
-        parties=tuple(
-            m.StagePartyV1(
-                participant=party.participant,
-                stage=party.stage,
-                root=party.root,
-                leaf_count=party.corner.position_max + 1,
-                corner=_make_corner(party.corner),
-                claim=claims.get(party.stage),
-            )
-            for party in command.parties
-        ),
-        sample_count=command.sample_count,
-        sealed_ms=unit.now_ms,
-    )
 
 
 def _read_closing(body: m.OpeningsClosedV1) -> d.OpeningsClosed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pocache.protocol.commitment import Promise, is_equivocation
-from pocache.protocol.dispute_terms import Party
+from pocache.protocol.dispute_terms import GENERATOR_STAGE, Party
 from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import EnvelopeError
 from pocache.protocol.ids import Digest, EnvelopeId, JobId, NetworkId
@@ -52,9 +52,11 @@ def verify_contradiction(genesis: Genesis, job: Job, envelope: bytes) -> Envelop
 
 
 def open_opening(
-    network: NetworkId, job: Job, parties: Sequence[Party], accepted: OpeningAcceptedV1
+    network: NetworkId, job: Job, parties: Sequence[Party], accepted: OpeningAcceptedV1, told_stage: int
 ) -> OpeningV1:
     """Return one part of a party's opening, its signature, leaves and multiproof verified.
+
+    The stage is the record's; a verifier signs the one that it was told of.
 
     Raises EnvelopeError for another's or another stage's opening, SignatureError, OpeningError, MerkleError.
     """
@@ -64,7 +66,8 @@ def open_opening(
     opened = open_envelope(accepted.opening, network, OpeningV1)
     body = opened.body
     signed = (opened.sender, body.job_id, body.attempt, body.stage, body.retry)
-    if signed != (party.participant, job.job_id, job.attempt, accepted.stage, accepted.retry):
+    stage = accepted.stage if party.stage == GENERATOR_STAGE else told_stage
+    if signed != (party.participant, job.job_id, job.attempt, stage, accepted.retry):
         raise EnvelopeError("the opening is another's, or of another stage, than the record says")
     verify_opening(
         unpack_tokens(body.positions),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from pocache.protocol import dispute_terms as d
-from pocache.protocol.dispute import advance
 from pocache.protocol.matching import Verdict
+from pocache.protocol.procedure import Procedure, State
 from pocache.wire.codec import decode, encode
 from pocache.wire.messages import OpeningsClosedV1
 from pocache_verifier.comparison import compare_parties
@@ -19,12 +19,12 @@ from pocache_verifier.tables import DISPUTES
 
 
 def is_partial_match(
-    connection: sa.Connection, job: Job, state: d.DisputeState, event: d.OpeningsClosed
+    connection: sa.Connection, job: Job, procedure: Procedure, state: State, event: d.OpeningsClosed
 ) -> bool:
     """Whether an end of openings would decide for the generator by a part of the job that nobody challenged."""
-    if state.is_deepened or state.corner.full_depth:
+    if procedure.is_full_depth_asked(state) or state.corner.full_depth:
         return False
-    commands = advance(state, event).commands
+    commands = procedure.advance(state, event).commands
     # The generator is always compared first; without a comparison, this end decides against it or begins a stage.
     return any(
         isinstance(one, d.Compare) and compare_parties(connection, job, one).verdict is Verdict.MATCH

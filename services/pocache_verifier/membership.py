@@ -3,30 +3,30 @@
 Owns the rule which snapshot a round draws from: the latest that was taken before the round was due. A snapshot is taken
 in the first round after a change, so it is older than every round that will use it, and nobody can join or stake
 because of a draw that it has seen. An announcement by itself gives no chance, and stake without one gives none either.
-Refuses announcements from the future, which could never be followed by a newer one.
+Refuses announcements from the future, which could never be followed by a newer one. Whose somebody is, only the operator
+says, who credits stakes and knows where they came from.
 
-Not covered: stake divided over many keys draws as often as in one hand.
+Not covered: an owner that the operator does not know to be behind two keys draws with both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import sqlalchemy as sa
 
 from pocache.protocol.beacon import compute_round_time_ms
-from pocache.protocol.challenge import DeterministicStream, draw_order
-from pocache.protocol.errors import ExpiredError
-from pocache.protocol.ids import Digest, ModelId, ParticipantId
-from pocache.protocol.limits import MEMBERS_MAX, PAYLOAD_BYTES_MAX
+from pocache.protocol.errors import ExpiredError, LimitError
+from pocache.protocol.ids import ModelId
+from pocache.protocol.limits import MEMBERS_MAX, OWNERS_MAX, PAYLOAD_BYTES_MAX
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, RoundView, Unit
 from pocache.storage.store import get_meta, set_meta, upsert
 from pocache.wire.codec import decode, encode
-from pocache.wire.messages import MemberV1, SnapshotMemberV1, SnapshotV1, StakePostedV1
+from pocache.wire.messages import MemberV1, OwnedV1, OwnerV1, SnapshotMemberV1, SnapshotV1, StakePostedV1
 from pocache.wire.topics import SNAPSHOT_TAKEN
-from pocache_verifier.tables import MEMBERS, SNAPSHOTS, STAKES
+from pocache_verifier.tables import MEMBERS, OWNERS, SNAPSHOTS, STAKES
 
 SNAPSHOTS_KEPT: Final = 2_000
 """One per round at most: far more rounds than any audit waits for the randomness it was bound to."""
@@ -36,6 +36,8 @@ _ID_BYTES: Final = 32
 _MEMBER_BYTES: Final = 128
 """More than a member's key, stake and field names take in a snapshot."""
 _MODEL_BYTES: Final = 34
+_OWNED_BYTES: Final = 140
+"""More than two keys and their field names take in a snapshot."""
 _SNAPSHOT_BYTES_MAX: Final = PAYLOAD_BYTES_MAX * 9 // 10
 
 
@@ -86,19 +88,40 @@ class Membership:
         if known is None or known.stake_micro != body.stake_micro:
             set_meta(unit.connection, _CHANGED, "1")
 
+    def declare_owner(self, unit: Unit, inbound: Inbound[OwnerV1]) -> None:
+        """Note whose a participant is, as the operator attests. Raises LimitError where a snapshot would not hold it."""
+        body = inbound.body
+        known = unit.connection.execute(
+            sa.select(OWNERS).where(OWNERS.c.participant == body.participant)
+        ).one_or_none()
+        if known is not None and known.declared_ms >= body.declared_ms:
+            return
+        count = unit.connection.execute(sa.select(sa.func.count()).select_from(OWNERS)).scalar_one()
+        if known is None and count >= OWNERS_MAX:
+            raise LimitError(f"the owners of {count} participants are known, as many as a snapshot says")
+        upsert(
+            unit.connection,
+            OWNERS,
+            {"participant": body.participant},
+            {"owner": body.owner, "declared_ms": body.declared_ms},
+        )
+        set_meta(unit.connection, _CHANGED, "1")
+
     def take_snapshot(self, unit: Unit, view: RoundView) -> None:
         """Take and announce a snapshot when the members' stakes or models have changed since the last one."""
         if get_meta(unit.connection, _CHANGED) != "1":
             return
         set_meta(unit.connection, _CHANGED, "0")
         last = _get_latest(unit.connection)
-        members = _read_members(unit.connection)
-        if members == (() if last is None else last.members):
+        owners = _read_owners(unit.connection)
+        members = _read_members(unit.connection, _SNAPSHOT_BYTES_MAX - _OWNED_BYTES * len(owners))
+        if (members, owners) == (((), ()) if last is None else (last.members, last.owners)):
             return
         chain = self._genesis.beacon_chain
         snapshot = SnapshotV1(
             number=1 if last is None else last.number + 1,
             members=members,
+            owners=owners,
             # Never before the latest round that is known: a clock that lags must not let it draw from this snapshot.
             taken_ms=max(
                 unit.now_ms, compute_round_time_ms(chain, max(view.number, unit.get_latest_round()))
@@ -130,23 +153,6 @@ def get_snapshot_before(connection: sa.Connection, time_ms: int) -> SnapshotV1 |
     return None if row is None else decode(SnapshotV1, row.body)
 
 
-def compute_verifier_order(
-    snapshot: SnapshotV1 | None, seed: Digest, *, model_id: ModelId, excluded: Collection[ParticipantId]
-) -> tuple[ParticipantId, ...]:
-    """Return sortition's order of a snapshot's members that have the model and no part in the job.
-
-    A pure function of what is announced: draw_order(stream(seed), stakes ascending by id).
-    """
-    if snapshot is None:
-        return ()
-    stakes = sorted(
-        (ParticipantId(member.participant), member.stake_micro)
-        for member in snapshot.members
-        if model_id in member.model_ids and member.participant not in excluded
-    )
-    return draw_order(DeterministicStream(seed), stakes)
-
-
 def _get_latest(connection: sa.Connection) -> SnapshotV1 | None:
     row = connection.execute(
         sa.select(SNAPSHOTS.c.body).order_by(SNAPSHOTS.c.number.desc()).limit(1)
@@ -154,7 +160,7 @@ def _get_latest(connection: sa.Connection) -> SnapshotV1 | None:
     return None if row is None else decode(SnapshotV1, row.body)
 
 
-def _read_members(connection: sa.Connection) -> tuple[SnapshotMemberV1, ...]:
+def _read_members(connection: sa.Connection, bytes_max: int) -> tuple[SnapshotMemberV1, ...]:
     """Return who verifies something and has a stake, ascending by id."""
     rows = connection.execute(
         sa.select(MEMBERS.c.participant, MEMBERS.c.model_ids, STAKES.c.stake_micro)
@@ -163,10 +169,10 @@ def _read_members(connection: sa.Connection) -> tuple[SnapshotMemberV1, ...]:
         .order_by(STAKES.c.stake_micro.desc(), MEMBERS.c.participant)
         .limit(MEMBERS_MAX)
     ).mappings()
-    return tuple(sorted(_select_fitting(rows), key=lambda member: member.participant))
+    return tuple(sorted(_select_fitting(rows, bytes_max), key=lambda member: member.participant))
 
 
-def _select_fitting(rows: Iterable[sa.RowMapping]) -> list[SnapshotMemberV1]:
+def _select_fitting(rows: Iterable[sa.RowMapping], bytes_max: int) -> list[SnapshotMemberV1]:
     """Return as many members as one message carries, those with most stake first."""
     members: list[SnapshotMemberV1] = []
     size = 0
@@ -176,7 +182,7 @@ def _select_fitting(rows: Iterable[sa.RowMapping]) -> list[SnapshotMemberV1]:
             for start in range(0, len(row["model_ids"]), _ID_BYTES)
         ]
         size += _MEMBER_BYTES + _MODEL_BYTES * len(model_ids)
-        if size > _SNAPSHOT_BYTES_MAX:
+        if size > bytes_max:
             break
         members.append(
             SnapshotMemberV1(
@@ -184,3 +190,13 @@ def _select_fitting(rows: Iterable[sa.RowMapping]) -> list[SnapshotMemberV1]:
             )
         )
     return members
+
+
+def _read_owners(connection: sa.Connection) -> tuple[OwnedV1, ...]:
+    rows = connection.execute(
+        sa.select(OWNERS).where(OWNERS.c.owner != OWNERS.c.participant).order_by(OWNERS.c.participant)
+    )
+    return tuple(OwnedV1(participant=row.participant, owner=row.owner) for row in rows)
+
+
+assert _OWNED_BYTES * OWNERS_MAX < _SNAPSHOT_BYTES_MAX // 2

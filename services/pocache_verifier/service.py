@@ -41,6 +41,7 @@ class VerifierService:
         return {
             t.MEMBER_ANNOUNCED: self._membership.announce,
             t.STAKE_POSTED: self._membership.post_stake,
+            t.OWNER_DECLARED: self._membership.declare_owner,
             t.JOB_ADMITTED: self._jobs.admit,
             t.COMMITMENT_RECORDED: self._jobs.record,
             t.PAYOUT_SETTLED: self._jobs.settle,

@@ -33,6 +33,15 @@ STAKES: Final = sa.Table(
     comment="The latest whole stake of each participant.",
 )
 
+OWNERS: Final = sa.Table(
+    "owners",
+    METADATA,
+    sa.Column("participant", sa.String(56), primary_key=True),
+    sa.Column("owner", sa.String(56), nullable=False),
+    sa.Column("declared_ms", sa.BigInteger, nullable=False),
+    comment="Whose a participant is, by the operator's latest word.",
+)
+
 SNAPSHOTS: Final = sa.Table(
     "snapshots",
     METADATA,
@@ -90,7 +99,7 @@ DISPUTES: Final = sa.Table(
     sa.Index("disputes_by_hold", "held_until"),
     sa.Index("disputes_by_deadline", "phase", "deadline_tick"),
     sa.Index("disputes_by_round", "phase", "draw_round"),
-    comment="The state of each job's dispute (pocache.protocol.dispute).",
+    comment="The state of each job's dispute, in the form of its network's procedure.",
 )
 
 OPENINGS: Final = sa.Table(
@@ -111,7 +120,8 @@ CLAIMS: Final = sa.Table(
     sa.Column(
         "envelope", sa.LargeBinary, nullable=False, comment="claim-sealed.v1 as its verifier signed it"
     ),
-    comment="The latest claim of each stage.",
+    sa.Column("is_shown", sa.Boolean, nullable=False, comment="a stage-sealed carries it"),
+    comment="The latest claim of each seat.",
 )
 
 COMPARISONS: Final = sa.Table(

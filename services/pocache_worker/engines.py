@@ -13,6 +13,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -32,6 +33,7 @@ from pocache.engine.port import (
 )
 from pocache.protocol.errors import ConfigError, EngineCancelledError, EngineError, PocacheError
 from pocache.protocol.ids import ModelId
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Model
 from pocache_worker.cheats import Cheat, build_engine
 
@@ -51,12 +53,17 @@ class EngineHost:
     """Owns the engines of all identities and the thread in which they live."""
 
     def __init__(
-        self, build: Callable[[], Engine], models: Mapping[ModelId, Model], cheats: Mapping[str, Cheat]
+        self,
+        build: Callable[[], Engine],
+        models: Mapping[ModelId, Model],
+        cheats: Mapping[str, Cheat],
+        metrics: Metrics | None = None,
     ) -> None:
         """``build`` makes one honest engine at each call; it is called in the engine thread."""
         self._build = build
         self._models = models
         self._cheats = cheats
+        self._metrics = metrics
         self._engines: dict[str, Engine] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._aborted = threading.Event()
@@ -86,8 +93,12 @@ class EngineHost:
         Raises PocacheError for a job that cannot be done, BrokenEngineError when the process must end.
         """
         future: Future[Capture] = Future()
-        await self._in_thread(lambda: self._join(identity, request, on_step, should_stop, future))
-        return await self._classify(asyncio.wrap_future(future))
+        with self._timed("generate"):
+            await self._in_thread(lambda: self._join(identity, request, on_step, should_stop, future))
+            capture = await self._classify(asyncio.wrap_future(future))
+        if self._metrics is not None:
+            self._metrics.tokens.labels("generate").inc(len(capture.output))
+        return capture
 
     async def verify(self, identity: str, requests: Sequence[VerifyRequest]) -> list[VerifyCapture]:
         """Verify with an identity's engine; errors as :meth:`generate`.
@@ -96,7 +107,17 @@ class EngineHost:
         """
         engine = self._engines[identity]
         done = self._in_thread(lambda: engine.verify(requests))
-        return await self._classify(done, is_counted=len(requests) == 1)
+        with self._timed("verify"):
+            captures = await self._classify(done, is_counted=len(requests) == 1)
+        if self._metrics is not None:
+            self._metrics.engine_jobs.labels("verify").observe(len(requests))
+            self._metrics.tokens.labels("verify").inc(
+                sum(request.corner.position_max + 1 for request in requests)
+            )
+        return captures
+
+    def _timed(self, work: str) -> AbstractContextManager[object]:
+        return nullcontext() if self._metrics is None else self._metrics.engine_s.labels(work).time()
 
     @property
     def is_aborted(self) -> bool:
@@ -135,6 +156,8 @@ class EngineHost:
     def _step(self) -> None:
         """Advance every session by one token; go on, behind whatever else waits, as long as jobs are open."""
         sessions = list(dict.fromkeys(self._sessions.values()))
+        if self._metrics is not None:
+            self._metrics.engine_jobs.labels("generate").observe(len(self._futures))
         try:
             for session in sessions:
                 if not session.is_idle:

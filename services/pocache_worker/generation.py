@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -138,7 +138,8 @@ class Generator:
             self._log.error("task_refused", subject=message.subject, code=error.code, reason=str(error))
             await message.term(f"{error.code}: {error}")
             return None, 0.0
-        await self._c.state.transact(lambda unit: request_lease(unit, task, self._c.state.participant))
+        with self._c.state.tracer.working("worker generate-task.v1", task.job_id, message.headers):
+            await self._c.state.transact(lambda unit: request_lease(unit, task, self._c.state.participant))
         try:
             async with asyncio.timeout(LEASE_ANSWER_S):
                 answer = await self._wait_answer(task)
@@ -176,6 +177,10 @@ class Generator:
                 await rung.wait()
 
     async def _generate(self, body: m.LeaseGrantedV1) -> None:
+        with self._c.state.tracer.working("worker generate", body.job_id):
+            await self._fulfil(body)
+
+    async def _fulfil(self, body: m.LeaseGrantedV1) -> None:
         """Generate one lease to its end: a commitment, or the reason why there is none."""
         c = self._c
         log = self._log.bind(job=body.job_id, attempt=body.attempt)
@@ -183,7 +188,8 @@ class Generator:
             grant = verify_grant(body, genesis=c.genesis, model=c.model, participant=c.state.participant)
             capture, cancellation = await self._run_engine(grant)
             name = compute_commitment_name(body.job_id, body.attempt)
-            sealed = await asyncio.to_thread(c.store.write, name, capture.leaves)
+            with nullcontext() if c.state.metrics is None else c.state.metrics.commit_s.time():
+                sealed = await asyncio.to_thread(c.store.write, name, capture.leaves)
             await self._wait_first_round(grant.lease.deadline_ms)
         except EngineCancelledError as error:
             if c.host.is_aborted:

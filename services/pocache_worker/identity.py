@@ -21,7 +21,9 @@ from pocache.bus.nats_bus import NatsSettings, connect_bus
 from pocache.bus.port import Bus, CoreMessage
 from pocache.protocol.errors import ExpiredError, PocacheError
 from pocache.protocol.keys import SigningKey
-from pocache.runtime.network import Genesis, Model
+from pocache.runtime.metrics import Metrics
+from pocache.runtime.network import Genesis, Model, TlsFiles
+from pocache.runtime.tracing import NO_TRACER, Tracer
 from pocache.service.dispatch import Dispatcher, read_clock_ms
 from pocache.service.process import ServiceProcess
 from pocache.service.provisioning import get_worker_consumers
@@ -60,6 +62,9 @@ class IdentityConfig:
     generates: bool
     verifies: bool
     cheat: Cheat
+    tls: TlsFiles | None = None
+    metrics: Metrics | None = None
+    tracer: Tracer = NO_TRACER
 
 
 class Identity:
@@ -97,7 +102,9 @@ class Identity:
         async with AsyncExitStack() as stack:
             store = Store(config.database_url, METADATA)
             stack.callback(store.close)
-            settings = NatsSettings(url=config.nats_url, name=config.name, nkey_seed=config.transport_seed)
+            settings = NatsSettings(
+                url=config.nats_url, name=config.name, nkey_seed=config.transport_seed, tls=config.tls
+            )
             self._bus = bus = await stack.enter_async_context(connect_bus(settings))
             bell = Bell()
             service = WorkerService(
@@ -108,7 +115,13 @@ class Identity:
                 opens=config.cheat.opens,
             )
             dispatcher = Dispatcher(
-                service, store, key=config.key, genesis=config.genesis, clock_ms=self._clock_ms
+                service,
+                store,
+                key=config.key,
+                genesis=config.genesis,
+                clock_ms=self._clock_ms,
+                metrics=config.metrics,
+                tracer=config.tracer,
             )
             (record, _) = get_worker_consumers(config.key.participant_id)
             self._process = process = ServiceProcess(

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from pocache.engine.port import Engine
 from pocache.protocol.ids import ModelId
 from pocache.runtime.config import Settings
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Model
+from pocache.runtime.tracing import open_tracer
 from pocache.service.entry import serve_until
 from pocache_worker.engines import EngineHost, choose_engine
 from pocache_worker.identity import Identity, IdentityConfig
@@ -39,13 +42,18 @@ async def serve_with(
     """Run a worker on the engines that ``build`` makes."""
     identities: list[Identity] = []
     async with AsyncExitStack() as stack:
-        host = EngineHost(build, models, worker.cheats)
+        metrics, tracer = Metrics("worker"), open_tracer(settings.name, settings.variables)
+        stack.callback(tracer.close)
+        host = EngineHost(build, models, worker.cheats, metrics)
         stack.callback(host.close)
 
         async def run(stop: asyncio.Event) -> None:
             model = await host.load()
             rounds = RoundTracker(settings.directory.genesis)
-            configs = [_make_config(settings, worker, model, name) for name in worker.identities]
+            configs = [
+                replace(_make_config(settings, worker, model, name), metrics=metrics, tracer=tracer)
+                for name in worker.identities
+            ]
             identities.extend(Identity(config, host, rounds) for config in configs)
             async with asyncio.TaskGroup() as group:
                 for identity in identities:
@@ -57,6 +65,7 @@ async def serve_with(
             run,
             stop,
             lambda: bool(identities) and all(identity.is_ready for identity in identities),
+            metrics=metrics,
         )
 
 
@@ -74,4 +83,5 @@ def _make_config(settings: Settings, worker: WorkerSettings, model: Model, name:
         generates=worker.generates,
         verifies=worker.verifies,
         cheat=worker.cheats[name],
+        tls=directory.tls_files(name),
     )

@@ -16,6 +16,8 @@ import sqlalchemy as sa
 
 from pocache.protocol.ids import NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
+from pocache.runtime.metrics import Metrics
+from pocache.runtime.tracing import Tracer
 from pocache.service.process import ServiceProcess
 from pocache.service.unit import Unit
 from pocache.storage.store import Store
@@ -47,6 +49,16 @@ class WorkerState:
         self._clock_ms = clock_ms
 
     @property
+    def tracer(self) -> Tracer:
+        """Return what is told of the work on jobs."""
+        return self._process.tracer
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Return what is counted."""
+        return self._process.metrics
+
+    @property
     def participant(self) -> ParticipantId:
         """Whose state it is."""
         return self._key.participant_id
@@ -65,9 +77,18 @@ class WorkerState:
 
     def _apply(self, work: Callable[[Unit], T]) -> T:
         with self._store.begin() as connection:
-            return work(
-                Unit(connection, key=self._key, network=self._network, now_ms=self._clock_ms(), tick=0)
+            unit = Unit(
+                connection,
+                key=self._key,
+                network=self._network,
+                now_ms=self._clock_ms(),
+                tick=0,
+                tracer=self._process.tracer,
             )
+            result = work(unit)
+        if self._process.metrics is not None:
+            self._process.metrics.observe_said(unit.said)
+        return result
 
 
 class Bell:

@@ -132,11 +132,12 @@ class Verifier:
         except EngineError as error:
             await self._terminate(item.message, error)
             return
-        await self._c.state.transact(
-            lambda unit: seal_claim(
-                unit, task, sealed, worker=self._c.state.participant, stack=self._c.model.entry.stack
+        with self._c.state.tracer.working("worker verify-task.v1", task.job_id, item.message.headers):
+            await self._c.state.transact(
+                lambda unit: seal_claim(
+                    unit, task, sealed, worker=self._c.state.participant, stack=self._c.model.entry.stack
+                )
             )
-        )
         await item.message.ack()
         self._log.info("sealed", job=task.job_id, stage=task.stage, retry=task.retry, root=sealed.root)
 

@@ -24,14 +24,14 @@ from pocache.bus.server import find_nats_server
 from pocache.runtime.network import NetworkDirectory
 from pocache.service.provisioning import Party
 from pocache.wire.topics import Role
-from pocache_cli.bootstrap import NetworkPlan, compute_users, create_network, load_parties, register_model
-from pocache_cli.deployment import load_participants, plan_secrets, render_helm_values
+from pocache_cli.bootstrap import NetworkPlan, create_network, register_model
+from pocache_cli.deployment import load_participants, plan_secrets, render_helm_values, render_users
 from pocache_cli.prepare import main as prepare
 
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = ("local", "gpu", "production")
 KUBERNETES = "1.34"
-CUSTOM = re.compile(r"^(keda\.sh|external-secrets\.io|postgresql\.cnpg\.io)/")
+CUSTOM = re.compile(r"^(keda\.sh|external-secrets\.io|postgresql\.cnpg\.io|monitoring\.coreos\.com)/")
 JS = ROOT / "tests" / "js"
 VECTOR = ROOT / "tests" / "vectors" / "kustomize"
 
@@ -135,14 +135,15 @@ def validate_custom(resources: list[Manifest]) -> list[str | None]:
 def test_custom_resources_keep_to_their_schemas_and_mutations_do_not() -> None:
     custom = [one for one in build(K8S / "overlays" / "production") if CUSTOM.match(one["apiVersion"])]
     by_kind = {one["kind"]: one for one in custom}
-    assert set(by_kind) == {"ScaledObject", "Cluster", "ExternalSecret"}
-    wrong = [
-        deepcopy(by_kind[kind]) for kind in ("ScaledObject", "Cluster", "ExternalSecret", "ScaledObject")
-    ]
+    kinds = ("ScaledObject", "Cluster", "ExternalSecret", "ServiceMonitor", "PrometheusRule")
+    assert set(by_kind) == set(kinds)
+    wrong = [deepcopy(by_kind[kind]) for kind in (*kinds[:3], "ScaledObject", *kinds[3:])]
     wrong[0]["spec"]["maxReplicaCount"] = "two"
     wrong[1]["spec"]["postgresql"]["sinchronous"] = {}
     del wrong[2]["spec"]["data"][0]["remoteRef"]["key"]
     wrong[3]["apiVersion"] = "keda.sh/v9"
+    wrong[4]["spec"]["endpoints"][0]["intervall"] = "15s"
+    del wrong[5]["spec"]["groups"][0]["name"]
     found = validate_custom([*custom, *wrong])
     assert found[: len(custom)] == [None] * len(custom)
     assert all(found[len(custom) :]), found[len(custom) :]
@@ -376,8 +377,7 @@ def test_a_server_takes_the_nats_values_with_our_users(tmp_path: Path) -> None:
     directory = create_network(tmp_path / "network", NetworkPlan("test", ("ada",), ("worker-1",)))
     prepare("fake:x", tmp_path / "model.json")
     register_model(directory, json.loads((tmp_path / "model.json").read_bytes()))
-    users = compute_users(directory, load_parties(directory), directory.load_models())
-    ours: Any = render_helm_values(users)
+    ours: Any = render_helm_values(render_users(directory))
     values = yaml.safe_load((ROOT / "deploy" / "nats" / "values.yaml").read_text(encoding="utf-8"))
     assert values["config"]["jetstream"]["merge"] == {"sync_interval": "always"}
     assert values["config"]["merge"]["feature_flags"] == {"js_ack_fc_v2": False}

@@ -20,19 +20,20 @@ from nats.js import api
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
 from pocache.bus.permissions import NatsUser, generate_transport_key
 from pocache.bus.provision import compute_stream_config
-from pocache.bus.server import EmbeddedServer
+from pocache.bus.server import EmbeddedServer, ServerSettings
 from pocache.runtime.config import Settings, load_settings
-from pocache.runtime.network import NetworkDirectory
+from pocache.runtime.network import NetworkDirectory, write_secret
 from pocache.service import deadletters
 from pocache.service.provisioning import DELIVER_MAX
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import Role, Stream
-from pocache_cli.bootstrap import NetworkPlan, compute_users, create_network, load_parties
+from pocache_cli.bootstrap import NetworkPlan, compute_operator, compute_users, create_network, load_parties
 from pocache_cli.deployment import export_network, install_network
 from pocache_cli.main import main
 from pocache_cli.provision import plan_objects, provision_objects
+from pocache_cli.trust import Trust
 
 WATCHER = generate_transport_key(b"w" * 32)
 WAIT_S = 30.0
@@ -77,13 +78,19 @@ class Site:
 
 
 @pytest_asyncio.fixture
-async def site(tmp_path: Path, nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Site:
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     directory = create_network(tmp_path / "network", NetworkPlan("test", ("ada",), ("worker-1", "worker-2")))
     export_network(directory, tmp_path / "out")
+    write_secret(directory.path / "transport" / "watcher.seed", WATCHER.seed)
+    Trust(directory).issue("watcher")
     watcher = NatsUser("watcher", WATCHER.public, publish_allow=(">",), subscribe_allow=(">",))
-    await nats_server.reload((*compute_users(directory, load_parties(directory), []), watcher))
-    monkeypatch.setenv("POCACHE_NATS_URL", nats_server.url)
-    return Site(nats_server.url, directory, tmp_path)
+    users = (*compute_users(directory, load_parties(directory), []), watcher)
+    settings = ServerSettings(
+        tmp_path / "nats", operator=compute_operator(directory, users), sync_always=False
+    )
+    async with EmbeddedServer(settings) as server:
+        monkeypatch.setenv("POCACHE_NATS_URL", server.url)
+        yield Site(server.url, directory, tmp_path)
 
 
 async def test_the_provisioner_makes_everything_of_public_files(site: Site) -> None:
@@ -107,7 +114,7 @@ async def test_drift_is_told_by_name_and_mended_by_nobody(site: Site) -> None:
     own = site.install("provisioner")
     streams, _ = plan_objects(own)
     spec = next(one for one in streams if one.name == "TASKS")
-    async with site.connect("watcher", WATCHER.seed) as bus:
+    async with site.connect("watcher", site.directory.transport_seed("watcher")) as bus:
         js = bus.client.jetstream()
         await js.add_stream(compute_stream_config(replace(spec, max_msgs=7)))
         await js.add_stream(compute_stream_config(next(one for one in streams if one.name == "RECORD")))
@@ -149,7 +156,10 @@ async def test_the_collector_is_a_process_of_its_own(site: Site) -> None:
     stop = asyncio.Event()
     settings = site.settings(site.install("deadletters"), "deadletters")
     running = asyncio.ensure_future(deadletters.serve(settings, stop))
-    async with site.connect("watcher", WATCHER.seed) as watcher, asyncio.timeout(WAIT_S):
+    async with (
+        site.connect("watcher", site.directory.transport_seed("watcher")) as watcher,
+        asyncio.timeout(WAIT_S),
+    ):
         async with watcher.subscribe_core("dead.>") as buried:
             await watcher.publish("jobs.submitted", b"hopeless")
             async with watcher.pull("SUBMISSIONS", "router", credit=1) as batches:
@@ -180,7 +190,7 @@ async def test_the_operator_deposits_from_outside(site: Site) -> None:
     participant = site.directory.signing_key("worker-1").participant_id
     subject = t.DEPOSITED.subject(participant=participant)
     assert t.DEPOSITED.stream is not None
-    async with site.connect("watcher", WATCHER.seed) as bus:
+    async with site.connect("watcher", site.directory.transport_seed("watcher")) as bus:
         record = await bus.get_last(t.DEPOSITED.stream.value, subject)
     assert record is not None
     opened = open_envelope(record.data, site.directory.genesis.network_id, m.DepositV1)

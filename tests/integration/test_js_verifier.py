@@ -108,8 +108,12 @@ def test_a_vector_that_says_otherwise_is_found(tmp_path: Path) -> None:
 # --- receipts ------------------------------------------------------------------------------------------------------
 
 
-def test_captured_receipts_hold_step_by_step(captured: dict[str, bytes], trust: TrustRoots) -> None:
-    """Of a real network's jobs of every ending, in both forms."""
+@pytest.mark.parametrize("folder", ["receipts", "receipts-committee"])
+def test_captured_receipts_hold_step_by_step(folder: str) -> None:
+    """Of a real network's jobs of every ending under either rule set, in both forms."""
+    captured = {file.stem: file.read_bytes() for file in sorted((VECTORS / folder).glob("*.json"))}
+    del captured["trust"]
+    trust = load_trust(VECTORS / folder / "trust.json")
     forms = [(name, data, encode_binary(decode_receipt(data))) for name, data in captured.items()]
     named = [(name, data) for name, *both in forms for data in both]
     for (name, data), judgement in zip(named, judge_all((data, trust) for _, data in named), strict=True):

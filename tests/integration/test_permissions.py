@@ -20,7 +20,14 @@ from pocache.runtime.network import NetworkDirectory
 from pocache.service.provisioning import get_consumer_specs, get_stream_specs
 from pocache.wire import topics as t
 from pocache.wire.topics import TOPICS, Role, Topic
-from pocache_cli.bootstrap import NetworkPlan, compute_users, create_network, get_workers, load_parties
+from pocache_cli.bootstrap import (
+    NetworkPlan,
+    compute_operator,
+    compute_users,
+    create_network,
+    get_workers,
+    load_parties,
+)
 
 MODEL = ModelId(b"\x11" * 32)
 JOB = b"\x22" * 32
@@ -68,18 +75,27 @@ class Ground:
         return topic.filter(job=JOB, model=MODEL, ref=JOB, **dict.fromkeys(names, who))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ground(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ground]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["accounts", "one account"])
+async def ground(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Ground]:
     """Everybody is connected with exactly the permissions that provisioning gives; no service runs."""
     folder = tmp_path_factory.mktemp("permissions")
-    directory = create_network(
-        folder / "network", NetworkPlan("test", users=PEOPLE[:2], workers=PEOPLE[2:], period_s=1)
-    )
+    has_accounts = request.param == "accounts"
+    plan = NetworkPlan("test", PEOPLE[:2], PEOPLE[2:], period_s=1, has_accounts=has_accounts)
+    directory = create_network(folder / "network", plan)
     parties = load_parties(directory)
     users = compute_users(directory, parties, [MODEL])
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(
-            EmbeddedServer(ServerSettings(folder / "nats", users=users, sync_always=False))
+            EmbeddedServer(
+                ServerSettings(
+                    folder / "nats",
+                    users=users,
+                    operator=compute_operator(directory, users),
+                    sync_always=False,
+                )
+            )
         )
         buses = {}
         for name in (*EVERYBODY, "provisioner"):

@@ -33,7 +33,14 @@ from pocache.wire.envelope import open_envelope, seal
 from pocache.wire.messages import BeaconPartialV1, BeaconRoundV1
 from pocache.wire.topics import BEACON_PARTIAL, BEACON_ROUND, Role
 from pocache_beacon.threshold import ThresholdBeacon, read_share
-from pocache_cli.bootstrap import PROVISIONER, NetworkPlan, compute_users, create_network, load_parties
+from pocache_cli.bootstrap import (
+    PROVISIONER,
+    NetworkPlan,
+    compute_operator,
+    compute_users,
+    create_network,
+    load_parties,
+)
 from pocache_cli.bootstrap_beacon import BeaconPlan
 from pocache_cli.children import Child, pick_python_environment
 
@@ -275,7 +282,9 @@ async def test_killed_members_cost_no_round(tmp_path: Path) -> None:
     directory = make_directory(tmp_path / "network")
     genesis = NetworkDirectory(directory.path).genesis
     users = compute_users(directory, load_parties(directory), ())
-    async with EmbeddedServer(ServerSettings(tmp_path / "nats", sync_always=False, users=users)) as server:
+    operator_config = compute_operator(directory, users)
+    settings = ServerSettings(tmp_path / "nats", sync_always=False, operator=operator_config)
+    async with EmbeddedServer(settings) as server:
 
         def connect(name: str) -> Any:
             return connect_bus(

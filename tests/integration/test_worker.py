@@ -184,6 +184,7 @@ def make_payout(job_id: bytes) -> m.PayoutSettledV1:
         pool_micro=0,
         generation_micro=0,
         verification_micro=0,
+        reserve_micro=0,
         lines=(),
         slashed=(),
     )

@@ -7,6 +7,7 @@ import ts from "typescript";
 const PACKAGES = {
   "external-secrets.io": "@kubernetes-models/external-secrets",
   "keda.sh": "@kubernetes-models/keda",
+  "monitoring.coreos.com": "@kubernetes-models/prometheus-operator",
   "postgresql.cnpg.io": "@kubernetes-models/cloudnative-pg",
 };
 

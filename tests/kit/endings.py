@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +16,19 @@ from pocache.wire import topics as t
 
 ALWAYS = {**SECTIONS, "audit": {**SECTIONS["audit"], "lottery_share": "1/1", "full_depth_share": "0/1"}}
 CHEATS = {"worker": Habit("a cheat")}
+COMMITTEE = {
+    **SECTIONS,
+    "audit": {**SECTIONS["audit"], "lottery_share": "1/1000000"},
+    "rules": {"name": "fixed-fee-committee", "committee_size": 3, "recheck": "0"},
+}
+"""The other rule set, whose audits here are asked for: the lottery takes next to nothing, nothing is rechecked."""
+LOOKED_AT = {
+    **COMMITTEE,
+    "audit": {**SECTIONS["audit"], "lottery_share": "1/1", "full_depth_share": "0/1"},
+    "rules": {**COMMITTEE["rules"], "levy": "2"},
+}
+RECHECKED = {**LOOKED_AT, "rules": {**COMMITTEE["rules"], "levy": "3", "recheck": "1"}}
+SEATED = tuple(f"verifier-{number}" for number in range(1, 9))
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,7 @@ def _make(ending: str) -> tuple[Loopback, dict[str, Any]]:
     if ending == "confirm_prior":
         return Loopback(habits=dict(CHEATS)), {"challenge": True}
     if ending == "silent_verifier":
-        first = play("agree").loopback
-        drawn = first.keys[_find_drawn(first)]
+        drawn = _find_drawn(play("agree"))
         return Loopback(habits={drawn: Habit(seals=False)}), {"challenge": True}
     if ending == "no_opening":
         return Loopback(habits={"worker": Habit(opens=False)}), {"challenge": True}
@@ -67,13 +80,54 @@ def _make(ending: str) -> tuple[Loopback, dict[str, Any]]:
         return Loopback(), {"challenge": True, "cancel": True}
     if ending == "epoch_seed":
         return Loopback(), {"seed": None}
-    assert ending == "refused", ending
-    return Loopback(), {"user": "poor"}
+    if ending == "refused":
+        return Loopback(), {"user": "poor"}
+    return _make_committee(ending)
 
 
-def _find_drawn(loopback: Loopback) -> str:
-    job_id = play("agree").job_id
-    return str(loopback.find(t.VERIFIER_DRAWN, job_id).participant)
+def _make_committee(ending: str) -> tuple[Loopback, dict[str, Any]]:
+    asked: dict[str, Any] = {"challenge": True}
+    if ending == "committee_no_challenge":
+        return _seat(), {}
+    if ending == "committee_agree":
+        return _seat(), asked
+    if ending == "committee_lottery":
+        return _seat(sections=LOOKED_AT), {}
+    if ending == "committee_deepened":
+        return _seat(sections=LOOKED_AT), {**asked, "challenge_after": 2}
+    if ending == "committee_rechecked":
+        return _seat(sections=RECHECKED), {}
+    if ending == "committee_conviction":
+        return _seat(dict(CHEATS)), asked
+    if ending == "committee_acquittal":
+        return _seat({_find_auditor(): Habit("a liar")}), asked
+    if ending == "committee_silent_auditor":
+        return _seat({_find_auditor(): Habit(opens=False)}), asked
+    if ending == "committee_no_opening":
+        return _seat({"worker": Habit(opens=False)}), asked
+    if ending == "committee_equivocation":
+        return _seat({"worker": Habit(commits_twice=True)}), {}
+    if ending == "committee_void":
+        return _seat({name: Habit(name) for name in ("worker", *SEATED)}), asked
+    assert ending == "committee_too_few", ending
+    awake = {_find_auditor(), *SEATED[:2]}
+    return _seat({**CHEATS, **{name: Habit(seals=False) for name in SEATED if name not in awake}}), asked
+
+
+def _seat(
+    habits: dict[str, Habit] | None = None, *, sections: Mapping[str, Mapping[str, Any]] = COMMITTEE
+) -> Loopback:
+    return Loopback(sections, verifiers=SEATED, habits=habits or {})
+
+
+def _find_auditor() -> str:
+    """Return whom the audit of the network's first challenged job draws; the same whatever anybody does."""
+    return _find_drawn(play("committee_agree"))
+
+
+def _find_drawn(played: Played) -> str:
+    drawn = played.loopback.find(t.VERIFIER_DRAWN, played.job_id)
+    return played.loopback.keys[drawn.participant]
 
 
 ENDINGS = (
@@ -90,6 +144,18 @@ ENDINGS = (
     "cancelled",
     "epoch_seed",
     "refused",
+    "committee_no_challenge",
+    "committee_agree",
+    "committee_lottery",
+    "committee_deepened",
+    "committee_rechecked",
+    "committee_conviction",
+    "committee_acquittal",
+    "committee_silent_auditor",
+    "committee_no_opening",
+    "committee_equivocation",
+    "committee_void",
+    "committee_too_few",
 )
 STATED = {
     "lottery": "agree",
@@ -97,5 +163,17 @@ STATED = {
     "cancelled": "agree",
     "epoch_seed": "no_challenge",
     "silent_verifier": "confirm_generator",
+    "committee_no_challenge": "no_challenge",
+    "committee_agree": "agree",
+    "committee_lottery": "agree",
+    "committee_deepened": "agree",
+    "committee_rechecked": "agree",
+    "committee_conviction": "conviction",
+    "committee_acquittal": "acquittal",
+    "committee_silent_auditor": "agree",
+    "committee_no_opening": "no_opening",
+    "committee_equivocation": "equivocation",
+    "committee_void": "void",
+    "committee_too_few": "void",
 }
 """The ending that the rules call it, where it is another word."""

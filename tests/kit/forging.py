@@ -16,7 +16,7 @@ from pocache.wire.model import WireModel
 from pocache.wire.topics import Topic
 
 M = TypeVar("M", bound=WireModel)
-NAMES = ("user", "worker", *(f"verifier-{number}" for number in range(1, 5)))
+NAMES = ("user", "worker", *(f"verifier-{number}" for number in range(1, 9)))
 
 
 def find_said(receipt: Receipt, network: Network, topic: Topic[M], **fields: object) -> Said[M]:

@@ -14,7 +14,7 @@ from kit.network import GENESIS_S, STACK, Network, make_key
 from pocache.protocol.commitment import compute_leaf_count
 from pocache.protocol.encoding import pack_tokens
 from pocache.protocol.keys import SigningKey
-from pocache.protocol.payoff import Products
+from pocache.protocol.payoff import Products, UnifiedPool
 from pocache.wire import messages as m
 
 
@@ -94,14 +94,19 @@ class Job:
     @property
     def products_max(self) -> Products:
         """What the rules ask for before the commitment."""
-        return self.network.genesis.unified_pool.compute_products(self.generation_max, self.verification_max)
+        return self._rules.compute_products(self.generation_max, self.verification_max)
 
     @property
     def products(self) -> Products:
         """What the rules ask for once the commitment is recorded."""
-        return self.network.genesis.unified_pool.compute_products(
-            self.generation_cost(), self.verification_cost()
-        )
+        return self._rules.compute_products(self.generation_cost(), self.verification_cost())
+
+    @property
+    def _rules(self) -> UnifiedPool:
+        """The paper's rules, whose amounts these are."""
+        rules = self.network.genesis.rule_set
+        assert isinstance(rules, UnifiedPool), rules
+        return rules
 
     def admitted(self) -> m.JobAdmittedV1:
         """The router took it."""
@@ -201,11 +206,15 @@ class Job:
             stage=len(verifiers),
             corner=corner or self.corner(),
             verifiers=tuple(
-                m.VerifierStandingV1(participant=key.participant_id, stage=stage, opened=key not in silent)
+                m.VerifierStandingV1(
+                    participant=key.participant_id, stage=stage, opened=key not in silent, upheld=False
+                )
                 for stage, key in enumerate(verifiers, 1)
             ),
             deciding=verifiers[-1].participant_id if decided else None,
             prior=None if prior is None else prior.participant_id,
+            is_challenged=False,
+            claims=(),
             comparisons=(),
             reason="as the test has it",
         )

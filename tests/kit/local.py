@@ -71,7 +71,7 @@ async def start_network(
 
     ``idle_workers`` are identities with a stake that no process runs, ``idle_models`` entries that no process serves:
     what a test plays by hand; ``idle_users`` have keys and no account. ``money`` says what a name has where that is
-    not ``MONEY_MICRO``.
+    not ``MONEY_MICRO``. Rules without a name are those of `unified-pool`.
     """
     processes = tuple(workers) if workers is not None else honest_processes()
     names = (*(name for process in processes for name in process.identities), *idle_workers)
@@ -82,7 +82,7 @@ async def start_network(
             users=(*users, *idle_users),
             workers=names,
             is_demo=True,
-            sections=sections,
+            sections={**sections, "rules": {"name": "unified-pool", **sections.get("rules", {})}},
             period_s=1,
             witnesses=tuple(witnesses),
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import importlib
 import importlib.util
+import json
 import os
 import re
 import tomllib
@@ -24,6 +25,7 @@ from kit.kustomize import Manifest, iterate_pod_specs
 from pocache.protocol.errors import ConfigError
 from pocache.runtime.config import VARIABLES, load_settings
 from pocache.runtime.health import _respond
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import NetworkDirectory
 from pocache_cli.main import main as cli
 from pocache_cli.provision import plan_objects
@@ -282,7 +284,7 @@ class Checker:
                 return
         secret = volumes[mounts[f"{given}/keys"]["name"]]["secret"]["secretName"]
         for name in self._list_names(program, environ["POCACHE_NAME"]):
-            wanted = {f"{name}.transport.seed"}
+            wanted = {f"{name}.transport.seed", f"{name}.transport.jwt"}
             if name not in ("provisioner", "deadletters"):
                 wanted.add(f"{name}.signing.seed")
             if name == "beacon" and self.directory.genesis.chain.source == "local":
@@ -349,10 +351,27 @@ class Checker:
             selector = spec["selector"].get("matchLabels", spec["selector"])
             if not any(_selects(selector, labels) for labels in self._pod_labels()):
                 self._find(where, f"nothing has the labels {selector}")
+        elif one["kind"] == "ServiceMonitor":
+            self._check_monitor(where, spec)
         elif one["kind"] == "ExternalSecret":
             provided = {entry["secretKey"] for entry in spec["data"]}
             if provided != self._secrets.get(spec["target"]["name"]):
                 self._find(where, "its keys are not those that pocache keys export writes")
+
+    def _check_monitor(self, where: str, spec: Mapping[str, Any]) -> None:
+        services = [
+            one
+            for one in self._objects
+            if one["kind"] == "Service"
+            and _selects(spec["selector"]["matchLabels"], one["metadata"].get("labels", {}))
+        ]
+        ports = {port["name"] for service in services for port in service["spec"]["ports"]}
+        for endpoint in spec["endpoints"]:
+            if endpoint["port"] not in ports:
+                self._find(where, f"no Service that it selects has a port {endpoint['port']}")
+            request = f"GET {endpoint['path']} HTTP/1.1".encode()
+            if not _respond(request, lambda: True, Metrics("any"))[0].startswith("200"):
+                self._find(where, f"{endpoint['path']} is not served")
 
     def _check_scaling(self, where: str, spec: Mapping[str, Any]) -> None:
         target = spec["scaleTargetRef"]
@@ -368,6 +387,9 @@ class Checker:
             meta = trigger["metadata"]
             if trigger["type"] != "nats-jetstream" or (meta["stream"], meta["consumer"]) not in known:
                 self._find(where, f"nobody provisions {meta.get('stream')}.{meta.get('consumer')}")
+            core = json.loads((self.directory.path / "nats.json").read_bytes())["core_account"]
+            if meta.get("account") != core:
+                self._find(where, f"the streams are in the account {core}, not in {meta.get('account')}")
 
     def _check_services(self) -> None:
         """Every service that exists has to run somewhere."""

@@ -123,9 +123,12 @@ def make_network(
 ) -> Network:
     """Return a demo network; ``rules``, ``audit``, ``deadlines``, ``bounds`` override the genesis's defaults.
 
+    Rules without a name are those of `unified-pool`.
     For example ``make_network(audit={"lottery_share": "0/1"}, deadlines={"lease_ticks": 4})``.
     """
     keys = {role: make_key(f"service {role.value}") for role in SERVICE_ROLES}
+    # Most tests are about what both rule sets have in common, and need few verifiers under this one.
+    sections["rules"] = {"name": "unified-pool", **sections.get("rules", {})}
     secret = compute_secret(hashlib.sha256(b"pocache/kit/beacon").digest())
     genesis = Genesis.model_validate(
         {

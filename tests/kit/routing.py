@@ -112,6 +112,7 @@ class RouterHarness(Harness):
             pool_micro=0,
             generation_micro=0,
             verification_micro=0,
+            reserve_micro=0,
             lines=(),
             slashed=(),
         )

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from kit.network import Network, make_key
+from pocache.bus.jwt import KeyPair
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
-from pocache.bus.permissions import NatsUser, TransportKey, generate_transport_key
+from pocache.bus.permissions import NatsUser, generate_transport_key
 from pocache.bus.port import CoreMessage
 from pocache.bus.provision import provision
 from pocache.bus.server import EmbeddedServer, ServerSettings
@@ -149,7 +150,7 @@ async def open_script(path: Path, network: Network, workers: Sequence[str]) -> A
         yield script
 
 
-def _make_transport(name: str) -> TransportKey:
+def _make_transport(name: str) -> KeyPair:
     return generate_transport_key(hashlib.sha256(b"pocache/kit/transport/" + name.encode()).digest())
 
 

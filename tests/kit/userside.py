@@ -202,6 +202,7 @@ class UserSide:
             pool_micro=100,
             generation_micro=1,
             verification_micro=1,
+            reserve_micro=0,
             lines=(
                 m.PayoutLineV1(account=USER.participant_id, amount_micro=20, held_micro=50),
                 m.PayoutLineV1(account=WORKER.participant_id, amount_micro=80, held_micro=50),

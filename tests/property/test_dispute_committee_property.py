@@ -12,7 +12,6 @@ from pocache.protocol.committee_terms import COMMITTEE_SEAT, Part
 from pocache.protocol.dispute_committee import advance, get_parties, start_dispute
 from pocache.protocol.dispute_committee_terms import (
     CommitteeEvent,
-    CommitteePhase,
     CommitteeState,
     PairCompared,
     RecheckDrawn,
@@ -32,6 +31,7 @@ from pocache.protocol.dispute_terms import (
     OrderDrawn,
     Outcome,
     Party,
+    Phase,
     RequestHold,
     SealExpired,
     SealStage,
@@ -137,7 +137,7 @@ def run(world: World, data: st.DataObject, *, disturbed: bool) -> Outcome:
     past: list[CommitteeEvent] = []
     for _ in range(STEPS_MAX):
         if not queue:
-            assert state.phase is CommitteePhase.SEALING, f"stuck in {state.phase}"
+            assert state.phase is Phase.SEALING, f"stuck in {state.phase}"
             queue.append(SealExpired(state.stage, state.retry))
         event = queue.pop(0)
         if disturbed and data.draw(st.integers(0, 40), label="second result") == 0:
@@ -151,7 +151,7 @@ def run(world: World, data: st.DataObject, *, disturbed: bool) -> Outcome:
         assert len(set(names)) == len(names)
         for command in step.commands:
             if isinstance(command, Decide):
-                assert state.phase is CommitteePhase.DECIDED and len(step.commands) == 1
+                assert state.phase is Phase.DECIDED and len(step.commands) == 1
                 assert all(advance(state, again).commands == () for again in past)
                 return command.outcome
             queue.append(answer(world, state, command, data, disturbed))

@@ -632,7 +632,7 @@ def test_ledger_conserves_money_for_long() -> None:
             nonlocal count
             count += 1
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Soak,
         settings=settings(max_examples=700, stateful_step_count=150, **COMMON),  # type: ignore[arg-type]
     )

@@ -12,7 +12,9 @@ import pytest
 from pydantic import BaseModel
 
 from pocache.protocol import errors, limits
-from pocache.runtime.network import AuditConfig, Bounds, Deadlines, Rules
+from pocache.protocol.payoff import RULES_DEFAULT
+from pocache.runtime.network import AuditConfig, Bounds, Deadlines
+from pocache.runtime.rules import CommitteeRules, UnifiedPoolRules
 from pocache.wire import messages
 from pocache.wire.model import WireModel
 from pocache.wire.topics import TOPICS, Topic
@@ -28,12 +30,13 @@ INNER = re.compile(
     r"(?<![\d.,/·×−‖^u-])\b(?P<number>(?:[1-9]|1[0-3])\.\d{1,2}(?:\.\d{1,2})?)\b(?![\d%,]|\.\d)"
 )
 CODE = re.compile(r"^    code(?:: ClassVar\[str\])? = \"(?P<code>E\d{3})\"", re.MULTILINE)
-SECTIONS: dict[str, type[BaseModel]] = {
-    "rules": Rules,
-    "audit": AuditConfig,
-    "deadlines": Deadlines,
-    "bounds": Bounds,
-}
+SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("rules", UnifiedPoolRules),
+    ("rules", CommitteeRules),
+    ("audit", AuditConfig),
+    ("deadlines", Deadlines),
+    ("bounds", Bounds),
+)
 
 
 def read_sources() -> Iterator[tuple[Path, str]]:
@@ -152,9 +155,10 @@ def test_every_limit_is_listed_with_its_value() -> None:
 def test_every_network_parameter_is_listed_with_its_default() -> None:
     expected = {
         f"`{section}.{name}`": f"{info.default:,}" if isinstance(info.default, int) else str(info.default)
-        for section, config in SECTIONS.items()
+        for section, config in SECTIONS
         for name, info in config.model_fields.items()
     }
+    expected["`rules.name`"] = RULES_DEFAULT
     assert {row[0]: row[1] for row in read_table("12.2")} == expected
 
 

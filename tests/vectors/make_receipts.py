@@ -33,31 +33,49 @@ from pocache_cli.calibrate import build_engine  # noqa: E402
 from pocache_cli.local_network import LocalNetwork, WorkerProcess  # noqa: E402
 
 PROMPT: Final = (72, 105, 33, 10, 7, 9)
-FOLDER: Final = Path(__file__).parent / "receipts"
+FOLDER: Final = Path(__file__).parent
 POOR: Final = "poor"
-RULES: Final = {"name": "unified-pool", "stage_max": 3}
+RULES: Final[Mapping[str, Mapping[str, object]]] = {
+    "receipts": {"name": "unified-pool", "stage_max": 3},
+    "receipts-committee": {"name": "fixed-fee-committee", "committee_size": 3, "levy": "1", "recheck": "1/3"},
+}
+"""By the folder that a network's receipts are kept in."""
 CHEATS: Final = {"other": "another-model", "silent": "never-opens", "twice": "two-commitments"}
 CAPTURED: Final[Mapping[str, Mapping[str, object]]] = {
     **SECTIONS,
     "audit": {**SECTIONS["audit"], "window_rounds": 6, "lottery_share": "1/3"},
     "deadlines": {**SECTIONS["deadlines"], "opening_ticks": 8, "queue_ticks": 20},
-    "rules": RULES,
 }
-WANTED: Final = frozenset(
-    {"no_challenge", "agree", "lottery", "confirm_prior", "no_opening", "equivocation", "refused", "refunded"}
+COMMON: Final = frozenset(
+    {"no_challenge", "agree", "lottery", "no_opening", "equivocation", "refused", "refunded"}
 )
+WANTED: Final[Mapping[str, frozenset[str]]] = {
+    "receipts": COMMON | {"confirm_prior"},
+    "receipts-committee": COMMON | {"conviction", "acquittal"},
+}
+LAZY: Final = "lazy"
+"""A verifier that seals garbage, so that a committee has somebody to acquit."""
 IDLE: Final = "fake:nobody"
 """A model that no worker serves: its jobs are given up."""
 BATCHES_MAX: Final = 10
 SETTLE_S: Final = 120.0
 
 
-def get_workers() -> tuple[WorkerProcess, ...]:
-    """Return two honest generators, three that cheat, and three honest verifiers."""
+def get_workers(folder: str) -> tuple[WorkerProcess, ...]:
+    """Return two honest generators, three that cheat, and honest verifiers; where committees are drawn, more, one lazy."""
+    if folder != "receipts":
+        verifiers = WorkerProcess(
+            "verifiers",
+            (*(f"verifier-{number}" for number in range(1, 6)), LAZY),
+            roles="verify",
+            cheats={LAZY: "garbage-claims"},
+        )
+    else:
+        verifiers = WorkerProcess("verifiers", ("verifier-1", "verifier-2", "verifier-3"), roles="verify")
     return (
         WorkerProcess("generators", ("generator-1", "generator-2"), roles="generate"),
         WorkerProcess("cheats", tuple(CHEATS), roles="generate", cheats=CHEATS),
-        WorkerProcess("verifiers", ("verifier-1", "verifier-2", "verifier-3"), roles="verify"),
+        verifiers,
     )
 
 
@@ -166,24 +184,31 @@ async def _play(client: PocacheClient, job: Job, cheating: Collection[str], is_c
 
 
 async def main() -> None:
-    """Write one receipt of each ending, and the trust file."""
+    """Write one receipt of each ending under both rule sets, and the trust files."""
+    for name in sys.argv[1:] or RULES:
+        await make(name)
+
+
+async def make(name: str) -> None:
+    """Write one receipt of each ending under one rule set, and the trust file."""
+    folder = FOLDER / name
     with tempfile.TemporaryDirectory() as scratch:
         async with start_network(
             Path(scratch) / "network",
-            workers=get_workers(),
+            workers=get_workers(name),
             users=(USER, POOR),
             money={POOR: 1},
             idle_models=(IDLE,),
-            sections=CAPTURED,
+            sections={**CAPTURED, "rules": RULES[name]},
         ) as network:
-            FOLDER.mkdir(exist_ok=True)
-            receipts = await capture(network, WANTED, FOLDER / "record.jsonl.gz")
-            (FOLDER / "trust.json").write_text(
+            folder.mkdir(exist_ok=True)
+            receipts = await capture(network, WANTED[name], folder / "record.jsonl.gz")
+            (folder / "trust.json").write_text(
                 make_trust(network.directory.genesis).to_json(), encoding="ascii"
             )
-            for name, data in receipts.items():
-                (FOLDER / f"{name}.json").write_bytes(encode_json(decode_receipt(data)))
-                print(f"{name}: {len(data)} bytes")  # noqa: T201
+            for ending, data in receipts.items():
+                (folder / f"{ending}.json").write_bytes(encode_json(decode_receipt(data)))
+                print(f"{name}/{ending}: {len(data)} bytes")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ const LIMITS = Object.freeze({
   LEAF_BYTES_MAX: 800_000,
   SAMPLE_COUNT_MAX: 256,
   STAGE_COUNT_MAX: 16,
+  SEAT_COUNT_MAX: 36,
+  COMPARISONS_MAX: 1_024,
+  OWNERS_MAX: 2_048,
   ATTEMPT_COUNT_MAX: 16,
   OPENING_PARTS_MAX: 256,
   MULTIPROOF_DIGESTS_MAX: 8_192,
@@ -158,6 +161,7 @@ function floorDiv(numerator, denominator) {
 }
 
 const bigMax = (one, other) => (one > other ? one : other);
+const bigMin = (one, other) => (one < other ? one : other);
 const sum = (values) => values.reduce((total, value) => total + value, 0n);
 
 async function sha256(...parts) {
@@ -772,8 +776,8 @@ const roundNumber = field.big(1n, L.ROUND_MAX);
 const count53 = field.big(0n, L.TIME_MS_MAX);
 const q16 = field.big(INT64_MIN, UINT64_MAX);
 const attempt = field.small(1, L.ATTEMPT_COUNT_MAX);
-const stage = field.small(1, L.STAGE_COUNT_MAX);
-const stageOrNone = field.small(0, L.STAGE_COUNT_MAX);
+const stage = field.small(1, L.SEAT_COUNT_MAX);
+const stageOrNone = field.small(0, L.SEAT_COUNT_MAX);
 const retry = field.small(0, 1);
 const leafCount = field.small(1, L.LEAF_COUNT_MAX);
 const publication = [field.small(1, 2 ** 31), 1];
@@ -795,7 +799,16 @@ const corner = field.map({
   full_depth: field.bool,
 });
 
-const ENDINGS = ["agree", "confirm_generator", "confirm_prior", "void", "no_opening", "equivocation"];
+const ENDINGS = [
+  "agree",
+  "confirm_generator",
+  "confirm_prior",
+  "acquittal",
+  "conviction",
+  "void",
+  "no_opening",
+  "equivocation",
+];
 const jobAttempt = { job_id: digest32, attempt };
 
 const MESSAGES = {
@@ -871,7 +884,7 @@ const MESSAGES = {
     audit_round: roundNumber,
     window_close_round: roundNumber,
   },
-  "checkpoint.v1": { size: count53, root: digest32, at_ms: timeMs, note: [field.bytes(0, L.NOTE_BYTES_MAX), EMPTY] },
+  "checkpoint.v1": { size: count53, root: digest32, at_ms: timeMs, note: field.bytes(0, L.NOTE_BYTES_MAX) },
   "attempt-closed.v1": { ...jobAttempt },
   "audit-opened.v1": {
     ...jobAttempt,
@@ -904,8 +917,8 @@ const MESSAGES = {
     retry,
     round_number: roundNumber,
     positions: packedPositions,
-    opened: field.list(participant, 0, L.STAGE_COUNT_MAX + 1),
-    missing: field.list(participant, 0, L.STAGE_COUNT_MAX + 1),
+    opened: field.list(participant, 0, L.SEAT_COUNT_MAX + 1),
+    missing: field.list(participant, 0, L.SEAT_COUNT_MAX + 1),
   },
   "snapshot.v1": {
     number: count53,
@@ -918,6 +931,7 @@ const MESSAGES = {
       0,
       L.MEMBERS_MAX,
     ),
+    owners: field.list(field.map({ participant, owner: participant }), 0, L.OWNERS_MAX),
     taken_ms: timeMs,
   },
   "stage-bound.v1": { ...jobAttempt, stage, ended_ms: timeMs, round_number: roundNumber },
@@ -953,7 +967,7 @@ const MESSAGES = {
         claim: [field.optional(carried), null],
       }),
       2,
-      L.STAGE_COUNT_MAX + 1,
+      L.SEAT_COUNT_MAX + 1,
     ),
     sample_count: field.small(1, L.SAMPLE_COUNT_MAX),
     sealed_ms: timeMs,
@@ -963,9 +977,11 @@ const MESSAGES = {
     case: field.oneOf(...ENDINGS),
     stage: stageOrNone,
     corner,
-    verifiers: field.list(field.map({ participant, stage, opened: field.bool }), 0, L.STAGE_COUNT_MAX),
+    verifiers: field.list(field.map({ participant, stage, opened: field.bool, upheld: field.bool }), 0, L.SEAT_COUNT_MAX),
     deciding: field.optional(participant),
     prior: field.optional(participant),
+    is_challenged: field.bool,
+    claims: field.list(carried, 0, L.SEAT_COUNT_MAX),
     comparisons: field.list(
       field.map({
         stage,
@@ -988,7 +1004,7 @@ const MESSAGES = {
         tokens: [field.optional(field.map(Object.fromEntries(TOKEN_CHECK_FIELDS.map((name) => [name, count53])))), null],
       }),
       0,
-      L.STAGE_COUNT_MAX ** 2,
+      L.COMPARISONS_MAX,
     ),
     reason: shortText,
   },
@@ -1025,12 +1041,13 @@ const MESSAGES = {
     pool_micro: micro,
     generation_micro: micro,
     verification_micro: micro,
+    reserve_micro: micro,
     lines: field.list(
       field.map({ account: codeText, amount_micro: micro, held_micro: micro }),
       0,
-      4 + 2 * L.STAGE_COUNT_MAX,
+      4 + 2 * L.SEAT_COUNT_MAX,
     ),
-    slashed: field.list(participant, 0, 1 + L.STAGE_COUNT_MAX),
+    slashed: field.list(participant, 0, 1 + L.SEAT_COUNT_MAX),
   },
   "beacon-round.v1": {
     chain_hash: digest32,
@@ -1194,6 +1211,11 @@ class Dossier {
     return new Set(this.all("verifier-drawn.v1").map((body) => body.stage));
   }
 
+  /** Whether an equivocation ended the dispute, so that a draw that was bound may never have come. */
+  get isCutShort() {
+    return this.all("equivocation.v1").length > 0 && this.all("outcome.v1").every((one) => one.case === "equivocation");
+  }
+
   /** Rounds that something was drawn from; a stage that an equivocation cut short needs none. */
   getNeededRounds() {
     const needed = new Set(this.all("openings-closed.v1").map((body) => body.round_number));
@@ -1201,8 +1223,9 @@ class Dossier {
     const auditRound = this.getAuditRound();
     if (this.all("window-closed.v1").length && auditRound !== null) needed.add(auditRound);
     const drawn = this.drawnStages;
-    const isCutShort = this.all("equivocation.v1").length > 0;
-    for (const [number, round] of this.getStageRounds()) if (drawn.has(number) || !isCutShort) needed.add(round);
+    const rounds = this.getStageRounds();
+    const last = [...rounds.keys()].reduce((one, other) => Math.max(one, other), 0);
+    for (const [number, round] of rounds) if (drawn.has(number) || !this.isCutShort || number !== last) needed.add(round);
     return [...needed].sort(compareNumbers);
   }
 
@@ -1315,13 +1338,19 @@ function share(value) {
   return [BigInt(found[1]), BigInt(found[2])];
 }
 
-function rational(value) {
+function rationalOrNone(value) {
   const found = typeof value === "string" ? /^([0-9]{1,13})(?:\/([0-9]{1,13}))?$/.exec(value) : null;
   expect(found !== null, 'a fraction such as "6/5" or "5"');
   const [numerator, denominator] = [BigInt(found[1]), BigInt(found[2] ?? "1")];
   const termMax = 10n ** 12n;
-  expect(numerator >= 1n && numerator <= termMax && denominator >= 1n && denominator <= termMax, "a fraction above zero");
+  expect(numerator <= termMax && denominator >= 1n && denominator <= termMax, "a fraction");
   return { numerator, denominator };
+}
+
+function rational(value) {
+  const found = rationalOrNone(value);
+  expect(found.numerator >= 1n, "a fraction above zero");
+  return found;
 }
 
 const floorOf = (factor, amount) => (amount * factor.numerator) / factor.denominator;
@@ -1331,6 +1360,59 @@ const withDefaults = (shape) => [
   field.map(shape),
   Object.fromEntries(Object.entries(shape).map(([name, [, standard]]) => [name, standard])),
 ];
+
+const UNIFIED_POOL = "unified-pool";
+const FIXED_FEE_COMMITTEE = "fixed-fee-committee";
+/** What a genesis means that does not name its rules. */
+const RULES_DEFAULT = FIXED_FEE_COMMITTEE;
+const commonRules = { lease_fee_micro: [micro, 1_000n], unbonding_ticks: [ticks, 10_000] };
+
+const RULES_SHAPES = {
+  [UNIFIED_POOL]: withDefaults({
+    name: [field.oneOf(UNIFIED_POOL), UNIFIED_POOL],
+    alpha: [rational, rational("6/5")],
+    beta: [rational, rational("5")],
+    stage_max: [field.small(2, L.STAGE_COUNT_MAX), 5],
+    ...commonRules,
+  }),
+  [FIXED_FEE_COMMITTEE]: withDefaults({
+    name: [field.oneOf(FIXED_FEE_COMMITTEE), FIXED_FEE_COMMITTEE],
+    alpha: [rational, rational("6/5")],
+    beta_generator: [rational, rational("20")],
+    beta_verifier: [rational, rational("20")],
+    phi: [rational, rational("6/5")],
+    levy: [rationalOrNone, rational("1/6")],
+    recheck: [rationalOrNone, rational("1/10")],
+    committee_size: [field.small(3, 15), 7],
+    committee_count: [field.small(1, 2), 2],
+    bounty: [rationalOrNone, rational("1/2")],
+    bonus: [rationalOrNone, rational("1/4")],
+    reserve: [rationalOrNone, rational("1/4")],
+    ...commonRules,
+  }),
+};
+
+/** The rules that are named, else the default ones. */
+function readRules(value) {
+  expect(value instanceof Map, "a map of rules");
+  const shape = RULES_SHAPES[value.get("name") ?? RULES_DEFAULT];
+  expect(shape !== undefined, "rules that this release knows");
+  const rules = shape[0](value);
+  if (isCommittee(rules)) verifyCommitteeRules(rules);
+  return rules;
+}
+
+const isCommittee = (rules) => rules.name === FIXED_FEE_COMMITTEE;
+const isAtMost = (one, other) => one.numerator * other.denominator <= other.numerator * one.denominator;
+
+function verifyCommitteeRules({ committee_size: size, phi, alpha, recheck }) {
+  expect(size % 2 === 1, "a committee that cannot be split");
+  expect(isAtMost(phi, alpha), "φ ≤ α");
+  expect(recheck.numerator <= recheck.denominator, "a share of rechecks of at most the whole");
+}
+
+/** How many looks, each with its claims and openings, a dispute can take at most. */
+const countLooks = (rules) => (isCommittee(rules) ? 4 * TRIES + rules.committee_count : 2 * rules.stage_max);
 
 const GENESIS = {
   version: [field.oneOf(1n), 1n],
@@ -1354,21 +1436,15 @@ const GENESIS = {
       [],
     ],
   }),
-  rules: withDefaults({
-    name: [field.oneOf("unified-pool"), "unified-pool"],
-    alpha: [rational, rational("6/5")],
-    beta: [rational, rational("5")],
-    stage_max: [field.small(2, L.STAGE_COUNT_MAX), 5],
-    lease_fee_micro: [micro, 1_000n],
-    unbonding_ticks: [ticks, 10_000],
-  }),
+  rules: [readRules, RULES_SHAPES[RULES_DEFAULT][1]],
   audit: withDefaults({
-    lottery_share: [share, share("1/20")],
-    full_depth_share: [share, share("1/4")],
+    lottery_share: [share, share("1/10")],
+    full_depth_share: [share, share("1/2")],
     sample_count: [field.small(2, L.SAMPLE_COUNT_MAX / 4), 16],
     bind_delay_ms: [field.small(0, 3_600_000), 3_000],
     window_rounds: [ticks, 40],
     commitment_lag_rounds_max: [ticks, 2],
+    owner_stake_share: [share, share("1/3")],
   }),
   deadlines: withDefaults({
     queue_ticks: [ticks, 200],
@@ -1395,7 +1471,7 @@ async function readGenesis(data, curves) {
   const { deadlines, rules, audit, chain } = genesis;
   const bindRounds = Math.floor(audit.bind_delay_ms / (chain.period_s * 1_000)) + 2;
   const lookTicks = deadlines.seal_ticks + deadlines.opening_ticks + 2 * bindRounds;
-  const disputeTicks = deadlines.lease_ticks + audit.window_rounds + 2 * rules.stage_max * lookTicks;
+  const disputeTicks = deadlines.lease_ticks + audit.window_rounds + countLooks(rules) * lookTicks;
   if (rules.unbonding_ticks <= disputeTicks) refuse(`rules.unbonding_ticks must exceed ${disputeTicks}`);
   const missing = SERVICE_ROLES.filter((role) => !Object.hasOwn(genesis.signers, role));
   if (missing.length) refuse(`the genesis names no signer for ${missing.join(", ")}`);
@@ -2227,6 +2303,64 @@ export function drawOrder(stream, stakes) {
   return order;
 }
 
+// --- seats, stages and draws under either rule set (8) ------------------------------------------------------------
+
+const TRIES = 3;
+const [AUDIT_SEAT, RECHECK_SEAT, COMMITTEE_SEAT] = [1, 1 + TRIES, 1 + 2 * TRIES];
+
+const getSeatMax = (rules) =>
+  isCommittee(rules) ? COMMITTEE_SEAT - 1 + rules.committee_count * rules.committee_size : rules.stage_max;
+
+function getPart(rules, seat) {
+  verifyRange("seat", seat, AUDIT_SEAT, getSeatMax(rules));
+  if (seat < RECHECK_SEAT) return "audit";
+  return seat < COMMITTEE_SEAT ? "recheck" : "committee";
+}
+
+/** The number of the stage that a seat belongs to: a committee's is that of its first seat. */
+function getStageOf(rules, seat) {
+  if (!isCommittee(rules) || getPart(rules, seat) !== "committee") return seat;
+  return seat - ((seat - COMMITTEE_SEAT) % rules.committee_size);
+}
+
+/** The number of the draw that fills a seat: one for all tries of a part, one for each committee. */
+function getDrawOf(rules, seat) {
+  if (!isCommittee(rules)) return seat;
+  return { audit: AUDIT_SEAT, recheck: RECHECK_SEAT, committee: getStageOf(rules, seat) }[getPart(rules, seat)];
+}
+
+/** By which number a verifier is told of its seat: a recheck's cannot tell it from an audit's. */
+function getToldStage(rules, seat) {
+  if (!isCommittee(rules)) return seat;
+  return getPart(rules, seat) === "committee" ? getStageOf(rules, seat) : AUDIT_SEAT;
+}
+
+const getSeatsOf = (rules, stageNumber) =>
+  Array.from({ length: getPart(rules, stageNumber) === "committee" ? rules.committee_size : 1 }, (_, at) => stageNumber + at);
+const getMajority = (rules) => Math.floor(rules.committee_size / 2) + 1;
+const getDrawTag = (rules, draw) =>
+  isCommittee(rules) && getPart(rules, draw) === "committee" ? "committee" : "verifiers";
+const isRecheck = (rules, draw) => isCommittee(rules) && draw === RECHECK_SEAT;
+
+/**
+ * Who can be drawn and with which weight (6.6): nobody of an owner that has a part in the job, and no owner with more
+ * than a share of what can be drawn. `stakes` and the result are [participant, stake], the result ascending.
+ */
+export function computeWeights(stakes, { owners, parties, excluded, shareMax: [numerator, denominator] }) {
+  const ownerOf = (name) => owners.get(name) ?? name;
+  const related = new Set(parties.map(ownerOf));
+  const able = stakes
+    .filter(([name]) => !related.has(ownerOf(name)) && !excluded.has(name))
+    .sort(([one], [other]) => compareNumbers(one, other));
+  const limit = bigMax(1n, (sum(able.map(([, stake]) => stake)) * numerator) / denominator);
+  const sums = new Map();
+  for (const [name, stake] of able) sums.set(ownerOf(name), (sums.get(ownerOf(name)) ?? 0n) + stake);
+  return able.map(([name, stake]) => {
+    const total = sums.get(ownerOf(name));
+    return [name, total <= limit ? stake : bigMax(1n, (stake * limit) / total)];
+  });
+}
+
 // --- prices and payoffs: unified-pool (9) -------------------------------------------------------------------------
 
 const TREASURY = "treasury";
@@ -2248,6 +2382,7 @@ function computeVerificationCost(prices, layerMax, positionMax, layerCount) {
 export function computeProducts(rules, cg, cv) {
   verifyRange("Cg", cg, 0n, L.MICRO_MAX);
   verifyRange("Cv", cv, 0n, L.MICRO_MAX);
+  if (isCommittee(rules)) return computeCommitteeProducts(rules, cg, cv);
   const { alpha, beta } = rules;
   const products = { aCg: floorOf(alpha, cg), aCv: floorOf(alpha, cv), bCg: floorOf(beta, cg), bCv: floorOf(beta, cv) };
   products.deposit = products.aCg + products.aCv;
@@ -2336,6 +2471,119 @@ function listSlashed(standings, { case: ended, generator, deciding, prior }) {
     DECIDED_CASES.includes(ended) ? one.participant !== deciding && one.participant !== prior : !one.opened;
   if (ended === "equivocation") return slashed;
   return [...slashed, ...standings.filter(isLost).map((one) => one.participant)];
+}
+
+// --- payoffs: fixed-fee-committee (9) ------------------------------------------------------------------------------
+
+const RESERVE = "reserve";
+const getPaidMax = (rules) => BigInt(2 + rules.committee_count * rules.committee_size);
+
+/** Every product floored once; the deposit is αCg + αCv + λCv. */
+function computeCommitteeProducts(rules, cg, cv) {
+  const products = {
+    aCg: floorOf(rules.alpha, cg),
+    aCv: floorOf(rules.alpha, cv),
+    levy: floorOf(rules.levy, cv),
+    bCg: floorOf(rules.beta_generator, cg),
+    bCv: floorOf(rules.beta_verifier, cv),
+    fee: floorOf(rules.phi, cv),
+    bounty: floorOf(rules.bounty, cg),
+    bonus: floorOf(rules.bonus, cg),
+  };
+  products.deposit = products.aCg + products.aCv + products.levy;
+  const most = products.deposit + products.bCg + BigInt(getSeatMax(rules)) * products.bCv + getPaidMax(rules) * products.fee;
+  if (most > L.MICRO_MAX) refuse("the pool is too large");
+  return products;
+}
+
+/**
+ * The rows of docs/economics.md 5.3: {payouts, pool, slashed, drawn}. `ending` has besides what the paper's rules take
+ * upheld of each verifier, isChallenged, and what the reserve holds.
+ */
+export function settleCommittee(rules, ending) {
+  const products = computeCommitteeProducts(rules, ending.cg, ending.cv);
+  const most = getPaidMax(rules) * products.fee + products.bounty + products.bonus;
+  if (most >= products.bCg) refuse("fees + bounty + bonus < βCg is violated");
+  const seats = [...ending.verifiers].sort((one, other) => one.stage - other.stage);
+  verifyCommitteeSeats(rules, seats, ending);
+  verifyCommitteeCase(rules, seats, ending);
+  const row = settleRow(rules, seats, ending, products);
+  const drawn = bigMax(0n, -row.balance);
+  const pool = products.deposit + products.bCg + BigInt(seats.length) * products.bCv + drawn;
+  const payouts = new Map();
+  for (const [account, amount] of [...row.shares, [RESERVE, bigMax(0n, row.balance)]]) {
+    invariant(amount >= 0n, "a payout is negative");
+    payouts.set(account, (payouts.get(account) ?? 0n) + amount);
+  }
+  invariant(sum([...payouts.values()]) === pool, "a settlement must empty its pool");
+  for (const [account, amount] of payouts) if (amount === 0n) payouts.delete(account);
+  return { payouts, pool, slashed: row.slashed, drawn };
+}
+
+function settleRow(rules, seats, ending, products) {
+  const { aCg, aCv, levy, bCg, bCv, fee, bounty, deposit } = products;
+  const { case: ended, user, generator, prior, isChallenged, reserve } = ending;
+  const isPaidRow = ["no_challenge", "agree", "acquittal"].includes(ended);
+  const isPaid = (one) => one.opened && (one.upheld || ended === "void" || ended === "no_opening");
+  const [paid, lost] = [seats.filter(isPaid), seats.filter((one) => !isPaid(one))];
+  const lostNames = lost.map((one) => one.participant);
+  const forfeited = BigInt(lost.length) * bCv;
+  const share = (amount) => paid.map((one) => [one.participant, bCv + amount]);
+  if (ended === "equivocation") {
+    const stakes = seats.map((one) => [one.participant, bCv]);
+    return { shares: [[user, deposit], [TREASURY, bCg], ...stakes], balance: 0n, slashed: [generator] };
+  }
+  if (isPaidRow || ended === "void") {
+    const members = isPaidRow ? paid.filter((one) => getPart(rules, one.stage) === "committee").length : paid.length;
+    const fromForfeits = bigMin(forfeited, BigInt(members) * fee);
+    const income = isPaidRow ? levy + (isChallenged ? aCv : 0n) : 0n;
+    const [paidFee, balance] = payFees(BigInt(paid.length), fee, fromForfeits + income, reserve);
+    const main = isPaidRow ? [[generator, aCg + bCg], [user, isChallenged ? 0n : aCv]] : [[user, deposit], [generator, bCg]];
+    return { shares: [...main, ...share(paidFee), [TREASURY, forfeited - fromForfeits]], balance, slashed: lostNames };
+  }
+  const bonus = prior === null ? 0n : products.bonus;
+  const rest = bCg - BigInt(paid.length) * fee - bounty - bonus;
+  const shares = [[user, deposit + bounty], ...share(fee), [TREASURY, rest + forfeited]];
+  if (prior !== null) shares.push([prior, bonus]);
+  return { shares, balance: 0n, slashed: [generator, ...lostNames] };
+}
+
+/** The fee that can be paid so often, and what the reserve gains by it; a reserve that is too short pays all alike less. */
+function payFees(count, fee, income, reserve) {
+  const paid = count * fee > income + reserve ? (income + reserve) / count : fee;
+  return [paid, income - count * paid];
+}
+
+function verifyCommitteeSeats(rules, seats, { generator }) {
+  if (new Set(seats.map((one) => one.stage)).size !== seats.length) refuse("two verifiers in one seat");
+  for (const one of seats) {
+    getPart(rules, one.stage);
+    if (one.upheld && !one.opened) refuse(`${one.participant} did not open: no outcome bears its claim out`);
+  }
+  for (const part of ["audit", "recheck"]) {
+    if (seats.filter((one) => one.opened && getPart(rules, one.stage) === part).length > 1) refuse(`two have opened in the ${part}`);
+  }
+  const names = new Set([generator, ...seats.map((one) => one.participant)]);
+  if (names.size !== seats.length + 1) refuse("a verifier stands twice, or verifies itself");
+}
+
+function verifyCommitteeCase(rules, seats, { case: ended, deciding, prior, isChallenged }) {
+  if (["confirm_generator", "confirm_prior"].includes(ended)) refuse(`${FIXED_FEE_COMMITTEE} has no case ${ended}`);
+  const upheld = seats.filter((one) => one.upheld);
+  const members = seats.filter((one) => getPart(rules, one.stage) === "committee").map((one) => one.stage);
+  if (ended === "no_challenge" && (seats.length || isChallenged)) refuse(`case ${ended} has no verifiers and no challenge`);
+  const opened = seats.filter((one) => one.opened).length;
+  if (ended === "agree" && (members.length || !upheld.length || upheld.length !== opened)) {
+    refuse(`case ${ended}: whoever opened agreed, and no committee was called`);
+  }
+  if (ended === "acquittal" || ended === "conviction") {
+    const last = members.map((seat) => getStageOf(rules, seat)).reduce((one, other) => Math.max(one, other), 0);
+    const count = upheld.filter((one) => getStageOf(rules, one.stage) === last).length;
+    if (count < getMajority(rules)) refuse(`case ${ended}: the last committee bears it out by ${count}`);
+  } else if (ended !== "agree" && upheld.length) refuse(`case ${ended} bears nobody's claim out`);
+  if (deciding !== null) refuse(`${FIXED_FEE_COMMITTEE} has no deciding verifier`);
+  const finders = upheld.filter((one) => getPart(rules, one.stage) !== "committee").map((one) => one.participant);
+  if (prior !== null && (ended !== "conviction" || !finders.includes(prior))) refuse(`case ${ended} has no such finder`);
 }
 
 // --- the receipt's two forms (14.1) -------------------------------------------------------------------------------
@@ -2615,7 +2863,7 @@ async function checkSubmission(job, found) {
   found.equal("Cv of it at full depth", admitted.verification_max_micro, cv);
   const asked = dossier.get(ROUTER_HOLDS, { purpose: "escrow" });
   found.equal("who the deposit was asked of", asked.party, admitted.user);
-  found.equal("the deposit that was asked for, α(Cg+Cv)", asked.amount_micro, products.deposit);
+  found.equal("the deposit that was asked for", asked.amount_micro, products.deposit);
   if (dossier.isRefused) {
     const refused = dossier.get("hold-refused.v1", { purpose: "escrow" });
     found.equal("whose deposit was refused", refused.party, admitted.user);
@@ -3016,19 +3264,52 @@ async function checkSortition(job, found) {
   const shown = [...job.snapshots.keys()].sort(compareNumbers);
   const needed = dossier.getNeededSnapshots();
   // A stage that nobody was drawn for shows by its snapshot that there was nobody.
-  const hasEmptyStage = [...stages.keys()].some((number) => !dossier.drawnStages.has(number));
+  const { rules } = job.genesis;
+  const drawnFor = new Set([...dossier.drawnStages].map((seat) => getDrawOf(rules, seat)));
+  const hasEmptyStage = [...stages.keys()].some((number) => !drawnFor.has(number));
   const stated = hasEmptyStage ? shown.filter((number) => needed.includes(number)) : shown;
   found.equal("snapshots shown, and snapshots needed", stated, needed);
   for (const [number, order] of await computeOrders(job)) {
-    const drawn = dossier.all("verifier-drawn.v1").filter((one) => one.stage === number);
-    drawn.sort((one, other) => one.place - other.place);
+    const drawn = listDrawn(job, number);
     checkStageRound(job, found, number, drawn);
     const places = drawn.map((one) => one.place);
-    found.equal(`places that were drawn for stage ${number}`, places, [...drawn.keys()]);
+    if (isCommittee(rules)) {
+      // Whoever sits already is passed over: which places those are is the rules' to say, in R16.
+      const isOnce = new Set(places).size === places.length && places.every((place) => place < order.length);
+      found.holds(`places that were drawn for stage ${number}`, isOnce, places, "each once, all of the order");
+    } else found.equal(`places that were drawn for stage ${number}`, places, [...drawn.keys()]);
     const names = drawn.map((one) => one.participant);
-    found.equal(`who was drawn for stage ${number}`, names, order.slice(0, drawn.length));
+    found.equal(`who was drawn for stage ${number}`, names, places.map((place) => order[place] ?? null));
+    if (isRecheck(rules, number)) {
+      const { isDrawn: isLookedAt, corner: expected } = await drawRecheck(job, number);
+      found.note("whether the agreement was to be rechecked", isLookedAt);
+      found.note("the recheck's corner", expected);
+    }
   }
   return undefined;
+}
+
+/** Whoever was drawn by one draw, for whichever of its seats, in the order of places. */
+function listDrawn(job, draw) {
+  const drawn = job.dossier.all("verifier-drawn.v1").filter((one) => getDrawOf(job.genesis.rules, one.stage) === draw);
+  return drawn.sort((one, other) => one.place - other.place);
+}
+
+/** Whether a draw's round has an agreement looked at again, and where; a draw without a lottery is held in full. */
+async function drawRecheck(job, draw) {
+  const { rules, audit } = job.genesis;
+  if (!isRecheck(rules, draw)) return { isDrawn: true, corner: await job.fullCorner() };
+  const round = job.dossier.getStageRounds().get(draw);
+  const { numerator, denominator } = rules.recheck;
+  return {
+    isDrawn: isDrawn(await job.openStream("recheck", round, draw), [numerator, denominator]),
+    corner: drawCorner(await job.openStream("corner", round, draw), {
+      layerCount: job.model.schema.layer_count,
+      leaves: (await job.result()).body.leaf_count,
+      promptCount: (await job.prompt()).length,
+      fullShare: audit.full_depth_share,
+    }),
+  };
 }
 
 function checkStageRound(job, found, number, drawn) {
@@ -3042,20 +3323,26 @@ function checkStageRound(job, found, number, drawn) {
   }
 }
 
-/** Sortition's order of every stage whose round has come, without the job's parties and who was drawn before. */
+/** Sortition's order of every draw whose round has come, without those related to the job's parties (6.6). */
 async function computeOrders(job) {
   const orders = new Map();
-  const excluded = new Set([job.recorded.generator, job.admitted.user]);
+  const excluded = new Set();
+  const { rules, audit } = job.genesis;
   const needed = job.dossier.getNeededRounds();
   for (const [number, round] of job.dossier.getStageRounds()) {
     if (!needed.includes(round)) continue;
-    const members = findSnapshot(job, number)?.members ?? [];
-    const stakes = members
-      .filter((one) => !excluded.has(one.participant) && one.model_ids.some((id) => sameBytes(id, job.model.entry.model_id)))
-      .map((one) => [one.participant, one.stake_micro])
-      .sort(([one], [other]) => compareNumbers(one, other));
-    orders.set(number, drawOrder(await job.openStream("verifiers", round, number), stakes));
-    for (const one of job.dossier.all("verifier-drawn.v1")) if (one.stage === number) excluded.add(one.participant);
+    const snapshot = findSnapshot(job, number);
+    const stakes = (snapshot?.members ?? [])
+      .filter((one) => one.model_ids.some((id) => sameBytes(id, job.model.entry.model_id)))
+      .map((one) => [one.participant, one.stake_micro]);
+    const weights = computeWeights(stakes, {
+      owners: new Map((snapshot?.owners ?? []).map((one) => [one.participant, one.owner])),
+      parties: [job.recorded.generator, job.admitted.user],
+      excluded,
+      shareMax: audit.owner_stake_share,
+    });
+    orders.set(number, drawOrder(await job.openStream(getDrawTag(rules, number), round, number), weights));
+    if (!isCommittee(rules)) for (const one of listDrawn(job, number)) excluded.add(one.participant);
   }
   return orders;
 }
@@ -3063,12 +3350,7 @@ async function computeOrders(job) {
 /** The snapshot that a stage's draws name, else the latest that is shown from before its round. */
 function findSnapshot(job, number) {
   const due = computeRoundTime(job.chain, job.dossier.getStageRounds().get(number));
-  const named = new Set(
-    job.dossier
-      .all("verifier-drawn.v1")
-      .filter((one) => one.stage === number)
-      .map((one) => one.snapshot),
-  );
+  const named = new Set(listDrawn(job, number).map((one) => one.snapshot));
   if (named.size > 1) refuse(`stage ${number} was drawn from several snapshots: ${[...named].join(", ")}`);
   if (named.size === 1) {
     const [snapshot] = named;
@@ -3122,7 +3404,9 @@ async function checkGeneratorParty(job, found, sealed) {
 async function checkVerifierParties(job, found, sealed) {
   const verifiers = sealed.parties.slice(1);
   const stages = verifiers.map((party) => party.stage);
-  const isAscending = stages.every((one, at) => one > (stages[at - 1] ?? 0)) && stages.at(-1) === sealed.stage;
+  const { rules } = job.genesis;
+  const isOwnLast = getStageOf(rules, stages.at(-1)) === sealed.stage;
+  const isAscending = stages.every((one, at) => one > (stages[at - 1] ?? 0)) && isOwnLast;
   found.holds("stages of the verifiers", isAscending, stages, `ascending, ${sealed.stage} the last`);
   const names = new Set(sealed.parties.map((party) => party.participant));
   found.equal("parties of the stage, each once", names.size, sealed.parties.length);
@@ -3131,12 +3415,13 @@ async function checkVerifierParties(job, found, sealed) {
     const { sender, body } = await openEnvelope(party.claim, job.network, "claim-sealed.v1");
     found.equal(`who signed the claim of stage ${party.stage}`, sender, party.participant);
     const signed = [body.job_id, body.attempt, body.stage, body.root, body.leaf_count];
-    const stated = [sealed.job_id, sealed.attempt, party.stage, party.root, party.leaf_count];
+    const told = getToldStage(rules, party.stage);
+    const stated = [sealed.job_id, sealed.attempt, told, party.root, party.leaf_count];
     found.equal(`what the claim of stage ${party.stage} says`, stated, signed);
     found.equal("its corner", party.corner, body.corner);
     found.equal("its leaves", body.leaf_count, body.corner.position_max + 1);
     found.equal("its numeric stack", body.stack, job.model.entry.stack);
-    if (party.stage === sealed.stage) found.equal("its look", body.retry, sealed.retry);
+    if (getStageOf(rules, party.stage) === sealed.stage) found.equal("its look", body.retry, sealed.retry);
   }
 }
 
@@ -3191,7 +3476,8 @@ async function openParts(job, sealed, party) {
     if (accepted.participant !== party.participant) continue;
     const { sender, body } = await openEnvelope(accepted.opening, job.network, "opening.v1");
     const signed = [sender, body.job_id, body.attempt, body.stage, body.retry];
-    if (!isSame(signed, [party.participant, sealed.job_id, sealed.attempt, sealed.stage, sealed.retry])) {
+    const told = party.stage === GENERATOR_STAGE ? sealed.stage : getToldStage(job.genesis.rules, sealed.stage);
+    if (!isSame(signed, [party.participant, sealed.job_id, sealed.attempt, told, sealed.retry])) {
       refuse(`the opening of ${party.participant} is another's, or of another stage`);
     }
     if (parts.has(body.part) || body.part >= body.part_count) refuse(`part ${body.part} of ${body.part_count} of an opening`);
@@ -3413,6 +3699,11 @@ class Dispute {
     return null;
   }
 
+  /** Whose stakes are asked for: [participant, seat]. */
+  get pending() {
+    return [[this.candidate, this.stage]];
+  }
+
   askNext() {
     const place = this.asked;
     if (place === this.order.length) return this.decide("void");
@@ -3441,10 +3732,299 @@ class Dispute {
   }
 
   decide(ended, deciding = null, prior = null) {
-    const verifiers = this.seats.map((seat) => [seat.participant, seat.stage, isStanding(seat)]);
-    this.outcome = { case: ended, stage: this.seat?.stage ?? 0, corner: this.corner, verifiers, deciding, prior };
+    const verifiers = this.seats.map((seat) => [seat.participant, seat.stage, isStanding(seat), false]);
+    const isChallenged = false;
+    this.outcome = { case: ended, stage: this.seat?.stage ?? 0, corner: this.corner, verifiers, deciding, prior, isChallenged };
     Object.assign(this, { phase: "decided", candidate: null, order: [], positions: [], against: [] });
     return null;
+  }
+}
+
+/** The first `size` numbers that match each other pairwise, in lexicographic order; [] where there are none. */
+function findClique(numbers, matched, size) {
+  if (size === 0) return [];
+  for (let at = 0; at + size <= numbers.length; at += 1) {
+    const first = numbers[at];
+    const rest = numbers.slice(at + 1).filter((other) => matched.has(`${first}.${other}`));
+    if (size === 1) return [first];
+    const found = findClique(rest, matched, size - 1);
+    if (found.length) return [first, ...found];
+  }
+  return [];
+}
+
+const spanCorners = (one, other) => ({
+  layer_max: Math.max(one.layer_max, other.layer_max),
+  position_max: Math.max(one.position_max, other.position_max),
+  full_depth: one.full_depth || other.full_depth,
+});
+
+/** The state machine of `fixed-fee-committee` (8.9); each event gives a list of commands. */
+class CommitteeDispute {
+  constructor(generator, rules, sampleCount) {
+    Object.assign(this, { generator, rules, sampleCount, corner: generator.corner, widest: generator.corner });
+    Object.assign(this, { phase: "waiting", stage: 0, retry: 0, order: [], asked: 0, pending: [], seats: [], sealed: [] });
+    Object.assign(this, { isChallenged: false, isFullDepthAgreed: false, finder: null, isEquivocated: false });
+    Object.assign(this, { positions: [], judging: "generator", pairs: [], matched: new Set(), majority: [] });
+    Object.assign(this, { confirmed: [], rejected: [], outcome: null });
+  }
+
+  get part() {
+    return getPart(this.rules, this.stage);
+  }
+
+  get members() {
+    const numbers = getSeatsOf(this.rules, this.stage);
+    return this.seats.filter((seat) => numbers.includes(seat.stage) && !seat.isSilent);
+  }
+
+  /** The seats whose rows the current stage looks at: a recheck does not ask the audit's verifier. */
+  get judged() {
+    const seats = this.part === "committee" ? this.seats : this.members;
+    return seats.filter((seat) => this.stands(seat));
+  }
+
+  get quorum() {
+    return this.part === "committee" ? getMajority(this.rules) : 1;
+  }
+
+  get isTooShallow() {
+    return this.isChallenged && !this.isFullDepthAgreed;
+  }
+
+  stands(seat) {
+    return seat.root !== null && !seat.isSilent;
+  }
+
+  seatOf(number) {
+    return number === GENERATOR_STAGE ? this.generator : this.seats.find((seat) => seat.stage === number);
+  }
+
+  onAuditOpened({ order, corner: opened, isAsked }) {
+    if (this.phase !== "waiting") return [];
+    if (isAsked) this.isChallenged = true;
+    Object.assign(this, { order, corner: opened, widest: opened });
+    return this.begin(AUDIT_SEAT);
+  }
+
+  onOrderDrawn({ stage: drawnStage, order, isDrawn: isLookedAt, corner: drawn }) {
+    if (this.phase !== "drawing" || drawnStage !== this.stage) return [];
+    if (this.part === "recheck") {
+      if (!isLookedAt && !this.isTooShallow) return this.agree();
+      this.corner = drawn;
+    }
+    this.order = order;
+    return this.begin(this.stage);
+  }
+
+  onHold({ isPlaced, participant: name, stage: seatNumber }) {
+    const at = this.pending.findIndex(([who, seat]) => who === name && seat === seatNumber);
+    if (this.phase !== "holding" || at < 0) return [];
+    this.pending.splice(at, 1);
+    if (isPlaced) {
+      this.seats.push({ participant: name, stage: seatNumber, corner: null, root: null, isSilent: false, verdict: null });
+      this.seats.sort((one, other) => one.stage - other.stage);
+    } else if (!this.isEquivocated) return this.ask([seatNumber]);
+    if (this.pending.length) return [];
+    return this.isEquivocated ? this.decide("equivocation") : this.assignStage();
+  }
+
+  onClaim(claim) {
+    this.verifyClaim(claim);
+    Object.assign(this.seatOf(claim.stage), { corner: claim.corner, root: claim.root });
+    this.sealed.push(claim.stage);
+    return this.sealed.length < this.members.length ? [] : this.openStage();
+  }
+
+  verifyClaim(claim) {
+    const seat = this.seats.find((one) => one.stage === claim.stage);
+    if (seat?.participant !== claim.participant) refuse(`${claim.participant} was not drawn for seat ${claim.stage}`);
+    if (this.phase === "decided") refuse("the job is decided");
+    const stageNumber = getStageOf(this.rules, claim.stage);
+    if (seat.isSilent) refuse(`the time for the claim of seat ${claim.stage} is over`);
+    if (stageNumber < this.stage || (stageNumber === this.stage && claim.retry < this.retry)) refuse("the stage is over");
+    if (claim.retry !== this.retry) refuse(`no second look was asked for at stage ${stageNumber}`);
+    if (this.phase === "holding") refuse(`no task was given out for stage ${stageNumber} yet`);
+    if (this.phase !== "sealing" || this.sealed.includes(claim.stage)) refuse(`a claim is sealed for seat ${claim.stage}`);
+    if (!isSame(claim.corner, this.corner)) refuse("the claim covers another corner than the task");
+    if (claim.leafCount !== this.corner.position_max + 1) refuse(`${claim.leafCount} leaves sealed`);
+  }
+
+  onSealExpired({ stage: lateStage, retry: lateRetry }) {
+    if (this.phase !== "sealing" || lateStage !== this.stage || lateRetry !== this.retry) return [];
+    for (const seat of this.members) if (!this.sealed.includes(seat.stage)) seat.isSilent = true;
+    if (this.sealed.length >= this.quorum) return this.openStage();
+    return this.part === "committee" ? this.giveUp() : this.tryNext();
+  }
+
+  onOpeningsClosed({ stage: closedStage, retry: closedRetry, positions, opened }) {
+    if (this.phase !== "opening" || closedStage !== this.stage || closedRetry !== this.retry) return [];
+    const asked = this.judged.filter((seat) => hasPositions(seat, positions));
+    for (const seat of asked) if (!opened.includes(seat.participant)) seat.isSilent = true;
+    if (!opened.includes(this.generator.participant)) return this.decide("no_opening");
+    if (this.part !== "committee" && !this.members.length) return this.tryNext();
+    const pairs = this.judged.filter((seat) => hasPositions(seat, positions)).map((seat) => [seat.stage, GENERATOR_STAGE]);
+    Object.assign(this, { phase: "comparing", positions, judging: "generator", pairs, matched: new Set() });
+    Object.assign(this, { majority: [], confirmed: [], rejected: [] });
+    return this.compareNext();
+  }
+
+  /** Inconclusive never convicts: it is no mismatch, and among members no match. */
+  onCompared({ stage: seenStage, retry: seenRetry, ours, against, verdict }) {
+    const isAwaited = seenStage === this.stage && seenRetry === this.retry && isSame([ours, against], this.pairs[0] ?? []);
+    if (this.phase !== "comparing" || !isAwaited) return [];
+    if (this.judging === "generator") this.seatOf(ours).verdict = verdict;
+    else if (this.judging === "members" && verdict === "match") this.matched.add(`${ours}.${against}`);
+    else if (this.judging === "majority" && verdict === "match") this.confirmed.push(ours);
+    else if (this.judging === "majority" && verdict === "mismatch") this.rejected.push(ours);
+    this.pairs = this.pairs.slice(1);
+    return this.compareNext();
+  }
+
+  onDeepened() {
+    if (this.phase !== "decided") this.isChallenged = true;
+    return [];
+  }
+
+  onEquivocated() {
+    if (this.phase === "decided") return [];
+    // An outcome must name every stake in the pool, so it waits until those asked for are known to be there or not.
+    if (this.pending.length) {
+      this.isEquivocated = true;
+      return [];
+    }
+    return this.decide("equivocation");
+  }
+
+  draw(stageNumber) {
+    Object.assign(this, { phase: "drawing", stage: stageNumber, retry: 0, order: [], asked: 0, positions: [] });
+    return [];
+  }
+
+  begin(stageNumber) {
+    Object.assign(this, { phase: "holding", stage: stageNumber, retry: 0 });
+    return this.ask(getSeatsOf(this.rules, stageNumber));
+  }
+
+  /** The next candidates of the order, one for each of these seats; nobody sits twice in one job. */
+  ask(numbers) {
+    const taken = new Set([...this.seats.map((seat) => seat.participant), ...this.pending.map(([name]) => name)]);
+    const commands = [];
+    let place = this.asked;
+    for (; place < this.order.length && commands.length < numbers.length; place += 1) {
+      const name = this.order[place];
+      if (!taken.has(name)) commands.push({ kind: "hold", participant: name, stage: numbers[commands.length], place });
+    }
+    this.asked = commands.length ? commands.at(-1).place + 1 : this.order.length;
+    this.pending.push(...commands.map((one) => [one.participant, one.stage]));
+    return this.pending.length ? commands : this.assignStage();
+  }
+
+  assignStage() {
+    const { members } = this;
+    if (members.length < this.quorum) {
+      this.seats = this.seats.filter((seat) => !members.includes(seat));
+      return this.giveUp();
+    }
+    const isFull = this.isChallenged || this.part === "committee";
+    return this.assign(isFull ? this.generator.corner : this.corner);
+  }
+
+  assign(assigned) {
+    Object.assign(this, { phase: "sealing", corner: assigned, widest: spanCorners(this.widest, assigned), sealed: [] });
+    return [];
+  }
+
+  giveUp() {
+    const { part } = this;
+    if (part === "audit" || (part === "recheck" && this.isTooShallow)) return this.decide("void");
+    if (part === "recheck") return this.agree();
+    const following = this.stage + this.rules.committee_size;
+    return following > getSeatMax(this.rules) ? this.decide("void") : this.draw(following);
+  }
+
+  tryNext() {
+    const following = this.stage + 1;
+    return getPart(this.rules, following) === this.part ? this.begin(following) : this.giveUp();
+  }
+
+  openStage() {
+    const isClose = this.retry || this.part === "committee";
+    this.phase = "opening";
+    const sampleCount = Math.min(this.sampleCount * (isClose ? RETRY_SAMPLE_FACTOR : 1), L.SAMPLE_COUNT_MAX);
+    const parties = [this.generator, ...this.judged].map((one) => [one.participant, one.stage, one.root, one.corner]);
+    return [{ kind: "seal", stage: this.stage, retry: this.retry, corner: this.corner, parties, sampleCount }];
+  }
+
+  compareNext() {
+    if (!this.pairs.length) return this.conclude();
+    const [[ours, against]] = this.pairs;
+    const names = { ours: this.seatOf(ours).participant, theirs: this.seatOf(against).participant };
+    return [{ kind: "compare", stage: this.stage, retry: this.retry, ...names, ourSeat: ours, against }];
+  }
+
+  conclude() {
+    if (this.part !== "committee") return this.concludeLook();
+    if (this.judging === "generator") return this.countVotes();
+    return this.judging === "members" ? this.findMajority() : this.decide("conviction");
+  }
+
+  concludeLook() {
+    const [seat] = this.members;
+    if (seat.verdict === "mismatch") {
+      this.finder = seat.stage;
+      return this.draw(COMMITTEE_SEAT);
+    }
+    const isFull = this.corner.full_depth;
+    if (this.retry === 0 && (seat.verdict === "inconclusive" || (this.isChallenged && !isFull))) {
+      Object.assign(this, { retry: 1, positions: [] });
+      return this.assign(this.generator.corner);
+    }
+    this.isFullDepthAgreed ||= isFull;
+    return this.part === "audit" ? this.draw(RECHECK_SEAT) : this.agree();
+  }
+
+  countVotes() {
+    const { members } = this;
+    const differing = members.filter((seat) => seat.verdict === "mismatch").map((seat) => seat.stage);
+    const majority = getMajority(this.rules);
+    if (members.length - differing.length >= majority) return this.decide("acquittal");
+    if (differing.length < majority) return this.giveUp();
+    const pairs = differing.flatMap((one, at) => differing.slice(at + 1).map((other) => [one, other]));
+    Object.assign(this, { judging: "members", pairs });
+    return this.compareNext();
+  }
+
+  findMajority() {
+    const differing = this.members.filter((seat) => seat.verdict === "mismatch").map((seat) => seat.stage);
+    const majority = findClique(differing, this.matched, getMajority(this.rules));
+    if (!majority.length) return this.giveUp();
+    const others = this.judged.filter((seat) => hasPositions(seat, this.positions) && !majority.includes(seat.stage));
+    Object.assign(this, { judging: "majority", majority, pairs: others.map((seat) => [seat.stage, majority[0]]) });
+    return this.compareNext();
+  }
+
+  agree() {
+    return this.decide("agree");
+  }
+
+  /** Whether the outcome bears out a claim; where nothing could be compared, nothing speaks against it. */
+  isUpheld(ended, seat) {
+    if (!this.stands(seat)) return false;
+    if (ended === "agree" || ended === "acquittal") return seat.verdict !== "mismatch";
+    return ended === "conviction" && !this.rejected.includes(seat.stage);
+  }
+
+  decide(ended) {
+    const verifiers = this.seats.map((seat) => [seat.participant, seat.stage, this.stands(seat), this.isUpheld(ended, seat)]);
+    const finder = this.seats.find((seat) => seat.stage === this.finder && this.isUpheld(ended, seat));
+    const isFound = ended === "conviction" && finder !== undefined && this.confirmed.includes(this.finder);
+    const prior = isFound ? finder.participant : null;
+    const stageNumber = this.seats.at(-1)?.stage ?? 0;
+    const { isChallenged } = this;
+    this.outcome = { case: ended, stage: stageNumber, corner: this.widest, verifiers, deciding: null, prior, isChallenged };
+    Object.assign(this, { phase: "decided", order: [], positions: [], pairs: [] });
+    return [];
   }
 }
 
@@ -3465,9 +4045,10 @@ async function checkOutcome(job, found) {
     case: outcome.case,
     stage: outcome.stage,
     corner: outcome.corner,
-    verifiers: outcome.verifiers.map((one) => [one.participant, one.stage, one.opened]),
+    verifiers: outcome.verifiers.map((one) => [one.participant, one.stage, one.opened, one.upheld]),
     deciding: outcome.deciding,
     prior: outcome.prior,
+    isChallenged: outcome.is_challenged,
     compared: outcome.comparisons.map((one) => [one.stage, one.retry, one.left, one.right]),
   };
   let failure = null;
@@ -3519,7 +4100,8 @@ function compareOutcome(job, stated, run) {
   const said = [
     ...dossier.all("verifier-drawn.v1").map((one) => `drawn ${one.stage}.${one.place}`),
     ...dossier.all("stage-sealed.v1").map((one) => `sealed ${one.stage}.${one.retry}`),
-    ...(job.isEquivocated ? [] : dossier.all("stage-bound.v1").map((one) => `bound ${one.stage}.0`)),
+    ...job.outcome.claims.map((_, number) => `claim ${number}.0`),
+    ...(dossier.isCutShort ? [] : dossier.all("stage-bound.v1").map((one) => `bound ${one.stage}.0`)),
   ];
   const unused = said.find((one) => !run.used.has(one));
   if (unused) refuse(`what the record has beyond that outcome: it says ${unused}; it must be nothing`);
@@ -3534,16 +4116,19 @@ async function play(job, orders, deepenedAt, equivocatedAt) {
     corner: await job.fullCorner(),
   };
   const { rules, audit } = job.genesis;
-  const run = { dispute: new Dispute(generator, rules.stage_max, audit.sample_count), compared: [], used: new Set(), eventCount: 0 };
+  const dispute = isCommittee(rules)
+    ? new CommitteeDispute(generator, rules, audit.sample_count)
+    : new Dispute(generator, rules.stage_max, audit.sample_count);
+  const run = { dispute, compared: [], used: new Set(), eventCount: 0 };
   while (run.eventCount < EVENTS_MAX) {
     if (run.eventCount === deepenedAt) run.dispute.onDeepened();
     if (run.eventCount === equivocatedAt) run.dispute.onEquivocated();
     if (run.dispute.phase === "decided") break;
-    const handle = findEvent(job, run, orders);
+    const handle = await findEvent(job, run, orders);
     if (handle === null) break;
     run.eventCount += 1;
-    let command = handle();
-    while (command !== null) command = await execute(job, run, command);
+    const commands = [handle() ?? []].flat();
+    while (commands.length) commands.push(...[(await execute(job, run, commands.shift())) ?? []].flat());
   }
   return run;
 }
@@ -3573,37 +4158,33 @@ async function execute(job, run, command) {
   invariant(ours && theirs, "the sealed parties were compared with the machine's");
   const { verdict } = await compareParties(job, sealed, ours, theirs);
   run.compared.push([command.stage, command.retry, command.ours, command.theirs]);
-  return run.dispute.onCompared({ stage: command.stage, retry: command.retry, against: command.against, verdict });
+  const { ourSeat, against } = command;
+  return run.dispute.onCompared({ stage: command.stage, retry: command.retry, ours: ourSeat, against, verdict });
 }
 
 /** What the record has for the machine in its state, as something to be done; null where it has nothing. */
-function findEvent(job, run, orders) {
+async function findEvent(job, run, orders) {
   const { dispute } = run;
   const { dossier } = job;
   const look = { stage: dispute.stage, retry: dispute.retry };
   switch (dispute.phase) {
-    case "waiting":
+    case "waiting": {
       if (job.audit === null) return null;
-      return () => dispute.onAuditOpened({ order: orders.get(1) ?? [], corner: job.audit.corner });
+      const isAsked = job.audit.reason === "challenge";
+      return () => dispute.onAuditOpened({ order: orders.get(1) ?? [], corner: job.audit.corner, isAsked });
+    }
     case "drawing": {
       const order = orders.get(dispute.stage);
       if (!order) return null;
       run.used.add(`bound ${dispute.stage}.0`);
-      return () => dispute.onOrderDrawn({ stage: dispute.stage, order });
+      const drawn = await drawRecheck(job, dispute.stage);
+      return () => dispute.onOrderDrawn({ stage: dispute.stage, order, ...drawn });
     }
-    case "holding": {
-      const which = { purpose: "verifier_stake", stage: dispute.stage, party: dispute.candidate };
-      const answer = { participant: dispute.candidate, stage: dispute.stage };
-      if (dossier.find("hold-placed.v1", which) !== null) return () => dispute.onHold({ ...answer, isPlaced: true });
-      if (dossier.find("hold-refused.v1", which) !== null) return () => dispute.onHold({ ...answer, isPlaced: false });
-      return null;
-    }
+    case "holding":
+      return findHold(job, dispute);
     case "sealing": {
-      const sealed = dossier.find("stage-sealed.v1", look);
-      if (sealed === null) return () => dispute.onSealExpired(look);
-      const own = sealed.parties.at(-1);
-      const claim = { participant: own.participant, corner: own.corner, leafCount: own.leaf_count, root: own.root };
-      return () => dispute.onClaim({ ...look, ...claim });
+      const claim = await findClaim(job, run, look);
+      return claim === null ? () => dispute.onSealExpired(look) : () => dispute.onClaim(claim);
     }
     case "opening": {
       const closed = dossier.find("openings-closed.v1", look);
@@ -3614,6 +4195,57 @@ function findEvent(job, run, orders) {
     default:
       return null;
   }
+}
+
+/** The ledger's word on a stake that is asked for: what was locked first; of refusals, that whose seat was drawn for next. */
+function findHold({ dossier }, dispute) {
+  const { asked } = dispute;
+  const refused = [];
+  for (const [name, seat] of dispute.pending) {
+    const which = { purpose: "verifier_stake", stage: seat, party: name };
+    const answer = { participant: name, stage: seat };
+    if (dossier.find("hold-placed.v1", which) !== null) return () => dispute.onHold({ ...answer, isPlaced: true });
+    if (dossier.find("hold-refused.v1", which) !== null) refused.push(answer);
+  }
+  if (!refused.length) return null;
+  const nextPlace = ({ stage: seat }) =>
+    dossier
+      .all("verifier-drawn.v1")
+      .filter((one) => one.stage === seat && one.place >= asked)
+      .reduce((least, one) => Math.min(least, one.place), Infinity);
+  const [first] = refused.map((answer) => [nextPlace(answer), answer]).sort(([one], [other]) => compareNumbers(one, other));
+  return () => dispute.onHold({ ...first[1], isPlaced: false });
+}
+
+/** The next claim of the stage: of those that sealed it, or of those that were too few to; null where there is none. */
+async function findClaim(job, run, look) {
+  const { dispute } = run;
+  const { rules } = job.genesis;
+  const taken = dispute.sealed ?? [];
+  const isOwn = (seat) => getStageOf(rules, seat) === look.stage && !taken.includes(seat);
+  const toClaim = (name, seat, body) => ({
+    participant: name,
+    stage: seat,
+    retry: look.retry,
+    corner: body.corner,
+    leafCount: body.leaf_count,
+    root: body.root,
+  });
+  const sealed = job.dossier.find("stage-sealed.v1", look);
+  if (sealed !== null) {
+    const own = sealed.parties.slice(1).find((party) => isOwn(party.stage));
+    return own === undefined ? null : toClaim(own.participant, own.stage, own);
+  }
+  for (const [number, data] of (job.outcome?.claims ?? []).entries()) {
+    const { sender, body } = await openEnvelope(data, job.network, "claim-sealed.v1");
+    if (!isSame([body.job_id, body.attempt], [job.recorded.job_id, job.recorded.attempt])) refuse("a claim about another job");
+    const seat = dispute.seats.find((one) => one.participant === sender && getToldStage(rules, one.stage) === body.stage);
+    if (seat === undefined || body.retry !== look.retry || !isOwn(seat.stage)) continue;
+    if (body.stack !== job.model.entry.stack) refuse(`a claim of another stack than the model's, ${body.stack}`);
+    run.used.add(`claim ${number}.0`);
+    return toClaim(sender, seat.stage, body);
+  }
+  return null;
 }
 
 // --- steps R17 and R18: what the rules pay, and what was paid -----------------------------------------------------
@@ -3661,7 +4293,9 @@ async function computeCosts(job) {
 
 async function computeSettlement(job) {
   const { outcome } = job;
-  return settleUnifiedPool(job.genesis.rules, {
+  const { rules } = job.genesis;
+  const settle = isCommittee(rules) ? settleCommittee : settleUnifiedPool;
+  return settle(rules, {
     ...(await computeCosts(job)),
     case: outcome?.case ?? "no_challenge",
     user: job.admitted.user,
@@ -3669,6 +4303,8 @@ async function computeSettlement(job) {
     verifiers: outcome?.verifiers ?? [],
     deciding: outcome?.deciding ?? null,
     prior: outcome?.prior ?? null,
+    isChallenged: outcome?.is_challenged ?? false,
+    reserve: job.dossier.get("payout-settled.v1").reserve_micro,
   });
 }
 
@@ -3688,6 +4324,11 @@ async function checkPayout(job, found) {
   const placed = new Map();
   for (const hold of listHolds(job)) placed.set(hold.party, (placed.get(hold.party) ?? 0n) + hold.amount_micro);
   for (const line of payout.lines) {
+    if (line.account === RESERVE) {
+      const has = payout.reserve_micro;
+      found.holds("drawn from the reserve", line.held_micro <= has, line.held_micro, `at most ${has}`);
+      continue;
+    }
     const locked = placed.get(line.account) ?? 0n;
     const what = `${line.account}: put in ${line.held_micro} of what was locked`;
     found.holds(what, line.held_micro <= locked, locked, `at least ${line.held_micro}`);
@@ -3717,7 +4358,8 @@ async function computeLines(job) {
   const put = (name, amount) => held.set(name, (held.get(name) ?? 0n) + amount);
   put(job.recorded.generator, products.bCg);
   for (const one of job.outcome?.verifiers ?? []) put(one.participant, products.bCv);
-  const { payouts: paid } = await computeSettlement(job);
+  const { payouts: paid, drawn = 0n } = await computeSettlement(job);
+  put(RESERVE, drawn);
   const lines = [...new Set([...held.keys(), ...paid.keys()])].map((account) => [
     account,
     [paid.get(account) ?? 0n, held.get(account) ?? 0n],

@@ -1,6 +1,7 @@
 """The bus port over nats-py: one connection with its own user, inbox prefix and strict manners.
 
-It reconnects without end; a connection that is closed all the same ends the service through ``wait_closed``.
+It reconnects without end, but to a server that refuses its user; a connection that is closed all the same ends the
+service through ``wait_closed``, which says why.
 Permission violations, which the server reports only on the side, end the calls that they concern and stay visible
 in ``denied``. A publish is repeated only where a repetition cannot be stored twice.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,18 +20,21 @@ from typing import Any, Final, NoReturn
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
+from nats.aio.client import Client, RawCredentials
 
 from pocache.bus.barrier import pass_barrier
 from pocache.bus.client import TolerantClient
 from pocache.bus.core import CoreSubscription, serve
 from pocache.bus.deadletter import compute_dead_letter
+from pocache.bus.jwt import parse_credentials, verify_unexpired
 from pocache.bus.permissions import get_inbox_prefix
 from pocache.bus.port import CoreMessage, Outgoing, RequestHandler, StoredMessage, StreamRecord
 from pocache.bus.puller import ContinuousPuller, PullSettings
 from pocache.bus.reading import get_last_record, read_records
 from pocache.bus.replies import DeniedError, NoResponderError, Replies, UnansweredError
+from pocache.bus.tls import make_client_context
 from pocache.protocol.errors import BackpressureError, BusError, ConflictError
+from pocache.runtime.network import NetworkDirectory, TlsFiles
 
 _LOG = structlog.get_logger(__name__)
 
@@ -45,6 +50,8 @@ _HANDLER_FAILED_HEADER: Final = "Pocache-Error"
 class NatsSettings:
     """How to reach the bus. ``name`` is the role: it names the connection and its inbox prefix.
 
+    ``nkey_seed`` is the NKey seed, or a credentials text with the user JWT before it.
+
     ``publish_s`` bounds a publish with all its repetitions, ``attempt_s`` one of them; ``unprovisioned_s`` is how
     long "no stream takes this subject" is taken for a server that is starting. Seconds.
     """
@@ -52,6 +59,7 @@ class NatsSettings:
     url: str
     name: str
     nkey_seed: str | None = field(default=None, repr=False)
+    tls: TlsFiles | None = None
     connect_s: float = 15.0
     publish_s: float = 30.0
     attempt_s: float = 5.0
@@ -61,10 +69,20 @@ class NatsSettings:
     pull_expires_s: float = 30.0
     pull_heartbeat_s: float = 5.0
 
+    @classmethod
+    def of(cls, directory: NetworkDirectory, url: str, name: str) -> NatsSettings:
+        """Return how a participant of this directory reaches the bus. Raises ConfigError on what is missing for it."""
+        return cls(
+            url=url, name=name, nkey_seed=directory.transport_seed(name), tls=directory.tls_files(name)
+        )
+
 
 @asynccontextmanager
 async def connect_bus(settings: NatsSettings) -> AsyncIterator[NatsBus]:
-    """Connect while the context lasts. Raises BusError when no server answers in time or it refuses the user."""
+    """Connect while the context lasts.
+
+    Raises BusError when no server answers in time or it refuses the user, ConfigError on credentials that are over.
+    """
     bus = NatsBus(settings)
     try:
         await bus.connect()
@@ -78,6 +96,7 @@ class NatsBus:
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
+        self._proof = _prove(settings)
         self._client: Client = TolerantClient()
         self._replies = Replies(self._client)
         self._pullers: set[ContinuousPuller] = set()
@@ -85,6 +104,8 @@ class NatsBus:
         self._denied: deque[str] = deque(maxlen=_DENIED_KEPT_MAX)
         self._denied_subscriptions: deque[str] = deque(maxlen=_DENIED_KEPT_MAX)
         self._is_established = False
+        self._dismissed = ""
+        self._ending: asyncio.Future[None] | None = None
         self._connected = asyncio.Event()
         self._closed = asyncio.Event()
         self._in_flight = asyncio.Semaphore(_IN_FLIGHT_MAX)
@@ -104,7 +125,7 @@ class NatsBus:
 
     async def wait_closed(self) -> NoReturn:
         await self._closed.wait()
-        raise BusError("the connection to the bus is closed")
+        raise BusError(self._dismissed or "the connection to the bus is closed")
 
     async def connect(self) -> None:
         """Open the connection; ``connect_bus`` does it."""
@@ -121,9 +142,8 @@ class NatsBus:
             "disconnected_cb": self._on_disconnected,
             "reconnected_cb": self._on_reconnected,
             "closed_cb": self._on_closed,
+            **self._proof,
         }
-        if settings.nkey_seed is not None:
-            options["nkeys_seed_str"] = settings.nkey_seed
         try:
             async with asyncio.timeout(settings.connect_s):
                 await self._client.connect(settings.url, **options)
@@ -146,6 +166,8 @@ class NatsBus:
                 await pass_barrier(self._client)
             except (nats.errors.Error, OSError) as error:
                 _LOG.info("not flushed at close", error=repr(error))
+        if self._ending is not None:
+            await self._ending
         await self._client.close()
         self._closed.set()
 
@@ -323,8 +345,11 @@ class NatsBus:
         violation = _VIOLATION.search(text.lower())
         if violation is not None:
             self._on_violation(violation.group(1), violation.group(2))
-        elif not self._is_established and "authorization violation" in text.lower():
-            raise BusError(f"the server refuses the user of {self._settings.name}") from error
+        elif refusal := _explain_refusal(text, self._settings.name):
+            if not self._is_established:
+                raise BusError(refusal) from error
+            self._dismissed = refusal  # asking again would change nothing: whoever runs this has to know
+            self._ending = self._ending or asyncio.ensure_future(self._client.close())
         elif isinstance(error, OSError):
             _LOG.debug("bus not reachable", error=repr(error))
         else:
@@ -353,6 +378,9 @@ class NatsBus:
             puller.handle_reconnected()
 
     async def _on_closed(self) -> None:
+        self._dismissed = self._dismissed or _explain_refusal(
+            str(self._client.last_error), self._settings.name
+        )
         if self._is_established:
             _LOG.error("bus connection closed", user=self._settings.name, error=repr(self._client.last_error))
         self._closed.set()
@@ -362,6 +390,30 @@ class NatsBus:
             puller.handle_closed()
         for subscription in tuple(self._subscriptions):
             subscription.handle_closed()
+
+
+def _prove(settings: NatsSettings) -> dict[str, Any]:
+    """Return how the client shows who it is. Raises ConfigError on credentials that are none, or are over."""
+    proof: dict[str, Any] = {} if settings.tls is None else {"tls": make_client_context(settings.tls)}
+    if settings.nkey_seed is None:
+        return proof
+    credentials = parse_credentials(settings.nkey_seed)
+    verify_unexpired(credentials, settings.name, time.time())
+    if credentials.jwt is None:
+        return {**proof, "nkeys_seed_str": credentials.seed}
+    return {**proof, "user_credentials": RawCredentials(settings.nkey_seed)}
+
+
+def _explain_refusal(text: str, name: str) -> str:
+    """Return what the server's refusal of a user means and what to do; nothing when the error is another."""
+    lowered = text.lower()
+    if "authentication expired" in lowered:
+        return f"the user JWT of {name} has expired: have it issued again by `pocache keys issue {name}`"
+    if "authentication revoked" in lowered:
+        return f"the operator has revoked the user {name}: ask for new credentials"
+    if "authorization violation" in lowered or "authorization failed" in lowered:
+        return f"the server refuses the user of {name}"
+    return ""
 
 
 def _parse_publish_answer(subject: str, data: bytes) -> int:

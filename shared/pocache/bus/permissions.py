@@ -3,8 +3,8 @@
 A pulling service publishes the pull itself, its acknowledgements, its own subjects and its dead letters; it
 subscribes to nothing but its own inbox prefix and the core subjects that it was given. Not covered: the reply subject
 of a request is not checked by the server, so whoever may pull can make the server publish a stored message or an API
-answer to a subject of its choice. Untrusted parties therefore need an account of their own; within one account every
-effect is authorised by its envelope, never by having arrived.
+answer to a subject of its choice. Untrusted parties therefore have an account of their own (``pocache.bus.accounts``); within
+one account every effect is authorised by its envelope, never by having arrived.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
-import nkeys
-
+from pocache.bus.jwt import KeyKind, KeyPair, make_key_pair, parse_credentials, read_public
 from pocache.protocol.errors import ConfigError
 
 DEAD_LETTER_PREFIX: Final = "dead"
@@ -38,33 +37,20 @@ class NatsUser:
     subscribe_allow: tuple[str, ...] = ()
     allow_responses: bool = False
     response_ttl_s: int = 60
+    is_guest: bool = False
+    """Whether nobody has to trust it: it gets an account of its own."""
+    relayed: tuple[str, ...] = ()
+    """Of what it may hear, what other guests say."""
 
 
-class TransportKey(NamedTuple):
-    """A NATS transport key pair in NKey text, apart from any participant's signing key."""
-
-    seed: str
-    public: str
+def generate_transport_key(entropy: bytes) -> KeyPair:
+    """Return the NKey user pair of 32 bytes of entropy, apart from any participant's signing key."""
+    return make_key_pair(KeyKind.USER, entropy)
 
 
-def generate_transport_key(entropy: bytes) -> TransportKey:
-    """Return the NKey user pair of 32 bytes of entropy."""
-    if len(entropy) != 32:
-        raise ConfigError("a transport key is made of 32 bytes of entropy")
-    seed = bytes(nkeys.encode_seed(entropy, nkeys.PREFIX_BYTE_USER)).decode()
-    return TransportKey(seed=seed, public=get_public_key(seed))
-
-
-def get_public_key(seed: str) -> str:
-    """Return the public NKey of a seed. Raises ConfigError when it is not a user's seed."""
-    try:
-        pair = nkeys.from_seed(bytearray(seed.encode()))
-        public: str = pair.public_key.decode()
-    except (nkeys.NkeysError, ValueError) as error:
-        raise ConfigError(f"not an NKey seed: {type(error).__name__}") from None
-    if not _USER_NKEY.fullmatch(public):
-        raise ConfigError("the NKey seed is not a user's")
-    return public
+def get_public_key(secret: str) -> str:
+    """Return the public NKey of a user's seed, or of credentials. Raises ConfigError when it is neither."""
+    return read_public(parse_credentials(secret).seed, KeyKind.USER)
 
 
 def get_inbox_prefix(role_name: str) -> str:
@@ -84,6 +70,8 @@ def compute_permissions(
     read_streams: Sequence[str] = (),
     serves_requests: bool = False,
     inbox_prefix: str | None = None,
+    is_guest: bool = False,
+    relayed: Sequence[str] = (),
 ) -> NatsUser:
     """Return the least-privilege user of one role.
 
@@ -107,6 +95,8 @@ def compute_permissions(
         publish_allow=_unique(publish),
         subscribe_allow=_unique([f"{prefix}.>", *core_subscriptions]),
         allow_responses=serves_requests,
+        is_guest=is_guest,
+        relayed=tuple(relayed),
     )
 
 

@@ -110,6 +110,7 @@ class Bus(Protocol):
         message_id: str | None = None,
         expected_last_sequence: int | None = None,
         expected_last_subject_sequence: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> int:
         """Store a message in the stream of its subject and return its sequence, after the stream's own answer.
 

@@ -24,9 +24,12 @@ from typing import Final, Self
 
 import structlog
 
+from pocache.bus.accounts import OperatorConfig, render_operator
 from pocache.bus.permissions import NatsUser, render_authorization
+from pocache.bus.tls import render_server_tls
 from pocache.protocol.errors import BusError, ConfigError
 from pocache.runtime.lifecycle import make_die_with_parent
+from pocache.runtime.network import TlsFiles
 
 _LOG = structlog.get_logger(__name__)
 
@@ -43,7 +46,8 @@ class ServerSettings:
     """What the embedded server is started with.
 
     ``port`` 0 takes a free one and keeps it across restarts. ``sync_always`` flushes every stored message to
-    the disk before it is acknowledged: without it a power cut loses acknowledged messages.
+    the disk before it is acknowledged: without it a power cut loses acknowledged messages. With ``operator`` users come
+    by JWT into their accounts, and ``users`` says nothing; with ``tls`` every client must show a certificate.
     """
 
     store_dir: Path
@@ -51,6 +55,8 @@ class ServerSettings:
     host: str = "127.0.0.1"
     sync_always: bool = True
     users: tuple[NatsUser, ...] = field(default=())
+    operator: OperatorConfig | None = None
+    tls: TlsFiles | None = None
     store_bytes_max: int = 8 * 2**30
     start_s: float = 30.0
     stop_s: float = 15.0
@@ -152,8 +158,10 @@ class EmbeddedServer:
         await self.stop()
         await self.start()
 
-    async def reload(self, users: tuple[NatsUser, ...] | None = None) -> None:
-        """Have the running server read its configuration again, with other users when given (SIGHUP).
+    async def reload(
+        self, users: tuple[NatsUser, ...] | None = None, operator: OperatorConfig | None = None
+    ) -> None:
+        """Have the running server read its configuration again, with other users or accounts when given (SIGHUP).
 
         Connections of users that did not change stay open. Raises BusError when the server refuses.
         """
@@ -162,6 +170,8 @@ class EmbeddedServer:
             raise BusError("nats-server is not running")
         if users is not None:
             self._settings = replace(self._settings, users=users)
+        if operator is not None:
+            self._settings = replace(self._settings, operator=operator)
         self._write_config()
         self._reloaded = asyncio.get_running_loop().create_future()
         process.send_signal(signal.SIGHUP)
@@ -239,7 +249,9 @@ def render_server_config(settings: ServerSettings) -> str:
         "}",
         "feature_flags { js_ack_fc_v2: false }",
     ]
-    text = "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n" + (render_server_tls(settings.tls) if settings.tls is not None else "")
+    if settings.operator is not None:
+        return text + render_operator(settings.operator)
     return text + (render_authorization(settings.users) if settings.users else "")
 
 

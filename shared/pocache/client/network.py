@@ -30,6 +30,7 @@ from pocache.protocol.keys import SigningKey
 from pocache.protocol.lifecycle import Phase
 from pocache.receipt.format import compute_receipt_hash
 from pocache.runtime.network import Genesis
+from pocache.runtime.tracing import NO_TRACER, Tracer
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import compute_envelope_id, compute_preimage, open_envelope, parse_envelope, seal
@@ -47,8 +48,9 @@ VALIDITY_MS: Final = 300_000
 class PocacheClient:
     """One user's connection to a network. Make it by :func:`open_client`."""
 
-    def __init__(self, bus: Bus, genesis: Genesis, key: SigningKey) -> None:
+    def __init__(self, bus: Bus, genesis: Genesis, key: SigningKey, tracer: Tracer = NO_TRACER) -> None:
         self._bus = bus
+        self._tracer = tracer
         self._genesis = genesis
         self._key = key
         # Held as long as their callers hold them: a client that lives for months forgets what nobody follows.
@@ -94,7 +96,12 @@ class PocacheClient:
         job_id = JobId(compute_envelope_id(preimage, envelope.kid))
         job = Job(job_id, submission, hashlib.sha256(data).digest())
         self._jobs[job_id] = self._refusable[job.message_hash] = job
-        await self._bus.publish(t.JOB_SUBMITTED.subject(), data, message_id=job_id.hex())
+        with self._tracer.working("user submit", job_id):
+            self._tracer.carry(job_id.hex(), job_id)
+            headers = self._tracer.take_headers(job_id.hex())
+            await self._bus.publish(
+                t.JOB_SUBMITTED.subject(), data, message_id=job_id.hex(), headers=headers
+            )
         return job
 
     async def challenge(self, job: Job) -> None:
@@ -368,8 +375,10 @@ class PocacheClient:
 
 
 @asynccontextmanager
-async def open_client(bus: Bus, genesis: Genesis, key: SigningKey) -> AsyncIterator[PocacheClient]:
-    """Yield a client that listens while the context lasts."""
-    client = PocacheClient(bus, genesis, key)
+async def open_client(
+    bus: Bus, genesis: Genesis, key: SigningKey, tracer: Tracer = NO_TRACER
+) -> AsyncIterator[PocacheClient]:
+    """Yield a client that listens while the context lasts; ``tracer`` opens each job's trace at its submission."""
+    client = PocacheClient(bus, genesis, key, tracer)
     async with client.listening():
         yield client

@@ -124,6 +124,8 @@ class CalibrationPlan:
             "generator_stack": generator.stack,
             "verifier_stack": verifier.stack,
             "schema_digest": generator.schema.digest().hex(),
+            "vocab_size": generator.vocab_size,
+            "layer_count": generator.layer_count,
             "job_count": len(self.prompts),
             "decoding_batches": ",".join(str(len(batch)) for batch in self.batches[: 2 * len(BATCH_SIZES)]),
             "verification": "packed with the batch, in a corner, and alone",

@@ -42,6 +42,9 @@ from pocache.protocol.sprt import Standing, judge_jobs
 HELD_OUT_START = 1_000_000
 """Jobs of an evaluation are numbered from here on: none of them was calibrated on."""
 
+PROMPT_TOKENS_MIN = 8
+"""Shortest prompt: of one token there is nothing to cut and no early one to change."""
+
 SAMPLE_COUNT_DEFAULT = 16
 """Positions of an audit, as in the genesis's default."""
 SECOND_LOOK_FACTOR = 4
@@ -163,7 +166,7 @@ class Evaluation:
     ) -> Iterator[HonestRun]:
         capabilities = self.verifier.capabilities()
         first = HELD_OUT_START + start
-        prompts = draw_prompts(capabilities, count=job_count, start=first)
+        prompts = draw_prompts(capabilities, count=job_count, token_count_min=PROMPT_TOKENS_MIN, start=first)
         for number, batch in enumerate(cut_batches(job_count, BATCH_SIZES)):
             self.prepare(number)
             requests = [
@@ -207,11 +210,13 @@ class Evaluation:
 
 def verify_fits(profile: MatchingProfile, generator: Capabilities, verifier: Capabilities) -> None:
     """Refuse to judge with a profile of another model, schema, dtype or version: EngineError, which names both."""
-    wanted = {
-        "model_id": generator.model_id.hex(),
+    wanted: dict[str, str | int] = {
+        "layer_count": generator.layer_count,
+        "vocab_size": generator.vocab_size,
         "schema_digest": generator.schema.digest().hex(),
         "generator_stack": generator.stack,
         "verifier_stack": verifier.stack,
+        "model_id": generator.model_id.hex(),
     }
     for name, value in wanted.items():
         if profile.about.get(name) != value:
@@ -219,9 +224,6 @@ def verify_fits(profile: MatchingProfile, generator: Capabilities, verifier: Cap
                 f"the profile's {name.replace('_', ' ')} is {profile.about.get(name)!r}, here it is {value!r}:"
                 " calibrate this pair first"
             )
-    layers = {row.layer for row in profile.thresholds}
-    if max(layers) + 1 != generator.layer_count:
-        raise EngineError(f"the profile has {max(layers) + 1} layers, the model {generator.layer_count}")
 
 
 def _count_ejection(grades: Sequence[int]) -> int | None:

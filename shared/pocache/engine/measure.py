@@ -58,15 +58,20 @@ class MeasuredJob:
 
 
 def draw_prompts(
-    capabilities: Capabilities, *, count: int, token_count_max: int = 48, start: int = 0
+    capabilities: Capabilities,
+    *,
+    count: int,
+    token_count_max: int = 48,
+    token_count_min: int = 1,
+    start: int = 0,
 ) -> list[tuple[int, ...]]:
-    """Return ``count`` fixed prompts of uniformly drawn tokens, of lengths from 1 to ``token_count_max``.
+    """Return ``count`` fixed prompts of uniformly drawn tokens, of lengths from ``token_count_min`` to ``token_count_max``.
 
     Prompts from another ``start`` are others: what was not calibrated on.
     """
     prompts = []
     for index in range(count):
-        length = 1 + (token_count_max - 1) * index // max(1, count - 1)
+        length = token_count_min + (token_count_max - token_count_min) * index // max(1, count - 1)
         label = _DOMAIN + b"prompt" + (start + index).to_bytes(4, "big")
         words = hashlib.shake_256(label).digest(4 * length)
         prompts.append(tuple(word % capabilities.vocab_size for word in struct.unpack(f">{length}I", words)))

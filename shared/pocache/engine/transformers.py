@@ -48,6 +48,7 @@ COLUMNS_DEFAULT = 16
 """Columns of a sketch: 16 separate every measured cheat that 64 do, at a quarter of the bytes."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FLOAT_FORMATS = {"float32": FloatFormat.F32, "bfloat16": FloatFormat.F16}
 
 
 class TransformersEngine:
@@ -70,7 +71,9 @@ class TransformersEngine:
         threads: int | None = None,
         kv_tokens_max: int = KV_TOKENS_MAX,
         pack_tokens_max: int = PACK_TOKENS_MAX,
+        float_format: FloatFormat | None = None,
     ) -> None:
+        """``float_format`` is that of the rows, by default the one that goes with the dtype."""
         if dtype not in DTYPES:
             raise EngineError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         if threads is not None:
@@ -83,7 +86,7 @@ class TransformersEngine:
         self._capabilities = Capabilities(
             model_id=compute_manifest(directory).model_id,
             stack=_compute_stack(dtype, attention, self._device, is_packed=self.causal.is_packable),
-            schema=_compute_schema(encoding, columns, dtype, self.causal),
+            schema=_compute_schema(encoding, columns, float_format or FLOAT_FORMATS[dtype], self.causal),
             layer_count=self.causal.layer_count,
             context_tokens_max=_get_context_tokens_max(self.model.config),
             vocab_size=self.causal.vocab_size,
@@ -94,6 +97,13 @@ class TransformersEngine:
     def model(self) -> transformers.PreTrainedModel:
         """Return the library's model."""
         return self.causal.module
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether tokens are routed among experts: rounding then flips a choice now and then, far beyond its size."""
+        config = self.model.config.get_text_config(decoder=True)
+        names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        return any((getattr(config, name, None) or 0) > 1 for name in names)
 
     @property
     def storage(self) -> Storage | None:
@@ -246,7 +256,7 @@ def _raise(_request: VerifyRequest, error: Exception) -> VerifyCapture:
 
 
 def _compute_schema(
-    encoding: Literal["sketch", "raw"], columns: int, dtype: str, model: CausalModel
+    encoding: Literal["sketch", "raw"], columns: int, float_format: FloatFormat, model: CausalModel
 ) -> RowSchema:
     widths = [tuple(heads * width for heads, width in pair) for pair in model.kv_shape.layers]
     if encoding == "raw" and len(set(widths)) != 1:
@@ -255,7 +265,7 @@ def _compute_schema(
     is_sketch = encoding == "sketch"
     return RowSchema(
         encoding=encoding,
-        float_format=FloatFormat.F32 if dtype == "float32" else FloatFormat.F16,
+        float_format=float_format,
         layer_count=len(widths),
         key_width=columns if is_sketch else key_width,
         value_width=columns if is_sketch else value_width,

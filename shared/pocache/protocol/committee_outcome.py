@@ -12,12 +12,11 @@ from dataclasses import replace
 from pocache.protocol.challenge import Corner
 from pocache.protocol.committee_terms import Part
 from pocache.protocol.dispute_committee_terms import (
-    CommitteePhase,
     CommitteeSeat,
     CommitteeState,
     CommitteeStep,
 )
-from pocache.protocol.dispute_terms import GENERATOR_STAGE, Decide, Outcome, Party
+from pocache.protocol.dispute_terms import GENERATOR_STAGE, Decide, Outcome, Party, Phase
 from pocache.protocol.matching import Verdict
 from pocache.protocol.payoff_terms import Case, VerifierStanding
 
@@ -40,7 +39,7 @@ def decide(state: CommitteeState, case: Case, reason: str) -> CommitteeStep:
         is_challenged=state.is_challenged,
     )
     decided = replace(
-        state, phase=CommitteePhase.DECIDED, outcome=outcome, order=(), positions=(), pairs=(), matched=()
+        state, phase=Phase.DECIDED, outcome=outcome, order=(), positions=(), pairs=(), matched=()
     )
     return CommitteeStep(decided, (Decide(outcome),))
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from pocache.protocol.errors import PayoffError
+from pocache.protocol.limits import SEAT_COUNT_MAX
 
 FIXED_FEE_COMMITTEE: Final = "fixed-fee-committee"
 
@@ -26,6 +27,8 @@ COMMITTEE_SIZE_MAX: Final = 15
 """A larger committee would have more pairs to compare than a dispute should cost."""
 
 COMMITTEE_COUNT_MAX: Final = 2
+
+assert COMMITTEE_SEAT - 1 + COMMITTEE_COUNT_MAX * COMMITTEE_SIZE_MAX <= SEAT_COUNT_MAX
 
 
 class Part(StrEnum):
@@ -71,6 +74,20 @@ class SeatPlan:
         if self.get_part(seat) is not Part.COMMITTEE:
             return seat
         return seat - (seat - COMMITTEE_SEAT) % self.committee_size
+
+    def get_draw(self, seat: int) -> int:
+        """Return the number of the draw that fills a seat: one for all tries of a part, one for each committee."""
+        match self.get_part(seat):
+            case Part.AUDIT:
+                return AUDIT_SEAT
+            case Part.RECHECK:
+                return RECHECK_SEAT
+            case _:
+                return self.get_stage(seat)
+
+    def get_told_stage(self, seat: int) -> int:
+        """Return the number by which a verifier is told of its seat: 1 for an audit and for a recheck alike."""
+        return self.get_stage(seat) if self.get_part(seat) is Part.COMMITTEE else AUDIT_SEAT
 
     def get_seats(self, stage: int) -> range:
         """Return the numbers of a stage's seats, from the number of its first."""

@@ -38,7 +38,6 @@ from pocache.protocol.committee_terms import AUDIT_SEAT, COMMITTEE_SEAT, RECHECK
 from pocache.protocol.dispute import RETRY_SAMPLE_FACTOR, compute_common_corner
 from pocache.protocol.dispute_committee_terms import (
     CommitteeEvent,
-    CommitteePhase,
     CommitteeSeat,
     CommitteeState,
     CommitteeStep,
@@ -60,6 +59,7 @@ from pocache.protocol.dispute_terms import (
     OpeningsClosed,
     OrderDrawn,
     Party,
+    Phase,
     RequestHold,
     SealExpired,
     SealStage,
@@ -102,7 +102,7 @@ def advance(state: CommitteeState, event: CommitteeEvent) -> CommitteeStep:
     if isinstance(event, ClaimSealed):
         verify_claim(state, event)
         return _seal(state, event)
-    if state.phase is CommitteePhase.DECIDED:
+    if state.phase is Phase.DECIDED:
         return CommitteeStep(state)
     match event:
         case AuditOpened():
@@ -137,7 +137,7 @@ def verify_claim(state: CommitteeState, claim: ClaimSealed) -> None:
     seat = next((one for one in state.seats if one.stage == claim.stage), None)
     if seat is None or seat.participant != claim.participant:
         raise NotAuthorizedError(f"{claim.participant} was not drawn for seat {claim.stage}")
-    if state.phase is CommitteePhase.DECIDED:
+    if state.phase is Phase.DECIDED:
         raise ExpiredError("the job is decided")
     stage = state.plan.get_stage(claim.stage)
     if seat.is_silent:
@@ -146,9 +146,9 @@ def verify_claim(state: CommitteeState, claim: ClaimSealed) -> None:
         raise ExpiredError(f"stage {stage}.{claim.retry} is over; it is stage {state.stage}.{state.retry}")
     if claim.retry != state.retry:
         raise UnknownJobError(f"no second look was asked for at stage {stage}")
-    if state.phase is CommitteePhase.HOLDING:
+    if state.phase is Phase.HOLDING:
         raise UnknownJobError(f"no task was given out for stage {stage} yet")
-    if state.phase is not CommitteePhase.SEALING or claim.stage in state.sealed:
+    if state.phase is not Phase.SEALING or claim.stage in state.sealed:
         raise ConflictError(f"a claim is sealed for seat {claim.stage}.{claim.retry}: it cannot be replaced")
     if claim.corner != state.corner:
         raise CommitmentError(f"the claim covers {claim.corner}, the task is {state.corner}")
@@ -162,14 +162,14 @@ def verify_claim(state: CommitteeState, claim: ClaimSealed) -> None:
 
 
 def _open(state: CommitteeState, event: AuditOpened) -> CommitteeStep:
-    if state.phase is not CommitteePhase.WAITING:
+    if state.phase is not Phase.WAITING:
         return CommitteeStep(state)
     return _begin(replace(state, order=event.order, corner=event.corner, widest=event.corner), AUDIT_SEAT)
 
 
 def _take_recheck(state: CommitteeState, event: RecheckDrawn) -> CommitteeStep:
     """Look again if the lottery says so, or if the user challenged what was seen at partial depth only."""
-    if state.phase is not CommitteePhase.DRAWING or get_part(state) is not Part.RECHECK:
+    if state.phase is not Phase.DRAWING or get_part(state) is not Part.RECHECK:
         return CommitteeStep(state)
     if not event.is_drawn and not is_too_shallow(state):
         return _agree(state)
@@ -177,7 +177,7 @@ def _take_recheck(state: CommitteeState, event: RecheckDrawn) -> CommitteeStep:
 
 
 def _take_committee(state: CommitteeState, event: OrderDrawn) -> CommitteeStep:
-    if state.phase is not CommitteePhase.DRAWING or event.stage != state.stage:
+    if state.phase is not Phase.DRAWING or event.stage != state.stage:
         return CommitteeStep(state)
     if get_part(state) is not Part.COMMITTEE:
         return CommitteeStep(state)
@@ -188,7 +188,7 @@ def _draw(state: CommitteeState, stage: int) -> CommitteeStep:
     """Wait for a round that does not exist yet; whoever was a candidate before is none until it is drawn again."""
     drawing = replace(
         state,
-        phase=CommitteePhase.DRAWING,
+        phase=Phase.DRAWING,
         stage=stage,
         retry=0,
         order=(),
@@ -199,7 +199,7 @@ def _draw(state: CommitteeState, stage: int) -> CommitteeStep:
 
 
 def _begin(state: CommitteeState, stage: int) -> CommitteeStep:
-    state = replace(state, phase=CommitteePhase.HOLDING, stage=stage, retry=0)
+    state = replace(state, phase=Phase.HOLDING, stage=stage, retry=0)
     return _ask(state, state.plan.get_seats(stage))
 
 
@@ -224,7 +224,7 @@ def _ask(state: CommitteeState, numbers: Iterable[int]) -> CommitteeStep:
 
 def _take_hold(state: CommitteeState, event: HoldPlaced | HoldRefused) -> CommitteeStep:
     asked = (event.participant, event.stage)
-    if state.phase is not CommitteePhase.HOLDING or asked not in state.pending:
+    if state.phase is not Phase.HOLDING or asked not in state.pending:
         return CommitteeStep(state)
     state = replace(state, pending=tuple(one for one in state.pending if one != asked))
     if isinstance(event, HoldPlaced):
@@ -252,7 +252,7 @@ def _assign_stage(state: CommitteeState) -> CommitteeStep:
 def _assign(state: CommitteeState, corner: Corner) -> CommitteeStep:
     state = replace(
         state,
-        phase=CommitteePhase.SEALING,
+        phase=Phase.SEALING,
         corner=corner,
         widest=compute_span(state.widest, corner),
         sealed=(),
@@ -303,7 +303,7 @@ def _seal(state: CommitteeState, claim: ClaimSealed) -> CommitteeStep:
 
 
 def _expire_seal(state: CommitteeState, event: SealExpired) -> CommitteeStep:
-    if state.phase is not CommitteePhase.SEALING or (event.stage, event.retry) != (state.stage, state.retry):
+    if state.phase is not Phase.SEALING or (event.stage, event.retry) != (state.stage, state.retry):
         return CommitteeStep(state)
     late = {seat.stage for seat in get_members(state)} - set(state.sealed)
     state = silence(state, late)
@@ -319,14 +319,14 @@ def _open_stage(state: CommitteeState) -> CommitteeStep:
     is_close = state.retry or get_part(state) is Part.COMMITTEE
     # The factor's product is within the limit by the configuration's own bound; a state may come from elsewhere.
     sample_count = min(state.sample_count * (RETRY_SAMPLE_FACTOR if is_close else 1), SAMPLE_COUNT_MAX)
-    state = replace(state, phase=CommitteePhase.OPENING)
+    state = replace(state, phase=Phase.OPENING)
     command = SealStage(state.stage, state.retry, state.corner, get_parties(state), sample_count)
     return CommitteeStep(state, (command,))
 
 
 def _close_openings(state: CommitteeState, event: OpeningsClosed) -> CommitteeStep:
     """Mark who was silent, and compare the rest; who had nothing to open, as all lies beyond its corner, is not."""
-    if state.phase is not CommitteePhase.OPENING or (event.stage, event.retry) != (state.stage, state.retry):
+    if state.phase is not Phase.OPENING or (event.stage, event.retry) != (state.stage, state.retry):
         return CommitteeStep(state)
     asked = [seat for seat in get_judged(state) if has_positions(seat, event.positions)]
     state = silence(state, {seat.stage for seat in asked if seat.participant not in event.opened})
@@ -339,7 +339,7 @@ def _close_openings(state: CommitteeState, event: OpeningsClosed) -> CommitteeSt
     pairs = tuple((number, GENERATOR_STAGE) for number in judged)
     state = replace(
         state,
-        phase=CommitteePhase.COMPARING,
+        phase=Phase.COMPARING,
         positions=event.positions,
         judging=Judging.AGAINST_GENERATOR,
         pairs=pairs,
@@ -367,7 +367,7 @@ def _judge(state: CommitteeState, event: PairCompared) -> CommitteeStep:
     """Note the verdict on the pair in line. Inconclusive never convicts: it is no mismatch, and among members no match."""
     awaited = (state.stage, state.retry, *state.pairs[:1])
     is_awaited = (event.stage, event.retry, (event.ours, event.against)) == awaited
-    if state.phase is not CommitteePhase.COMPARING or not is_awaited:
+    if state.phase is not Phase.COMPARING or not is_awaited:
         return CommitteeStep(state)
     is_match, number = event.verdict is Verdict.MATCH, event.ours
     match state.judging:

@@ -27,30 +27,13 @@ from pocache.protocol.dispute_terms import (
     OrderDrawn,
     Outcome,
     Party,
+    Phase,
     RequestHold,
     SealExpired,
     SealStage,
 )
 from pocache.protocol.ids import Digest, ParticipantId
 from pocache.protocol.matching import Verdict
-
-
-class CommitteePhase(StrEnum):
-    """What a dispute waits for."""
-
-    WAITING = "waiting"
-    """No audit was opened: only an equivocation can decide the job."""
-    DRAWING = "drawing"
-    """A fresh round, for the recheck's lottery or a committee's sortition."""
-    HOLDING = "holding"
-    """The ledger's word on the stakes of one candidate or more."""
-    SEALING = "sealing"
-    """The claims of the stage's verifiers."""
-    OPENING = "opening"
-    """The openings of everybody who ever sealed."""
-    COMPARING = "comparing"
-    """The verdict on the first pair that is still to be compared."""
-    DECIDED = "decided"
 
 
 class Judging(StrEnum):
@@ -96,7 +79,7 @@ class CommitteeState:
     """What the current stage runs."""
     widest: Corner
     """What all corners given out span together: verification is priced by it."""
-    phase: CommitteePhase = CommitteePhase.WAITING
+    phase: Phase = Phase.WAITING
     stage: int = 0
     retry: int = 0
     order: tuple[ParticipantId, ...] = ()

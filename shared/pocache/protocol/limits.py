@@ -43,6 +43,13 @@ OPEN_VECTORS_MAX: Final = 4_096
 """Vectors in one question of the open mode."""
 
 STAGE_COUNT_MAX: Final = 16
+"""K of ``unified-pool`` at most."""
+
+SEAT_COUNT_MAX: Final = 36
+"""Verifiers of one job at most, by the numbers of their seats, whatever the rules."""
+
+COMPARISONS_MAX: Final = 1_024
+"""Comparisons of one dispute; two committees of the largest size make fewer."""
 ATTEMPT_COUNT_MAX: Final = 16
 OPENING_PARTS_MAX: Final = 256
 MULTIPROOF_DIGESTS_MAX: Final = 8_192
@@ -51,6 +58,9 @@ MEMBERS_MAX: Final = 4_096
 """Verifiers in one stake snapshot."""
 
 MODELS_PER_MEMBER_MAX: Final = 64
+
+OWNERS_MAX: Final = 2_048
+"""Participants of which a snapshot says whose they are."""
 
 BEACON_MEMBERS_MAX: Final = 64
 """Members of a threshold beacon: each hears every other's part of every round."""
@@ -100,4 +110,5 @@ assert RECEIPT_BYTES_MAX <= RECEIPT_PARTS_MAX * RECEIPT_PART_BYTES_MAX
 assert PAYLOAD_BYTES_MAX * 4 // 3 + 2_048 < ENTRY_TEXT_BYTES_MAX
 assert RECEIPT_BYTES_MAX * 4 // 3 < RECEIPT_TEXT_BYTES_MAX
 assert RECEIPT_PART_BYTES_MAX + 4_096 < PAYLOAD_BYTES_MAX
+assert STAGE_COUNT_MAX <= SEAT_COUNT_MAX < COMPARISONS_MAX
 assert OUTPUT_TOKENS_MAX < LEAF_COUNT_MAX < 2**31

@@ -7,7 +7,7 @@ the network's configuration names; what the words mean is in ``payoff_terms``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pocache.protocol.committee import DEFAULT_COMMITTEE, FixedFeeCommittee
 from pocache.protocol.committee_terms import FIXED_FEE_COMMITTEE
@@ -35,6 +35,7 @@ __all__ = [
     "FIXED_FEE_COMMITTEE",
     "RATIONAL_TERM_MAX",
     "RESERVE",
+    "RULES_DEFAULT",
     "TREASURY",
     "UNIFIED_POOL",
     "Case",
@@ -51,6 +52,9 @@ __all__ = [
     "compute_table",
     "settle",
 ]
+
+RULES_DEFAULT: Final[str] = FIXED_FEE_COMMITTEE
+"""What a network is paid by that does not say so."""
 
 
 def settle(

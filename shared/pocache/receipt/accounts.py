@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from pocache.protocol.errors import ReceiptError
 from pocache.receipt.dossier import Said
-from pocache.receipt.payment import TREASURY
+from pocache.receipt.payment import RESERVE, TREASURY
 from pocache.wire import topics as t
 
-_HOUSE: Final = frozenset({TREASURY})
+_HOUSE: Final = frozenset({TREASURY, RESERVE})
 
 
 class Accounts:
@@ -87,6 +87,11 @@ class Accounts:
                 f"a payout of {paid} from a pool of {body.pool_micro}, into which {held} were put"
             )
         self._locked.pop(body.job_id, None)
+        has = self._wealth.get(RESERVE, 0)
+        if body.reserve_micro != has:
+            raise ReceiptError(
+                f"a reserve of {body.reserve_micro}, where the payouts before left {has} in it"
+            )
         for line in body.lines:
             self._add(line.account, line.amount_micro - line.held_micro)
 

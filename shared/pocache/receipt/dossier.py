@@ -179,6 +179,12 @@ class Dossier:
         """Whether the job has come to its end."""
         return bool(self.all(t.PAYOUT_SETTLED)) or self.is_refused
 
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether an equivocation ended the dispute, so that a draw that was bound may never have come."""
+        outcomes = self.all(t.OUTCOME_DECIDED)
+        return bool(self.all(t.EQUIVOCATION)) and all(one.case == "equivocation" for one in outcomes)
+
     def get_audit_round(self) -> int | None:
         """Return the round that the lottery is drawn from: the last that the commitment was bound to."""
         rounds = [one.audit_round for one in self.all(t.COMMITMENT_RECORDED)]
@@ -195,8 +201,8 @@ class Dossier:
     def get_needed_rounds(self) -> tuple[int, ...]:
         """Return the rounds that something about the job was drawn from, ascending.
 
-        A stage that nobody was drawn for needs its round to show that there was nobody, unless an equivocation ended
-        the dispute before the round came.
+        A stage that nobody was drawn for needs its round to show that there was nobody, unless it is the last and an
+        equivocation ended the dispute before the round came.
         """
         needed = {one.round_number for one in self.all(t.OPENINGS_CLOSED)}
         needed |= {one.round_number for one in self.all(t.AUDIT_OPENED)}
@@ -204,9 +210,11 @@ class Dossier:
         if self.all(t.WINDOW_CLOSED) and audit_round is not None:
             needed.add(audit_round)
         drawn = {one.stage for one in self.all(t.VERIFIER_DRAWN)}
-        is_cut_short = bool(self.all(t.EQUIVOCATION))
+        is_cut_short = self.is_cut_short
+        rounds = self.get_stage_rounds()
+        last = max(rounds, default=0)
         needed |= {
-            number for stage, number in self.get_stage_rounds().items() if stage in drawn or not is_cut_short
+            number for stage, number in rounds.items() if stage in drawn or not is_cut_short or stage != last
         }
         return tuple(sorted(needed))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pocache.protocol.beacon import bind_round, compute_round_time_ms
 from pocache.protocol.challenge import (
     Corner,
-    DeterministicStream,
     Tag,
     draw_corner,
     draw_order,
@@ -20,6 +19,7 @@ from pocache.protocol.commitment import Promise, is_equivocation
 from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import ReceiptError
 from pocache.protocol.ids import Digest, JobId, ParticipantId
+from pocache.protocol.sortition import compute_weights
 from pocache.receipt.case import Case, read_corner
 from pocache.receipt.dossier import open_party
 from pocache.receipt.promise import NO_COMMITMENT, check_bound
@@ -129,14 +129,18 @@ def check_corner(case: Case, found: Findings) -> None:
         return
     expected = case.full_corner
     if audit.reason == "lottery":
-        expected = draw_corner(
-            case.open_stream(Tag.CORNER, audit.round_number, 0),
-            layer_count=case.model.schema.layer_count,
-            leaf_count=case.leaf_count,
-            prompt_count=len(case.prompt),
-            full_share=case.genesis.share(case.genesis.audit.full_depth_share),
-        )
+        expected = _draw_corner(case, audit.round_number, 0)
     found.equal("the corner", str(read_corner(audit.corner)), str(expected))
+
+
+def _draw_corner(case: Case, round_number: int, stage: int) -> Corner:
+    return draw_corner(
+        case.open_stream(Tag.CORNER, round_number, stage),
+        layer_count=case.model.schema.layer_count,
+        leaf_count=case.leaf_count,
+        prompt_count=len(case.prompt),
+        full_share=case.genesis.share(case.genesis.audit.full_depth_share),
+    )
 
 
 def check_sortition(case: Case, found: Findings) -> None:
@@ -151,20 +155,35 @@ def check_sortition(case: Case, found: Findings) -> None:
         extra = set(shown) - set(needed) if _has_empty_stage(case) else set()
         stated = tuple(one for one in shown if one not in extra)
         found.equal("snapshots shown, and snapshots needed", stated, needed)
-    for stage, order in compute_orders(case).items():
-        drawn = sorted(
-            (one for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage == stage),
-            key=lambda one: one.place,
-        )
-        _check_stage(case, found, stage, drawn)
+    procedure = case.genesis.procedure
+    for draw, order in compute_orders(case).items():
+        drawn = _list_drawn(case, draw)
+        _check_draw(case, found, draw, drawn)
         places = [one.place for one in drawn]
-        found.equal(f"places that were drawn for stage {stage}", places, list(range(len(drawn))))
+        if procedure.is_excluding_drawn():
+            found.equal(f"places that were drawn for stage {draw}", places, list(range(len(drawn))))
+        else:
+            # Whoever sits already is passed over: which places those are is the rules' to say, in R16.
+            is_once = len(set(places)) == len(places) and max(places, default=-1) < len(order)
+            found.holds(
+                f"places that were drawn for stage {draw}", is_once, places, "each once, all of the order"
+            )
         found.equal(
-            f"who was drawn for stage {stage}", [one.participant for one in drawn], list(order[: len(drawn)])
+            f"who was drawn for stage {draw}",
+            [one.participant for one in drawn],
+            [order[place] for place in places],
         )
+    _check_recheck(case, found)
 
 
-def _check_stage(case: Case, found: Findings, stage: int, drawn: list[m.VerifierDrawnV1]) -> None:
+def _list_drawn(case: Case, draw: int) -> list[m.VerifierDrawnV1]:
+    """Return who was drawn by one draw, for whichever of its seats, in the order of places."""
+    get_draw = case.genesis.procedure.get_draw
+    drawn = (one for one in case.dossier.all(t.VERIFIER_DRAWN) if get_draw(one.stage) == draw)
+    return sorted(drawn, key=lambda one: one.place)
+
+
+def _check_draw(case: Case, found: Findings, stage: int, drawn: list[m.VerifierDrawnV1]) -> None:
     round_number = case.dossier.get_stage_rounds()[stage]
     bound = case.dossier.find(t.STAGE_BOUND, stage=stage)
     if bound is not None:
@@ -179,25 +198,57 @@ def _check_stage(case: Case, found: Findings, stage: int, drawn: list[m.Verifier
         found.holds("ms from the snapshot to its round", age_ms > 0, age_ms, "more than 0")
 
 
+def _check_recheck(case: Case, found: Findings) -> None:
+    """Note what the round after an agreement said about looking again; whether that was done is R16's to judge."""
+    needed = case.dossier.get_needed_rounds()
+    for draw, number in case.dossier.get_stage_rounds().items():
+        if number in needed and case.genesis.procedure.is_recheck(draw):
+            is_drawn, corner = draw_recheck(case, draw)
+            found.note("whether the agreement was to be rechecked", is_drawn)
+            found.note("the recheck's corner", str(corner))
+
+
+def draw_recheck(case: Case, draw: int) -> tuple[bool, Corner]:
+    """Return whether the round of a draw has an agreement looked at again, and in which corner.
+
+    A draw without a lottery of its own is always held, over the whole job.
+    """
+    share = case.genesis.recheck_share if case.genesis.procedure.is_recheck(draw) else None
+    if share is None:
+        return True, case.full_corner
+    number = case.dossier.get_stage_rounds()[draw]
+    return is_drawn(case.open_stream(Tag.RECHECK, number, draw), *share), _draw_corner(case, number, draw)
+
+
 def compute_orders(case: Case) -> dict[int, tuple[ParticipantId, ...]]:
-    """Return sortition's order of every stage whose round has come, without the job's parties and who was drawn before."""
-    orders: dict[int, tuple[ParticipantId, ...]] = {}
+    """Return sortition's order of every draw whose round has come, without those related to the job's parties.
+
+    Where the rules say so, also without whoever was drawn before.
+    """
+    procedure, orders = case.genesis.procedure, dict[int, tuple[ParticipantId, ...]]()
     drawn: list[ParticipantId] = []
     needed = case.dossier.get_needed_rounds()
-    for stage, round_number in sorted(case.dossier.get_stage_rounds().items()):
+    for draw, round_number in sorted(case.dossier.get_stage_rounds().items()):
         if round_number not in needed:
             continue
-        excluded = {case.generator, case.user, *drawn}
-        snapshot = find_snapshot(case, stage)
-        stakes = sorted(
-            (ParticipantId(member.participant), member.stake_micro)
-            for member in (() if snapshot is None else snapshot.members)
-            if case.model.model_id in member.model_ids and member.participant not in excluded
+        snapshot = find_snapshot(case, draw)
+        weights = compute_weights(
+            (
+                (ParticipantId(member.participant), member.stake_micro)
+                for member in (() if snapshot is None else snapshot.members)
+                if case.model.model_id in member.model_ids
+            ),
+            owners={
+                ParticipantId(one.participant): ParticipantId(one.owner)
+                for one in (() if snapshot is None else snapshot.owners)
+            },
+            parties=(case.generator, case.user),
+            excluded=tuple(drawn),
+            share_max=case.genesis.share(case.genesis.audit.owner_stake_share),
         )
-        orders[stage] = draw_order(_open_verifiers(case, round_number, stage), stakes)
-        drawn += [
-            ParticipantId(one.participant) for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage == stage
-        ]
+        orders[draw] = draw_order(case.open_stream(procedure.get_tag(draw), round_number, draw), weights)
+        if procedure.is_excluding_drawn():
+            drawn += [ParticipantId(one.participant) for one in _list_drawn(case, draw)]
     return orders
 
 
@@ -209,7 +260,7 @@ def find_snapshot(case: Case, stage: int) -> m.SnapshotV1 | None:
     due_ms = compute_round_time_ms(case.chain, case.dossier.get_stage_rounds()[stage])
     before = [one for one in case.snapshots.values() if one.taken_ms < due_ms]
     latest = max(before, key=lambda one: (one.taken_ms, one.number), default=None)
-    named = {one.snapshot for one in case.dossier.all(t.VERIFIER_DRAWN) if one.stage == stage}
+    named = {one.snapshot for one in _list_drawn(case, stage)}
     if not named:
         return latest
     if len(named) > 1:
@@ -225,12 +276,8 @@ def find_snapshot(case: Case, stage: int) -> m.SnapshotV1 | None:
 
 
 def _has_empty_stage(case: Case) -> bool:
-    drawn = {one.stage for one in case.dossier.all(t.VERIFIER_DRAWN)}
+    drawn = {case.genesis.procedure.get_draw(one.stage) for one in case.dossier.all(t.VERIFIER_DRAWN)}
     return any(stage not in drawn for stage in case.dossier.get_stage_rounds())
-
-
-def _open_verifiers(case: Case, round_number: int, stage: int) -> DeterministicStream:
-    return case.open_stream(Tag.VERIFIERS, round_number, stage)
 
 
 def check_positions(case: Case, found: Findings) -> None:

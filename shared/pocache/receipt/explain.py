@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from pocache.protocol.challenge import Tag
+from pocache.protocol.committee_terms import Part, SeatPlan
 from pocache.protocol.encoding import unpack_tokens
+from pocache.protocol.procedure import CommitteeProcedure
 from pocache.receipt.case import Case
+from pocache.receipt.draws import draw_recheck
 from pocache.receipt.payment import REFUNDED
 from pocache.receipt.report import Step
 from pocache.wire import messages as m
@@ -23,13 +26,17 @@ _ENDINGS: Final[Mapping[str, str]] = {
     "agree": "The verifier's rows are the generator's: the job was done as it was committed to.",
     "confirm_generator": "A later verifier's rows are the generator's: the generator was right, the verifiers before it were not.",
     "confirm_prior": "Two verifiers agree with each other and not with the generator: the generator is convicted.",
-    "void": "No two parties agreed in any stage: nobody is convicted, everything goes back.",
+    "acquittal": "A committee was called and finds for the generator: whoever called it pays for it.",
+    "conviction": "A committee finds against the generator: its members agree with each other and not with it.",
+    "void": "Nothing was decided in any stage: nobody is convicted, everything goes back.",
     "no_opening": "The generator did not open what it had committed to: that counts as a conviction.",
     "equivocation": "The generator signed two results that contradict each other: that convicts it without a verifier.",
     REFUNDED: "Nobody did the job: everything goes back to where it came from.",
     "refused": "The user's deposit could not be held, so the job never began.",
 }
-_AUDIT_ENDINGS: Final = frozenset({"agree", "confirm_generator", "confirm_prior", "void", "no_opening"})
+_AUDIT_ENDINGS: Final = frozenset(
+    {"agree", "confirm_generator", "confirm_prior", "acquittal", "conviction", "void", "no_opening"}
+)
 
 
 def explain_job(case: Case, ending: str, names: Mapping[str, str] | None = None) -> list[str]:
@@ -137,9 +144,10 @@ class _Teller:
             )
             what = " Its stake could not be locked." if refused is not None else ""
             lines.append(
-                f"Stage {drawn.stage}: round {drawn.round_number} drew {self.name(drawn.participant)} by stake, from snapshot"
+                f"{self._name_seat(drawn.stage)}: round {drawn.round_number} drew {self.name(drawn.participant)} by stake, from snapshot"
                 f" {drawn.snapshot} ({Step.SORTITION}).{what}"
             )
+        lines += self._tell_recheck()
         for closed in case.dossier.all(t.OPENINGS_CLOSED):
             positions = ", ".join(map(str, unpack_tokens(closed.positions)))
             lines.append(
@@ -149,6 +157,52 @@ class _Teller:
             lines += [f"{self.name(one)} did not open them ({Step.OPENINGS})." for one in closed.missing]
         outcome = case.outcome
         lines += [self._tell_comparison(one) for one in (() if outcome is None else outcome.comparisons)]
+        return lines
+
+    def _name_seat(self, seat: int) -> str:
+        """Return what a seat is for, under rules whose seats are for something."""
+        plan = self._plan
+        if plan is None:
+            return f"Stage {seat}"
+        part = plan.get_part(seat)
+        if part is not Part.COMMITTEE:
+            return f"Seat {seat}, for the {part.value}"
+        return f"Seat {seat}, in the committee of stage {plan.get_stage(seat)}"
+
+    @property
+    def _plan(self) -> SeatPlan | None:
+        procedure = self._case.genesis.procedure
+        return procedure.plan if isinstance(procedure, CommitteeProcedure) else None
+
+    def _tell_recheck(self) -> list[str]:
+        """Say what the round after an agreement decided, where there was one."""
+        case = self._case
+        bound = next(
+            (one for one in case.dossier.all(t.STAGE_BOUND) if case.genesis.procedure.is_recheck(one.stage)),
+            None,
+        )
+        if bound is None or bound.round_number not in case.dossier.get_needed_rounds():
+            return []
+        is_drawn, _ = draw_recheck(case, bound.stage)
+        what = "was to be looked at again" if is_drawn else "was left as it was"
+        return [
+            (
+                f"The audit's verifier agreed; round {bound.round_number} decided by lottery that the agreement {what}"
+                f" ({Step.SORTITION})."
+            )
+        ]
+
+    def _tell_standings(self) -> list[str]:
+        """Say whose claims the outcome bears out, under rules that ask for it."""
+        outcome = self._case.outcome
+        if outcome is None or self._plan is None:
+            return []
+        lines = []
+        for one in outcome.verifiers:
+            found = "was silent" if not one.opened else "is borne out" if one.upheld else "is not borne out"
+            lines.append(
+                f"{self._name_seat(one.stage)}: {self.name(one.participant)} {found} ({Step.OUTCOME})."
+            )
         return lines
 
     def _tell_comparison(self, one: m.ComparisonV1) -> str:
@@ -166,7 +220,7 @@ class _Teller:
     def tell_end(self, ending: str) -> list[str]:
         case = self._case
         step = Step.OUTCOME if ending in _AUDIT_ENDINGS else Step.PAYOFF
-        lines = [f"{_ENDINGS.get(ending, 'It is not settled yet.')} ({step})"]
+        lines = [f"{_ENDINGS.get(ending, 'It is not settled yet.')} ({step})", *self._tell_standings()]
         refused = case.dossier.find(t.HOLD_REFUSED, purpose="escrow")
         if refused is not None:
             lines.append(f"The ledger said: {refused.code}: {refused.reason} ({Step.SUBMISSION}).")

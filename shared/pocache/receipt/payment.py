@@ -6,6 +6,7 @@ line that the rules do not know, and money from somebody of whom nothing was hel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from pocache.protocol import payoff
@@ -19,7 +20,10 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 
 TREASURY: Final = "treasury"
-"""The treasury's account, as the ledger's payouts name it."""
+RESERVE: Final = "reserve"
+"""The accounts of nobody's, as the ledger's payouts name them."""
+
+_HOUSE: Final[Mapping[str, str]] = {payoff.TREASURY: TREASURY, payoff.RESERVE: RESERVE}
 
 REFUNDED: Final = "refunded"
 _REFUSED: Final = "the deposit was refused: nothing was held, nothing is paid"
@@ -88,18 +92,20 @@ def compute_settlement(case: Case) -> Settlement:
     cg, cv = compute_costs(case)
     outcome = case.outcome
     return payoff.settle(
-        case.genesis.unified_pool,
+        case.genesis.rule_set,
         case=Ending.NO_CHALLENGE if outcome is None else Ending(outcome.case),
         cg=cg,
         cv=cv,
         user=case.user,
         generator=case.generator,
         verifiers=[
-            VerifierStanding(ParticipantId(one.participant), one.stage, one.opened)
+            VerifierStanding(ParticipantId(one.participant), one.stage, one.opened, one.upheld)
             for one in (() if outcome is None else outcome.verifiers)
         ],
         deciding=None if outcome is None or outcome.deciding is None else ParticipantId(outcome.deciding),
         prior=None if outcome is None or outcome.prior is None else ParticipantId(outcome.prior),
+        is_challenged=outcome is not None and outcome.is_challenged,
+        reserve_micro=case.dossier.get(t.PAYOUT_SETTLED).reserve_micro,
     )
 
 
@@ -124,15 +130,13 @@ def check_payout(case: Case, found: Findings) -> None:
 
 
 def _compute_lines(case: Case) -> dict[str, tuple[int, int]]:
-    products = case.genesis.unified_pool.compute_products(*compute_costs(case))
-    held: dict[str, int] = {case.user: products.deposit}
+    products = case.genesis.rule_set.compute_products(*compute_costs(case))
+    settlement = compute_settlement(case)
+    held: dict[str, int] = {RESERVE: settlement.drawn, case.user: products.deposit}
     held[case.generator] = held.get(case.generator, 0) + products.generator_stake
     for one in () if case.outcome is None else case.outcome.verifiers:
         held[one.participant] = held.get(one.participant, 0) + products.verifier_stake
-    paid = {
-        TREASURY if account == payoff.TREASURY else account: amount
-        for account, amount in compute_settlement(case).payouts
-    }
+    paid = {_HOUSE.get(account, account): amount for account, amount in settlement.payouts}
     lines = {account: (paid.get(account, 0), held.get(account, 0)) for account in {*held, *paid}}
     return {account: amounts for account, amounts in lines.items() if any(amounts)}
 
@@ -161,6 +165,10 @@ def _check_holds(case: Case, found: Findings, payout: m.PayoutSettledV1) -> None
             seen.add(key)
             placed[hold.party] = placed.get(hold.party, 0) + hold.amount_micro
     for line in payout.lines:
+        if line.account == RESERVE:
+            has = payout.reserve_micro
+            found.holds("drawn from the reserve", line.held_micro <= has, line.held_micro, f"at most {has}")
+            continue
         locked = placed.get(line.account, 0)
         what = f"{line.account}: put in {line.held_micro} of what was locked"
         found.holds(what, line.held_micro <= locked, locked, f"at least {line.held_micro}")

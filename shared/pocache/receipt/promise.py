@@ -64,10 +64,10 @@ def check_submission(case: Case, found: Findings) -> None:
     cv = _compute_full_cv(case, leaf_count)
     found.equal("Cg of the longest output, micro-units", case.admitted.generation_max_micro, cg)
     found.equal("Cv of it at full depth", case.admitted.verification_max_micro, cv)
-    products = case.genesis.unified_pool.compute_products(cg, cv)
+    products = case.genesis.rule_set.compute_products(cg, cv)
     asked = case.dossier.get(t.ROUTER_HOLD_REQUESTED, purpose="escrow")
     found.equal("who the deposit was asked of", asked.party, case.user)
-    found.equal("the deposit that was asked for, α(Cg+Cv)", asked.amount_micro, products.deposit)
+    found.equal("the deposit that was asked for", asked.amount_micro, products.deposit)
     if case.dossier.is_refused:
         refused = case.dossier.get(t.HOLD_REFUSED, purpose="escrow")
         found.equal("whose deposit was refused", refused.party, case.user)
@@ -104,7 +104,7 @@ def check_lease(case: Case, found: Findings) -> None:
     found.equal("its set of profiles", body.profile_set, case.model.profile_set)
     cg = case.model.prices.compute_generation_cost(len(case.prompt), submission.token_count_max)
     cv = _compute_full_cv(case, compute_leaf_count(len(case.prompt), submission.token_count_max))
-    stake = case.genesis.unified_pool.compute_products(cg, cv).generator_stake
+    stake = case.genesis.rule_set.compute_products(cg, cv).generator_stake
     held = case.dossier.get(
         t.HOLD_PLACED, purpose="generator_stake", attempt=body.attempt, party=body.generator
     )

@@ -1,5 +1,7 @@
 """Step R16: the dispute, run again by the pure function that the network's rules are (docs/protocol.md 14.3).
 
+Either rule set's: ``case.genesis.procedure`` is the machine.
+
 Owns how a record becomes the machine's events. The record of one job has no order that a stranger could check, but the
 machine itself says what it waits for, and there is one message that answers. Only a challenge and an equivocation come
 when they please: every moment is tried at which they can have come, and one of them must lead to the stated outcome.
@@ -11,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pocache.protocol import dispute_terms as d
-from pocache.protocol.dispute import advance, start_dispute
+from pocache.protocol.dispute_committee_terms import CommitteeState
 from pocache.protocol.encoding import unpack_tokens
-from pocache.protocol.errors import PocacheError, ReceiptError
+from pocache.protocol.errors import NotAuthorizedError, PocacheError, ReceiptError
 from pocache.protocol.ids import Digest, ParticipantId
+from pocache.protocol.procedure import AnyEvent, State
 from pocache.receipt.case import Case, read_corner
-from pocache.receipt.draws import NO_AUDIT, compute_orders
+from pocache.receipt.dossier import open_party
+from pocache.receipt.draws import NO_AUDIT, compute_orders, draw_recheck
 from pocache.receipt.report import DivergenceError, Findings
 from pocache.receipt.stages import compare_parties
 from pocache.wire import messages as m
@@ -31,7 +35,7 @@ _INTERRUPTIONS_MAX = 64
 class Run:
     """One way in which it can have gone."""
 
-    state: d.DisputeState
+    state: State
     compared: list[tuple[int, int, str, str]] = field(default_factory=list)
     used: set[tuple[str, int, int]] = field(default_factory=set)
     """What of the record was used: kind, stage, look or place."""
@@ -108,13 +112,7 @@ def _play(
 ) -> Run:
     """Run the machine over the record; interruptions come before the event of that number."""
     generator = d.Party(case.generator, d.GENERATOR_STAGE, case.root, case.full_corner)
-    run = Run(
-        start_dispute(
-            generator=generator,
-            stage_max=case.genesis.rules.stage_max,
-            sample_count=case.genesis.audit.sample_count,
-        )
-    )
+    run = Run(case.genesis.procedure.start(generator=generator, sample_count=case.genesis.audit.sample_count))
     while run.event_count < _EVENTS_MAX:
         if run.event_count == deepened_at:
             _apply(case, run, d.Deepened())
@@ -125,21 +123,25 @@ def _play(
         event = _find_event(case, run, orders)
         if event is None:
             break
+        if isinstance(event, d.AuditOpened):
+            is_challenged = case.audit is not None and case.audit.reason == "challenge"
+            for first in case.genesis.procedure.get_first_events(is_challenged=is_challenged):
+                _apply(case, run, first)
         run.event_count += 1
         _apply(case, run, event)
     return run
 
 
-def _apply(case: Case, run: Run, event: d.Event) -> None:
-    pending: d.Event | None = event
+def _apply(case: Case, run: Run, event: AnyEvent) -> None:
+    pending: AnyEvent | None = event
     while pending is not None:
-        step = advance(run.state, pending)
+        step = case.genesis.procedure.advance(run.state, pending)
         run.state, pending = step.state, None
         for command in step.commands:
             pending = _execute(case, run, command)
 
 
-def _execute(case: Case, run: Run, command: d.Command) -> d.Event | None:
+def _execute(case: Case, run: Run, command: d.Command) -> AnyEvent | None:
     """Hold what the machine asks for against what was said, and compare where it asks to."""
     match command:
         case d.RequestHold():
@@ -158,13 +160,13 @@ def _execute(case: Case, run: Run, command: d.Command) -> d.Event | None:
             ours, theirs = parties[command.ours.participant], parties[command.theirs.participant]
             verdict = compare_parties(case, sealed, ours, theirs).verdict
             run.compared.append((command.stage, command.retry, ours.participant, theirs.participant))
-            return d.Compared(command.stage, command.retry, command.theirs.stage, verdict)
+            return case.genesis.procedure.make_verdict(command, verdict)
         case _:
             pass
     return None
 
 
-def _find_event(case: Case, run: Run, orders: dict[int, tuple[ParticipantId, ...]]) -> d.Event | None:
+def _find_event(case: Case, run: Run, orders: dict[int, tuple[ParticipantId, ...]]) -> AnyEvent | None:
     """Return what the record has for the machine in its state, None where it has nothing."""
     state, dossier = run.state, case.dossier
     match state.phase:
@@ -172,17 +174,14 @@ def _find_event(case: Case, run: Run, orders: dict[int, tuple[ParticipantId, ...
             return d.AuditOpened(orders.get(1, ()), read_corner(case.audit.corner))
         case d.Phase.DRAWING if state.stage in orders:
             run.used.add(("bound", state.stage, 0))
-            return d.OrderDrawn(state.stage, orders[state.stage])
+            is_drawn, corner = draw_recheck(case, state.stage)
+            return case.genesis.procedure.make_drawn(
+                state.stage, orders[state.stage], is_drawn=is_drawn, corner=corner
+            )
         case d.Phase.HOLDING:
-            assert state.candidate is not None, "somebody's stake is asked for"
-            which = {"purpose": "verifier_stake", "stage": state.stage, "party": state.candidate}
-            if dossier.find(t.HOLD_PLACED, **which) is not None:
-                return d.HoldPlaced(state.candidate, state.stage)
-            if dossier.find(t.HOLD_REFUSED, **which) is not None:
-                return d.HoldRefused(state.candidate, state.stage)
+            return _find_hold(case, state)
         case d.Phase.SEALING:
-            sealed = dossier.find(t.STAGE_SEALED, stage=state.stage, retry=state.retry)
-            return _read_claim(sealed) if sealed is not None else d.SealExpired(state.stage, state.retry)
+            return _find_claim(case, run) or d.SealExpired(state.stage, state.retry)
         case d.Phase.OPENING:
             closed = dossier.find(t.OPENINGS_CLOSED, stage=state.stage, retry=state.retry)
             if closed is not None:
@@ -193,15 +192,73 @@ def _find_event(case: Case, run: Run, orders: dict[int, tuple[ParticipantId, ...
     return None
 
 
-def _read_claim(sealed: m.StageSealedV1) -> d.ClaimSealed:
-    own = sealed.parties[-1]
+def _find_hold(case: Case, state: State) -> d.HoldPlaced | d.HoldRefused | None:
+    """Return the ledger's word on a stake that is asked for: what was locked first, then what was not.
+
+    A refusal hands the seat to the next candidate. Of several, the first is the one whose seat was drawn for next.
+    """
+    if isinstance(state, CommitteeState):
+        pending = state.pending
+    else:
+        assert state.candidate is not None, "somebody's stake is asked for"
+        pending = ((state.candidate, state.stage),)
+    refused: list[tuple[ParticipantId, int]] = []
+    for party, seat in pending:
+        which = {"purpose": "verifier_stake", "stage": seat, "party": party}
+        if case.dossier.find(t.HOLD_PLACED, **which) is not None:
+            return d.HoldPlaced(party, seat)
+        if case.dossier.find(t.HOLD_REFUSED, **which) is not None:
+            refused.append((party, seat))
+    if not refused:
+        return None
+    drawn = case.dossier.all(t.VERIFIER_DRAWN)
+    at = state.candidates_used
+
+    def find_next_place(one: tuple[ParticipantId, int]) -> int:
+        later = [other.place for other in drawn if other.stage == one[1] and other.place >= at]
+        return min(later, default=len(drawn) + at)
+
+    party, seat = min(refused, key=find_next_place)
+    return d.HoldRefused(party, seat)
+
+
+def _find_claim(case: Case, run: Run) -> d.ClaimSealed | None:
+    """Return the next claim of the stage: of those that sealed it, or of those that were too few to."""
+    state, procedure = run.state, case.genesis.procedure
+    taken = state.sealed if isinstance(state, CommitteeState) else ()
+    sealed = case.dossier.find(t.STAGE_SEALED, stage=state.stage, retry=state.retry)
+    if sealed is not None:
+        for party in sealed.parties[1:]:
+            if procedure.get_stage(party.stage) == state.stage and party.stage not in taken:
+                return _make_claim(party.participant, party.stage, sealed.retry, party)
+        return None
+    for number, data in enumerate(() if case.outcome is None else case.outcome.claims):
+        claim = open_party(data, case.network, m.ClaimSealedV1)
+        body = claim.body
+        if (body.job_id, body.attempt) != (case.recorded.job_id, case.recorded.attempt):
+            raise ReceiptError("a claim about another job or attempt")
+        try:
+            seat = procedure.find_seat(state, claim.sender, body.stage)
+        except NotAuthorizedError:
+            continue  # of a later stage, or of nobody's: what is never used fails the run
+        if (procedure.get_stage(seat), body.retry) == (state.stage, state.retry) and seat not in taken:
+            run.used.add(("claim", number, 0))
+            if body.stack != case.model.entry.stack:
+                raise ReceiptError(f"a claim of another stack than the model's, {body.stack}")
+            return _make_claim(claim.sender, seat, body.retry, body)
+    return None
+
+
+def _make_claim(
+    participant: str, seat: int, retry: int, body: m.StagePartyV1 | m.ClaimSealedV1
+) -> d.ClaimSealed:
     return d.ClaimSealed(
-        participant=ParticipantId(own.participant),
-        stage=sealed.stage,
-        retry=sealed.retry,
-        corner=read_corner(own.corner),
-        leaf_count=own.leaf_count,
-        root=Digest(own.root),
+        participant=ParticipantId(participant),
+        stage=seat,
+        retry=retry,
+        corner=read_corner(body.corner),
+        leaf_count=body.leaf_count,
+        root=Digest(body.root),
     )
 
 
@@ -222,25 +279,29 @@ def _verify_stage(case: Case, command: d.SealStage) -> None:
 def _find_unused(case: Case, run: Run) -> list[str]:
     """Return what the pool said about the dispute that this run had no use for."""
     said = [("drawn", one.stage, one.place) for one in case.dossier.all(t.VERIFIER_DRAWN)]
+    if case.outcome is not None:
+        said += [("claim", number, 0) for number in range(len(case.outcome.claims))]
     said += [("sealed", one.stage, one.retry) for one in case.dossier.all(t.STAGE_SEALED)]
     # A dispute that an equivocation ended may have bound a stage that was never drawn.
-    is_cut_short = bool(case.dossier.all(t.EQUIVOCATION))
+    is_cut_short = case.dossier.is_cut_short
     said += [("bound", one.stage, 0) for one in case.dossier.all(t.STAGE_BOUND) if not is_cut_short]
     return [f"{kind} {stage}.{place}" for kind, stage, place in said if (kind, stage, place) not in run.used]
 
 
 def _describe(outcome: m.OutcomeV1) -> str:
-    verifiers = [(one.participant, one.stage, one.opened) for one in outcome.verifiers]
+    verifiers = [(one.participant, one.stage, one.opened, one.upheld) for one in outcome.verifiers]
     compared = [(one.stage, one.retry, one.left, one.right) for one in outcome.comparisons]
     return (
         f"{outcome.case} at stage {outcome.stage} of attempt {outcome.attempt}, corner {read_corner(outcome.corner)},"
-        f" verifiers {verifiers}, deciding {outcome.deciding}, prior {outcome.prior}, compared {compared}"
+        f" verifiers {verifiers}, deciding {outcome.deciding}, prior {outcome.prior}, challenged {outcome.is_challenged},"
+        f" compared {compared}"
     )
 
 
 def _describe_computed(case: Case, outcome: d.Outcome, run: Run) -> str:
-    verifiers = [(str(one.participant), one.stage, one.opened) for one in outcome.verifiers]
+    verifiers = [(str(one.participant), one.stage, one.opened, one.upheld) for one in outcome.verifiers]
     return (
         f"{outcome.case.value} at stage {outcome.stage} of attempt {case.recorded.attempt}, corner {outcome.corner},"
-        f" verifiers {verifiers}, deciding {outcome.deciding}, prior {outcome.prior}, compared {run.compared}"
+        f" verifiers {verifiers}, deciding {outcome.deciding}, prior {outcome.prior}, challenged {outcome.is_challenged},"
+        f" compared {run.compared}"
     )

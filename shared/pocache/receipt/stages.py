@@ -58,7 +58,9 @@ def _check_generator(case: Case, found: Findings, sealed: m.StageSealedV1) -> No
 
 def _check_verifiers(case: Case, found: Findings, sealed: m.StageSealedV1) -> None:
     stages = [party.stage for party in sealed.parties[1:]]
-    is_ascending = stages == sorted(set(stages)) and stages[-1] == sealed.stage and stages[0] >= 1
+    procedure = case.genesis.procedure
+    is_own_last = procedure.get_stage(stages[-1]) == sealed.stage
+    is_ascending = stages == sorted(set(stages)) and is_own_last and stages[0] >= 1
     found.holds("stages of the verifiers", is_ascending, stages, f"ascending, {sealed.stage} the last")
     names = {party.participant for party in sealed.parties}
     found.equal("parties of the stage, each once", len(names), len(sealed.parties))
@@ -69,12 +71,13 @@ def _check_verifiers(case: Case, found: Findings, sealed: m.StageSealedV1) -> No
         body = claim.body
         found.equal(f"who signed the claim of stage {party.stage}", claim.sender, party.participant)
         signed = (body.job_id, body.attempt, body.stage, body.root, body.leaf_count)
-        stated = (sealed.job_id, sealed.attempt, party.stage, party.root, party.leaf_count)
+        told_stage = procedure.get_told_stage(party.stage)
+        stated = (sealed.job_id, sealed.attempt, told_stage, party.root, party.leaf_count)
         found.equal(f"what the claim of stage {party.stage} says", stated, signed)
         found.equal("its corner", str(party.corner), str(body.corner))
         found.equal("its leaves", body.leaf_count, body.corner.position_max + 1)
         found.equal("its numeric stack", body.stack, case.model.entry.stack)
-        if party.stage == sealed.stage:
+        if procedure.get_stage(party.stage) == sealed.stage:
             found.equal("its look", body.retry, sealed.retry)
 
 
@@ -127,7 +130,8 @@ def _open_parts(case: Case, sealed: m.StageSealedV1, party: m.StagePartyV1) -> l
         opened = open_party(accepted.opening, case.network, m.OpeningV1)
         body = opened.body
         signed = (opened.sender, body.job_id, body.attempt, body.stage, body.retry)
-        if signed != (party.participant, sealed.job_id, sealed.attempt, sealed.stage, sealed.retry):
+        stage = sealed.stage if party.stage == 0 else case.genesis.procedure.get_told_stage(sealed.stage)
+        if signed != (party.participant, sealed.job_id, sealed.attempt, stage, sealed.retry):
             raise ReceiptError(f"the opening of {party.participant} is another's, or of another stage")
         if body.part in parts or not body.part < body.part_count:
             raise ReceiptError(f"part {body.part} of {body.part_count} of an opening, twice or out of range")

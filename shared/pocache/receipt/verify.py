@@ -187,7 +187,7 @@ def read_genesis(data: bytes) -> Genesis:
         missing = [role.value for role in SERVICE_ROLES if role.value not in genesis.signers]
         if missing:
             raise ReceiptError(f"the genesis names no signer for {', '.join(missing)}")
-        genesis.beacon_chain, genesis.round_signers, genesis.unified_pool  # noqa: B018 - built here: a bad value is named here
+        genesis.beacon_chain, genesis.round_signers, genesis.rule_set, genesis.procedure  # noqa: B018 - built here: a bad value is named here
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the genesis"

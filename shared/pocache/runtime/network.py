@@ -13,6 +13,8 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -27,15 +29,15 @@ from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import (
     ATTEMPT_COUNT_MAX,
     BEACON_MEMBERS_MAX,
-    MICRO_MAX,
     SAMPLE_COUNT_MAX,
-    STAGE_COUNT_MAX,
     WITNESSES_MAX,
 )
 from pocache.protocol.matching import MatchingProfile, compute_profile_set_digest
-from pocache.protocol.payoff import Rational, UnifiedPool
-from pocache.protocol.pricing import PriceList, validate_prices
+from pocache.protocol.payoff import Rational, RuleSet
+from pocache.protocol.pricing import PriceList
+from pocache.protocol.procedure import Procedure
 from pocache.protocol.threshold import Committee
+from pocache.runtime.rules import Rules, Ticks, make_default_rules, validate_deterrence, validate_model_prices
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
@@ -44,8 +46,6 @@ _DOMAIN: Final = b"pocache/genesis/v1\x00"
 _HEX: Final = r"^([0-9a-f]{2})+$"
 _PARTICIPANT: Final = r"^U[A-Z2-7]{55}$"
 SERVICE_ROLES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.BEACON, Role.VERIFIER, Role.LEDGER, Role.OPERATOR)
-
-Ticks = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
 def _verify_share(text: str) -> str:
@@ -89,7 +89,9 @@ class ChainConfig(_Strict):
     def _verify_members(self) -> Self:
         is_shared = self.source == "threshold"
         if is_shared != bool(self.members) or is_shared != bool(self.threshold):
-            raise ValueError("members and a threshold belong to a chain whose source is threshold, and to no other")
+            raise ValueError(
+                "members and a threshold belong to a chain whose source is threshold, and to no other"
+            )
         if is_shared and self.scheme != Scheme.BLS_UNCHAINED_G1_RFC9380:
             raise ValueError(f"a threshold beacon signs {Scheme.BLS_UNCHAINED_G1_RFC9380} and nothing else")
         if len({member.participant for member in self.members}) != len(self.members):
@@ -97,29 +99,18 @@ class ChainConfig(_Strict):
         return self
 
 
-class Rules(_Strict):
-    """The rules of payment. Under ``unified-pool`` the lottery's audits are paid from the user's αCv."""
-
-    name: Literal["unified-pool"] = "unified-pool"
-    alpha: str = "6/5"
-    beta: str = "5"
-    stage_max: Annotated[int, Field(ge=2, le=STAGE_COUNT_MAX)] = 5
-    lease_fee_micro: Annotated[int, Field(ge=0, le=MICRO_MAX)] = 1_000
-    """What a worker pays the treasury for an attempt that ends without a commitment, at most its stake."""
-    unbonding_ticks: Ticks = 10_000
-    """How long stake that was asked for stays within reach of a slash before it is paid out."""
-
-
 class AuditConfig(_Strict):
     """How often, how deep and how densely commitments are audited."""
 
-    lottery_share: Share = "1/20"
-    full_depth_share: Share = "1/4"
+    lottery_share: Share = "1/10"
+    full_depth_share: Share = "1/2"
     sample_count: Annotated[int, Field(ge=2, le=SAMPLE_COUNT_MAX // 4)] = 16
     bind_delay_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 3_000
     window_rounds: Ticks = 40
     commitment_lag_rounds_max: Ticks = 2
     """A commitment must name a round at most this many before the one that was current when it arrived."""
+    owner_stake_share: Share = "1/3"
+    """In sortition all that one owner has staked counts no more than this share of what can be drawn."""
 
 
 class Deadlines(_Strict):
@@ -148,7 +139,7 @@ class Genesis(_Strict):
     created_ms: Annotated[int, Field(ge=0)]
     signers: dict[str, Annotated[str, Field(pattern=_PARTICIPANT)]]
     chain: ChainConfig
-    rules: Rules = Rules()
+    rules: Rules = Field(default_factory=make_default_rules)
     audit: AuditConfig = AuditConfig()
     deadlines: Deadlines = Deadlines()
     bounds: Bounds = Bounds()
@@ -171,7 +162,7 @@ class Genesis(_Strict):
         if self.rules.unbonding_ticks <= least:
             raise ValueError(
                 f"rules.unbonding_ticks is {self.rules.unbonding_ticks}; it must exceed {least}: lease, window, and "
-                f"two looks of each of {self.rules.stage_max} stages, or a stake leaves before its dispute is over"
+                f"{self.procedure.look_max} looks, or a stake leaves before its dispute is over"
             )
         return self
 
@@ -215,13 +206,19 @@ class Genesis(_Strict):
         return frozenset(members or [self.signer(Role.BEACON)])
 
     @cached_property
-    def unified_pool(self) -> UnifiedPool:
-        """The rule set in the protocol's own form."""
-        return UnifiedPool(
-            alpha=Rational.parse(self.rules.alpha),
-            beta=Rational.parse(self.rules.beta),
-            stage_max=self.rules.stage_max,
-        )
+    def rule_set(self) -> RuleSet:
+        """The rules of payment in the protocol's own form. Raises PayoffError that names a violated inequality."""
+        return self.rules.build(Rational.parse(self.audit.lottery_share))
+
+    @cached_property
+    def procedure(self) -> Procedure:
+        """How a dispute goes under these rules."""
+        return self.rules.make_procedure()
+
+    @cached_property
+    def recheck_share(self) -> tuple[int, int] | None:
+        """q_r as numerator and denominator; None under rules that look at no agreement again."""
+        return self.rules.recheck_share
 
     def signer(self, role: Role) -> ParticipantId:
         """Return who signs for a service."""
@@ -233,6 +230,12 @@ class Genesis(_Strict):
         return int(numerator), int(denominator)
 
 
+def validate_economics(genesis: Genesis) -> None:
+    """Refuse rules under which a payout could be negative or a cheat would pay; PayoffError names the inequality."""
+    numerator, denominator = genesis.share(genesis.audit.full_depth_share)
+    validate_deterrence(genesis.rule_set, Fraction(numerator, denominator))
+
+
 def compute_network_id(genesis_json: bytes) -> NetworkId:
     """Return SHA-256 of the domain and a genesis's canonical JSON, as the bytes stand (docs/protocol.md 1.5)."""
     return NetworkId(hashlib.sha256(_DOMAIN + genesis_json).digest())
@@ -241,13 +244,14 @@ def compute_network_id(genesis_json: bytes) -> NetworkId:
 def compute_dispute_ticks(genesis: Genesis) -> int:
     """Return the longest time from a lease to the last word on its job, in ticks (docs/protocol.md 9.10).
 
-    lease + window + 2K (seal + opening + 2 bind): each of K stages may look twice, and each look waits for two rounds
-    to come, bind = ⌊Δ / period⌋ + 2.
+    lease + window + looks·(seal + opening + 2 bind): each look waits for two rounds to come, bind = ⌊Δ / period⌋ + 2.
+    There are 2K looks under `unified-pool`, as each stage may look twice; under `fixed-fee-committee` two of each try of
+    audit and recheck and one of each committee.
     """
     deadlines = genesis.deadlines
     bind_rounds = genesis.audit.bind_delay_ms // (genesis.chain.period_s * 1_000) + 2
     look_ticks = deadlines.seal_ticks + deadlines.opening_ticks + 2 * bind_rounds
-    return deadlines.lease_ticks + genesis.audit.window_rounds + 2 * genesis.rules.stage_max * look_ticks
+    return deadlines.lease_ticks + genesis.audit.window_rounds + genesis.procedure.look_max * look_ticks
 
 
 class Model:
@@ -273,8 +277,24 @@ class Model:
         )
 
 
+CREDENTIALS_TEXT: Final = (
+    "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+    "-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------"
+)
+"""How every NATS tool writes a seed with its JWT."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Whose certificates a connection trusts, and what it shows for itself where it shows anything (PEM files)."""
+
+    authority: Path
+    certificate: Path | None = None
+    key: Path | None = None
+
+
 class NetworkDirectory:
-    """``genesis.json``, ``models/*.entry``, ``keys/*.seed``, ``transport/*.seed``: what a process is given of a network."""
+    """``genesis.json``, ``models/*.entry``, ``keys/*.seed``, ``transport/*.seed`` and ``*.jwt``, ``ca.pem``, ``tls/*``: what a process is given of a network."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -285,7 +305,8 @@ class NetworkDirectory:
         file = self.path / "genesis.json"
         try:
             genesis = Genesis.model_validate_json(file.read_bytes())
-            genesis.beacon_chain, genesis.beacon_committee, genesis.unified_pool  # noqa: B018 - built here so that a bad value is named here
+            genesis.beacon_chain, genesis.beacon_committee  # noqa: B018 - built here so that a bad value is named here
+            validate_economics(genesis)
         except FileNotFoundError:
             raise ConfigError(
                 f"no network in {self.path}: run `pocache up`, or set POCACHE_NETWORK_DIR"
@@ -300,7 +321,8 @@ class NetworkDirectory:
         return genesis
 
     def write_genesis(self, genesis: Genesis) -> None:
-        """Write a new network's genesis; refuses to replace another one."""
+        """Write a new network's genesis; refuses to replace another one. Raises PayoffError for stakes that do not deter."""
+        validate_economics(genesis)
         file = self.path / "genesis.json"
         if file.exists() and file.read_bytes() != genesis.canonical_json():
             raise ConfigError(f"{file} is another network's genesis: choose an empty directory")
@@ -317,7 +339,7 @@ class NetworkDirectory:
                 if opened.sender != self.genesis.signer(Role.OPERATOR):
                     raise ConfigError(f"{file} is not signed by the operator")
                 model = Model(opened.body, data)
-                validate_prices(self.genesis.unified_pool, model.prices)
+                validate_model_prices(self.genesis.rule_set, model.prices)
             except (PocacheError, ValueError, KeyError) as error:
                 raise ConfigError(f"{file} is not a model entry of this network: {error}") from error
             models[model.model_id] = model
@@ -334,8 +356,26 @@ class NetworkDirectory:
         return load_signing_key(self.path / "keys" / f"{name}.seed")
 
     def transport_seed(self, name: str) -> str:
-        """Read a participant's NATS key."""
-        return read_secret(self.path / "transport" / f"{name}.seed")
+        """Read how a participant proves itself to NATS: its seed, or its seed and user JWT as credentials text."""
+        seed = read_secret(self.path / "transport" / f"{name}.seed")
+        token = self.path / "transport" / f"{name}.jwt"
+        if not token.exists():
+            return seed
+        return CREDENTIALS_TEXT.format(jwt=read_secret(token), seed=seed)
+
+    def tls_files(self, name: str) -> TlsFiles | None:
+        """Return what a participant's TLS connections need, None on a network without TLS.
+
+        Raises ConfigError when its certificate has no key, or a key that others can read.
+        """
+        authority = self.path / "ca.pem"
+        certificate, key = (self.path / "tls" / f"{name}.{kind}" for kind in ("pem", "key"))
+        if not authority.exists():
+            return None
+        if not certificate.exists():
+            return TlsFiles(authority)
+        read_secret(key)
+        return TlsFiles(authority, certificate, key)
 
     def participants(self) -> Mapping[str, ParticipantId]:
         """Return the names and ids of every key in this directory."""

@@ -29,8 +29,7 @@ def main() -> None:
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Connect, and collect until ``stop`` is set."""
     async with AsyncExitStack() as stack:
-        seed = settings.directory.transport_seed(settings.name)
-        nats = NatsSettings(url=settings.nats_url, name=settings.name, nkey_seed=seed)
+        nats = NatsSettings.of(settings.directory, settings.nats_url, settings.name)
         bus = await stack.enter_async_context(connect_bus(nats))
         collecting = Collecting(bus)
         await serve_until(stack, settings, collecting.run, stop, lambda: collecting.is_ready)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -21,13 +21,15 @@ from pocache.protocol.errors import BeaconError, ConflictError, Disposition, Env
 from pocache.protocol.ids import NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis
-from pocache.service.unit import Inbound, RoundView, Service, Unit
+from pocache.runtime.tracing import NO_TRACER, Tracer
+from pocache.service.unit import Inbound, RoundView, Service, StateObserver, Unit
 from pocache.storage.prepared import Prepared, savepoint
 from pocache.storage.store import APPLIED, ROUNDS, Store, get_meta, set_meta
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1, RefusalV1
-from pocache.wire.topics import BEACON_ROUND, REFUSALS, Role, Stream, Topic
+from pocache.wire.topics import BEACON_ROUND, JOB_SUBMITTED, REFUSALS, Role, Stream, Topic
 
 REDELIVER_DELAY_S: Final = 0.5
 POISON_DELAY_S: Final = 2.0
@@ -54,6 +56,7 @@ class Delivery:
     stream: str
     sequence: int
     stored_ms: int
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,11 @@ class Dispatcher:
         key: SigningKey,
         genesis: Genesis,
         clock_ms: Callable[[], int] = read_clock_ms,
+        metrics: Metrics | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
+        self.metrics = metrics
+        self.tracer = tracer
         self._service = service
         self._store = store
         self._key = key
@@ -106,7 +113,24 @@ class Dispatcher:
                 is_halted = bool(decisions) and decisions[-1].action == "halt"
                 # What follows a message that halts the service waits for it: nothing is applied past it.
                 decisions.append(decisions[-1] if is_halted else self._apply_one(unit, delivery))
-            return decisions
+        self._count(deliveries, decisions, unit)
+        return decisions
+
+    def observe_state(self) -> None:
+        """Count what lies in the database, where the service has something to count there."""
+        if self.metrics is not None and isinstance(self._service, StateObserver):
+            with self._store.begin() as connection:
+                self._service.observe_state(connection, self.metrics)
+
+    def _count(self, deliveries: Sequence[Delivery], decisions: Sequence[Decision], unit: Unit) -> None:
+        if self.metrics is None:
+            return
+        metrics, now_ms = self.metrics, self._clock_ms()
+        metrics.batch_messages.observe(len(deliveries))
+        for delivery, decision in zip(deliveries, decisions, strict=True):
+            metrics.messages.labels(delivery.stream, decision.action).inc()
+            metrics.message_age_s.labels(delivery.stream).observe(max(0, now_ms - delivery.stored_ms) / 1_000)
+        metrics.observe_said(unit.said)
 
     def answer(self, subject: str, data: bytes) -> bytes:
         """Answer a query in a signed envelope: the reply, or a refusal."""
@@ -120,7 +144,14 @@ class Dispatcher:
 
     def _open_unit(self, connection: sa.Connection) -> Unit:
         tick = int(get_meta(connection, "tick") or "0")
-        return Unit(connection, key=self._key, network=self._network, now_ms=self._clock_ms(), tick=tick)
+        return Unit(
+            connection,
+            key=self._key,
+            network=self._network,
+            now_ms=self._clock_ms(),
+            tick=tick,
+            tracer=self.tracer,
+        )
 
     def _apply_one(self, unit: Unit, delivery: Delivery) -> Decision:
         # Read again for each: a batch takes time, and what is decided in it must not count as older than it is.
@@ -131,16 +162,19 @@ class Dispatcher:
         return decision
 
     def _decide_one(self, unit: Unit, delivery: Delivery, tick: int) -> Decision:
+        said = len(unit.said)
         try:
             with savepoint(unit.connection):
                 self._handle(unit, delivery)
         except PocacheError as error:
             unit.tick = tick
+            del unit.said[said:]
             return self._decide(unit, delivery, error)
         except sa.exc.OperationalError:
             raise  # the database is away or full: nothing is acknowledged, and the process ends rather than skip
         except Exception:  # noqa: BLE001
             unit.tick = tick
+            del unit.said[said:]
             # A task's boundary: our own bug must neither pass for success nor take the process down unseen.
             self._log.exception("handler_failed", subject=delivery.subject, sequence=delivery.sequence)
             if self._service.halts_on_poison:
@@ -159,7 +193,11 @@ class Dispatcher:
         if inbound.topic is BEACON_ROUND:
             self._handle_round(unit, inbound)
         else:
-            self._handlers[inbound.topic](unit, inbound)
+            job_id = getattr(inbound.body, "job_id", None)
+            if inbound.topic is JOB_SUBMITTED:
+                job_id = inbound.envelope_id
+            with self.tracer.working(f"{self._service.role.value} {inbound.topic.model.kind}", job_id, delivery.headers):
+                self._handlers[inbound.topic](unit, inbound)
         _ADD_APPLIED.run(
             unit.connection,
             envelope_id=inbound.envelope_id,
@@ -224,6 +262,9 @@ class Dispatcher:
         unit.connection.execute(sa.insert(ROUNDS).values(number=body.round_number, randomness=randomness))
         unit.connection.execute(sa.delete(ROUNDS).where(ROUNDS.c.number <= body.round_number - ROUNDS_KEPT))
         age_ms = unit.now_ms - compute_round_time_ms(self._chain, body.round_number)
+        if self.metrics is not None:
+            self.metrics.round.set(body.round_number)
+            self.metrics.round_age_s.observe(max(0, age_ms) / 1_000)
         is_fresh = age_ms <= self._late_after_ms and unit.now_ms >= self._late_until_ms
         if is_fresh:
             unit.tick += 1
@@ -239,6 +280,8 @@ class Dispatcher:
             self._log.critical("halted", **fields)
             return Decision("halt", reason=f"{error.code}: {error}")
         self._log.info("refused", **fields)
+        if self.metrics is not None:
+            self.metrics.refusals.labels(error.code).inc()
         topic = REFUSALS.get(self._service.role)
         if topic is not None:  # what a worker refuses came from a service, which listens to no refusals
             unit.emit(

@@ -22,8 +22,10 @@ from pocache.protocol.keys import SigningKey
 from pocache.runtime.config import Settings, load_settings
 from pocache.runtime.health import serve_health
 from pocache.runtime.lifecycle import DrainTimeoutError, run_until_signalled
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis, Model
 from pocache.runtime.telemetry import configure_logging
+from pocache.runtime.tracing import open_tracer
 from pocache.service.dispatch import Dispatcher
 from pocache.service.process import ServiceProcess
 from pocache.service.provisioning import get_consumer_names
@@ -44,33 +46,40 @@ class ServiceContext:
     settings: Settings
 
 
-def run_service(role: Role, build: Callable[[ServiceContext], Service], prepare: Prepare | None = None) -> None:
+def run_service(
+    role: Role, build: Callable[[ServiceContext], Service], prepare: Prepare | None = None
+) -> None:
     """Run a dispatcher service as this process; ``prepare`` is that of :class:`pocache.storage.store.Store`."""
 
     async def serve(settings: Settings, stop: asyncio.Event) -> None:
         context = load_context(settings)
         service = build(context)
         async with AsyncExitStack() as stack:
+            metrics, tracer = Metrics(role.value), open_tracer(settings.name, settings.variables)
+            stack.callback(tracer.close)
             store = Store(settings.database(role.value), service.metadata, prepare=prepare)
             stack.callback(store.close)
             bus = await stack.enter_async_context(
-                connect_bus(
-                    NatsSettings(
-                        url=settings.nats_url,
-                        name=settings.name,
-                        nkey_seed=settings.directory.transport_seed(settings.name),
-                    )
-                )
+                connect_bus(NatsSettings.of(settings.directory, settings.nats_url, settings.name))
             )
             process = ServiceProcess(
-                Dispatcher(service, store, key=context.key, genesis=context.genesis),
+                Dispatcher(
+                    service, store, key=context.key, genesis=context.genesis, metrics=metrics, tracer=tracer
+                ),
                 store,
                 bus,
                 consumers=get_consumer_names(role),
                 query_subjects=[topic.filter() for topic in service.queries()],
                 name=role.value,
             )
-            await serve_until(stack, settings, process.run, stop, lambda: process.is_ready and bus.is_connected)
+            await serve_until(
+                stack,
+                settings,
+                process.run,
+                stop,
+                lambda: process.is_ready and bus.is_connected,
+                metrics=metrics,
+            )
 
     run_process(role.value, serve)
 
@@ -91,9 +100,14 @@ async def serve_until(
     run: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
     stop: asyncio.Event,
     is_ready: Callable[[], bool],
+    *,
+    metrics: Metrics | None = None,
 ) -> None:
-    """Serve health beside ``run``, and log once when it is ready."""
-    port = await stack.enter_async_context(serve_health(settings.health_host, settings.health_port, is_ready))
+    """Serve health and metrics beside ``run``, and log once when it is ready."""
+    serving = serve_health(
+        settings.health_host, settings.health_port, is_ready, metrics or Metrics(settings.name)
+    )
+    port = await stack.enter_async_context(serving)
     structlog.get_logger().info("started", service=settings.name, health_port=port)
     announcing = asyncio.ensure_future(_announce_ready(settings.name, is_ready))
     try:

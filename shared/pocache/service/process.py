@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -18,6 +18,8 @@ import structlog
 
 from pocache.bus.port import Bus, CoreMessage, StoredMessage
 from pocache.protocol.errors import BusError, PocacheError
+from pocache.runtime.metrics import Metrics
+from pocache.runtime.tracing import Tracer
 from pocache.service.dispatch import Decision, Delivery, Dispatcher
 from pocache.storage.store import OUTBOX, Store
 
@@ -28,6 +30,8 @@ ASIDE_MAX: Final = 10_000
 """Refused messages that are passed over at once; behind so many, the rest waits as well."""
 PROGRESS_S: Final = 1.5
 RETRY_DELAY_S: Final = 0.5
+OBSERVE_S: Final = 30.0
+"""How often the database is looked at for its gauges: sums over it take a moment."""
 
 T = TypeVar("T")
 
@@ -46,6 +50,7 @@ class ServiceProcess:
         name: str,
     ) -> None:
         self._dispatcher = dispatcher
+        self._metrics = dispatcher.metrics
         self._store = store
         self._bus = bus
         self._consumers = consumers
@@ -54,6 +59,16 @@ class ServiceProcess:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"state-{name}")
         self._log = structlog.get_logger().bind(service=name)
         self.is_ready = False
+
+    @property
+    def tracer(self) -> Tracer:
+        """Return what is told of the work on jobs."""
+        return self._dispatcher.tracer
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Return what is counted."""
+        return self._metrics
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then drain. Raises what ended it otherwise."""
@@ -65,10 +80,14 @@ class ServiceProcess:
                 for subject in self._query_subjects:
                     await stack.enter_async_context(self._bus.serve_requests(subject, self._answer))
                 pullers = [
-                    group.create_task(self._consume(stream, consumer, stop)) for stream, consumer in self._consumers
+                    group.create_task(self._consume(stream, consumer, stop))
+                    for stream, consumer in self._consumers
                 ]
+                observing = group.create_task(self._observe()) if self._metrics is not None else None
                 self.is_ready = True
                 await stop.wait()
+                if observing is not None:
+                    observing.cancel()
                 self.is_ready = False
                 if pullers:
                     await asyncio.wait(pullers)
@@ -92,9 +111,11 @@ class ServiceProcess:
         ) as batches:
             async for batch in iterate_until(batches, stop):
                 deliveries = [
-                    Delivery(one.subject, one.data, one.stream, one.sequence, one.stored_ms) for one in batch
+                    Delivery(one.subject, one.data, one.stream, one.sequence, one.stored_ms, one.headers)
+                    for one in batch
                 ]
-                decisions = await self.submit(lambda work=deliveries: self._dispatcher.apply(work))  # type: ignore[misc]
+                with self._timed():
+                    decisions = await self.submit(lambda work=deliveries: self._dispatcher.apply(work))  # type: ignore[misc]
                 for message, decision in zip(batch, decisions, strict=True):
                     await _settle(message, decision)
 
@@ -110,6 +131,8 @@ class ServiceProcess:
         while True:
             self._outbox_filled.clear()
             rows = await self._in_thread(lambda aside=frozenset(refused): self._read_outbox(aside))  # type: ignore[misc]
+            if self._metrics is not None:
+                self._metrics.outbox_rows.set(len(rows) + len(refused))
             if rows:
                 published = await self._publish(rows)
                 refused.update(row.number for row in rows if row.number not in published)
@@ -117,7 +140,9 @@ class ServiceProcess:
                     await self._in_thread(lambda numbers=published: self._forget(numbers))  # type: ignore[misc]
             elif refused:
                 if stop.is_set() and not self._bus.is_connected:
-                    raise BusError("the bus went away with messages in the outbox; they are sent at the next start")
+                    raise BusError(
+                        "the bus went away with messages in the outbox; they are sent at the next start"
+                    )
                 await asyncio.sleep(RETRY_DELAY_S)
                 refused.clear()
             elif stop.is_set():
@@ -128,18 +153,37 @@ class ServiceProcess:
     async def _publish(self, rows: Sequence[Any]) -> list[int]:
         """Publish rows together and return the numbers of those that the bus has stored."""
         outcomes = await asyncio.gather(
-            *(self._bus.publish(row.subject, row.data, message_id=row.message_id) for row in rows),
+            *(self._publish_row(row) for row in rows),
             return_exceptions=True,
         )
         published = []
         for row, outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, PocacheError):
-                self._log.warning("publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome))
+                if self._metrics is not None:
+                    self._metrics.publish_delays.inc()
+                self._log.warning(
+                    "publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome)
+                )
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:
                 published.append(row.number)
         return published
+
+    async def _publish_row(self, row: Any) -> int:
+        headers = self._dispatcher.tracer.take_headers(row.message_id)
+        if headers is None:
+            return await self._bus.publish(row.subject, row.data, message_id=row.message_id)
+        return await self._bus.publish(row.subject, row.data, message_id=row.message_id, headers=headers)
+
+    def _timed(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._metrics is None else self._metrics.apply_s.time()
+
+    async def _observe(self) -> None:
+        """Count what lies in the database, now and then, until cancelled."""
+        while True:
+            await self._in_thread(self._dispatcher.observe_state)
+            await asyncio.sleep(OBSERVE_S)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))

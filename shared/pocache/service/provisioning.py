@@ -33,6 +33,17 @@ ANSWERED: Final[Mapping[Role, tuple[Topic[Any], ...]]] = {
 }
 """Who answers which questions."""
 
+OBSERVED: Final[tuple[Topic[Any], ...]] = (
+    t.BEACON_ROUND,
+    t.CHECKPOINT,
+    t.EPOCH,
+    t.JOURNAL_CHECKPOINT,
+    t.PAYOUT_SETTLED,
+    t.SNAPSHOT_TAKEN,
+    t.STAKE_POSTED,
+    t.WINDOW_CLOSED,
+)
+"""What an observer may hear: nothing with a prompt, an output or an opened row in it (docs/protocol.md 11.7.3)."""
 SERVICES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.VERIFIER, Role.LEDGER)
 
 
@@ -189,6 +200,7 @@ def _compute_worker_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
             *(_own(topic, participant=worker) for topic in (t.WITHDRAWAL_ACCEPTED, t.WITHDRAWAL_PAID)),
             *(topic.filter() for topic in t.REFUSALS.values()),
         ),
+        is_guest=True,
     )
 
 
@@ -212,6 +224,19 @@ def _compute_user_user(party: Party) -> NatsUser:
             *(_own(topic, **own) for topic in (t.WITHDRAWAL_ACCEPTED, t.WITHDRAWAL_PAID)),
             *(topic.filter() for topic in t.REFUSALS.values()),
         ),
+        is_guest=True,
+        relayed=(_own(t.TOKENS, **own),),
+    )
+
+
+def compute_observer(name: str, transport_public: str) -> NatsUser:
+    """Return a guest that hears and reads what is public on the record, and says nothing."""
+    return compute_permissions(
+        name,
+        transport_public,
+        publish_subjects=tuple(f"$JS.API.DIRECT.GET.{topic.stream}.{topic.filter()}" for topic in OBSERVED),
+        core_subscriptions=tuple(topic.filter() for topic in OBSERVED),
+        is_guest=True,
     )
 
 

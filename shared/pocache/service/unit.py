@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sa
 
@@ -19,6 +19,8 @@ from pocache.protocol.errors import LimitError
 from pocache.protocol.ids import Digest, EnvelopeId, NetworkId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.runtime.metrics import Metrics
+from pocache.runtime.tracing import NO_TRACER, Tracer
 from pocache.storage.prepared import Prepared
 from pocache.storage.store import OUTBOX, ROUNDS
 from pocache.wire.envelope import seal_identified
@@ -66,13 +68,23 @@ class Unit:
     """One transaction: its connection, its clocks, and what it says to others."""
 
     def __init__(
-        self, connection: sa.Connection, *, key: SigningKey, network: NetworkId, now_ms: int, tick: int
+        self,
+        connection: sa.Connection,
+        *,
+        key: SigningKey,
+        network: NetworkId,
+        now_ms: int,
+        tick: int,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.connection = connection
         self.now_ms = now_ms
         self.tick = tick
         self._key = key
         self._network = network
+        self._tracer = tracer
+        self.said: list[WireModel] = []
+        """What was emitted, for who counts it once it is durable."""
 
     def sign(self, body: WireModel) -> tuple[bytes, EnvelopeId]:
         """Return ``body`` in an envelope of this service, and the envelope's id."""
@@ -90,6 +102,8 @@ class Unit:
         subject = topic.subject(**tokens)
         message_id = hashlib.sha256(subject.encode() + b"\x00" + envelope_id).hexdigest()
         _PUT.run(self.connection, subject=subject, data=data, message_id=message_id)
+        self._tracer.carry(message_id, getattr(body, "job_id", None))
+        self.said.append(body)
         return envelope_id
 
     def get_randomness(self, round_number: int) -> bytes | None:
@@ -125,4 +139,13 @@ class Service(Protocol):
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
         """Do what is due in this round. Called once per round, in order of arrival."""
+        ...
+
+
+@runtime_checkable
+class StateObserver(Protocol):
+    """A service with something to count in its database, besides what it says."""
+
+    def observe_state(self, connection: sa.Connection, metrics: Metrics) -> None:
+        """Set the gauges that the database's state is shown by; called now and then, in the state thread."""
         ...

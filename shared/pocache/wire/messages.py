@@ -22,7 +22,8 @@ PositiveMicro = Annotated[int, Field(ge=1, le=limits.MICRO_MAX)]
 TimeMs = Annotated[int, Field(ge=0, le=limits.TIME_MS_MAX)]
 RoundNumber = Annotated[int, Field(ge=1, le=limits.ROUND_MAX)]
 Attempt = Annotated[int, Field(ge=1, le=limits.ATTEMPT_COUNT_MAX)]
-Stage = Annotated[int, Field(ge=1, le=limits.STAGE_COUNT_MAX)]
+Stage = Annotated[int, Field(ge=1, le=limits.SEAT_COUNT_MAX)]
+"""A stage; where one verifier of several is meant, its seat (docs/protocol.md 8)."""
 Retry = Annotated[int, Field(ge=0, le=1)]
 LeafCount = Annotated[int, Field(ge=1, le=limits.LEAF_COUNT_MAX)]
 Count = Annotated[int, Field(ge=0, le=limits.TIME_MS_MAX)]
@@ -319,7 +320,7 @@ class CheckpointV1(WireModel):
     size: Count
     root: Bytes32
     at_ms: TimeMs
-    note: NoteBytes = b""
+    note: NoteBytes
     """The same size and root as a signed note, for tools that read transparency logs."""
 
 
@@ -432,8 +433,8 @@ class OpeningsClosedV1(WireModel):
     retry: Retry
     round_number: RoundNumber
     positions: PackedPositions
-    opened: Annotated[tuple[Participant, ...], Field(max_length=limits.STAGE_COUNT_MAX + 1)]
-    missing: Annotated[tuple[Participant, ...], Field(max_length=limits.STAGE_COUNT_MAX + 1)]
+    opened: Annotated[tuple[Participant, ...], Field(max_length=limits.SEAT_COUNT_MAX + 1)]
+    missing: Annotated[tuple[Participant, ...], Field(max_length=limits.SEAT_COUNT_MAX + 1)]
 
 
 class CheckpointCosignedV1(WireModel):
@@ -495,12 +496,32 @@ class SnapshotMemberV1(WireModel):
     model_ids: Annotated[tuple[Bytes32, ...], Field(max_length=limits.MODELS_PER_MEMBER_MAX)]
 
 
+class OwnerV1(WireModel):
+    """The operator attests whose a participant is: nobody verifies for its owner, nor for another of its owner's."""
+
+    kind: ClassVar[str] = "owner.v1"
+    participant: Participant
+    owner: Participant
+    """The participant itself takes back what was said before."""
+    declared_ms: TimeMs
+
+
+class OwnedV1(WireModel):
+    """Whose a participant is."""
+
+    kind: ClassVar[str] = "owned.v1"
+    participant: Participant
+    owner: Participant
+
+
 class SnapshotV1(WireModel):
     """The stakes that sortition draws from in every round that begins after ``taken_ms``, until the next one."""
 
     kind: ClassVar[str] = "snapshot.v1"
     number: Count
     members: Annotated[tuple[SnapshotMemberV1, ...], Field(max_length=limits.MEMBERS_MAX)]
+    owners: Annotated[tuple[OwnedV1, ...], Field(max_length=limits.OWNERS_MAX)]
+    """Ascending by participant: everybody, verifier or not, who is attested to be another's."""
     taken_ms: TimeMs
 
 
@@ -538,6 +559,7 @@ class VerifyTaskV1(WireModel):
     job_id: Bytes32
     attempt: Attempt
     stage: Stage
+    """As the verifier is told of it: a recheck's is that of an audit."""
     retry: Retry
     model_id: Bytes32
     tokens: AllTokens
@@ -566,7 +588,8 @@ class StagePartyV1(WireModel):
 
     kind: ClassVar[str] = "stage-party.v1"
     participant: Participant
-    stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)]
+    stage: Annotated[int, Field(ge=0, le=limits.SEAT_COUNT_MAX)]
+    """The number of its seat."""
     root: Bytes32
     leaf_count: LeafCount
     corner: CornerV1
@@ -584,7 +607,7 @@ class StageSealedV1(WireModel):
     stage: Stage
     retry: Retry
     corner: CornerV1
-    parties: Annotated[tuple[StagePartyV1, ...], Field(min_length=2, max_length=limits.STAGE_COUNT_MAX + 1)]
+    parties: Annotated[tuple[StagePartyV1, ...], Field(min_length=2, max_length=limits.SEAT_COUNT_MAX + 1)]
     sample_count: Annotated[int, Field(ge=1, le=limits.SAMPLE_COUNT_MAX)]
     sealed_ms: TimeMs
 
@@ -595,7 +618,10 @@ class VerifierStandingV1(WireModel):
     kind: ClassVar[str] = "verifier-standing.v1"
     participant: Participant
     stage: Stage
+    """The number of its seat."""
     opened: bool
+    upheld: bool
+    """The outcome bears out its claim; never under ``unified-pool``, which asks for no such thing."""
 
 
 class TokenCheckV1(WireModel):
@@ -643,19 +669,35 @@ class ComparisonV1(WireModel):
     """None at partial depth, and between verifiers."""
 
 
+OutcomeCase = Literal[
+    "agree",
+    "confirm_generator",
+    "confirm_prior",
+    "acquittal",
+    "conviction",
+    "void",
+    "no_opening",
+    "equivocation",
+]
+
+
 class OutcomeV1(WireModel):
     """How a dispute ended: a pure function of the record (docs/protocol.md 8) that anyone can run again."""
 
     kind: ClassVar[str] = "outcome.v1"
     job_id: Bytes32
     attempt: Attempt
-    case: Literal["agree", "confirm_generator", "confirm_prior", "void", "no_opening", "equivocation"]
-    stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)]
+    case: OutcomeCase
+    stage: Annotated[int, Field(ge=0, le=limits.SEAT_COUNT_MAX)]
     corner: CornerV1
-    verifiers: Annotated[tuple[VerifierStandingV1, ...], Field(max_length=limits.STAGE_COUNT_MAX)]
+    verifiers: Annotated[tuple[VerifierStandingV1, ...], Field(max_length=limits.SEAT_COUNT_MAX)]
     deciding: Participant | None
     prior: Participant | None
-    comparisons: Annotated[tuple[ComparisonV1, ...], Field(max_length=limits.STAGE_COUNT_MAX**2)]
+    is_challenged: bool
+    """The user asked for the audit, so that it pays for it; under ``unified-pool`` that makes no difference."""
+    claims: Annotated[tuple[EnvelopeBytes, ...], Field(max_length=limits.SEAT_COUNT_MAX)]
+    """:class:`ClaimSealedV1` envelopes that no ``stage-sealed`` shows: a committee's that was not enough, by seats."""
+    comparisons: Annotated[tuple[ComparisonV1, ...], Field(max_length=limits.COMPARISONS_MAX)]
     reason: Text
 
 
@@ -721,7 +763,7 @@ class HoldRequestV1(WireModel):
     purpose: Literal["escrow", "generator_stake", "verifier_stake"]
     job_id: Bytes32
     attempt: Attempt
-    stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)] = 0
+    stage: Annotated[int, Field(ge=0, le=limits.SEAT_COUNT_MAX)] = 0
     party: Participant
     amount_micro: Micro
     publication: Publication = 1
@@ -734,7 +776,7 @@ class HoldPlacedV1(WireModel):
     purpose: Literal["escrow", "generator_stake", "verifier_stake"]
     job_id: Bytes32
     attempt: Attempt
-    stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)]
+    stage: Annotated[int, Field(ge=0, le=limits.SEAT_COUNT_MAX)]
     party: Participant
     amount_micro: Micro
     publication: Publication = 1
@@ -747,7 +789,7 @@ class HoldRefusedV1(WireModel):
     purpose: Literal["escrow", "generator_stake", "verifier_stake"]
     job_id: Bytes32
     attempt: Attempt
-    stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)]
+    stage: Annotated[int, Field(ge=0, le=limits.SEAT_COUNT_MAX)]
     party: Participant
     code: Code
     reason: Text
@@ -780,6 +822,8 @@ PayoutCase = Literal[
     "agree",
     "confirm_generator",
     "confirm_prior",
+    "acquittal",
+    "conviction",
     "void",
     "no_opening",
     "equivocation",
@@ -794,12 +838,14 @@ class PayoutSettledV1(WireModel):
     job_id: Bytes32
     attempt: Annotated[int, Field(ge=0, le=limits.ATTEMPT_COUNT_MAX)]
     case: PayoutCase
-    stage: Annotated[int, Field(ge=0, le=limits.STAGE_COUNT_MAX)]
+    stage: Annotated[int, Field(ge=0, le=limits.SEAT_COUNT_MAX)]
     pool_micro: Micro
     generation_micro: Micro
     verification_micro: Micro
-    lines: Annotated[tuple[PayoutLineV1, ...], Field(max_length=4 + 2 * limits.STAGE_COUNT_MAX)]
-    slashed: Annotated[tuple[Participant, ...], Field(max_length=1 + limits.STAGE_COUNT_MAX)]
+    reserve_micro: Micro
+    """What the reserve held before: under ``fixed-fee-committee`` no settlement draws more from it."""
+    lines: Annotated[tuple[PayoutLineV1, ...], Field(max_length=4 + 2 * limits.SEAT_COUNT_MAX)]
+    slashed: Annotated[tuple[Participant, ...], Field(max_length=1 + limits.SEAT_COUNT_MAX)]
 
 
 class BalanceQueryV1(WireModel):
@@ -873,6 +919,7 @@ class TotalsReplyV1(WireModel):
     closed_pools_micro: Micro
     open_pool_count: Count
     treasury_micro: Micro
+    reserve_micro: Micro
     journal_entries: Count
     journal_intact: bool
 

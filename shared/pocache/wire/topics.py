@@ -219,6 +219,7 @@ OUTCOME_DECIDED = Topic(
     "outcomes.decided.{job}", m.OutcomeV1, _S.RECORD, _R.VERIFIER, (_R.LEDGER, _R.COMMITMENTS)
 )
 
+OWNER_DECLARED = Topic("owners.declared.{participant}", m.OwnerV1, _S.RECORD, _R.OPERATOR, (_R.VERIFIER,))
 DEPOSITED = Topic("accounts.deposited.{participant}", m.DepositV1, _S.RECORD, _R.OPERATOR, (_R.LEDGER,))
 HOLD_PLACED = Topic(
     "holds.placed.{job}", m.HoldPlacedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER, _R.COMMITMENTS)

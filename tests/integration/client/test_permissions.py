@@ -23,7 +23,14 @@ from pocache.wire import topics as t
 from pocache.wire.envelope import seal
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Role
-from pocache_cli.bootstrap import PROVISIONER, NetworkPlan, compute_users, create_network, load_parties
+from pocache_cli.bootstrap import (
+    PROVISIONER,
+    NetworkPlan,
+    compute_operator,
+    compute_users,
+    create_network,
+    load_parties,
+)
 
 USER, OTHER = "ada", "grace"
 ANSWER_S = 30.0
@@ -41,7 +48,8 @@ class Stage:
 
     async def open(self) -> None:
         users = compute_users(self.directory, load_parties(self.directory), ())
-        settings = ServerSettings(self._folder / "nats", sync_always=False, users=users)
+        operator = compute_operator(self.directory, users)
+        settings = ServerSettings(self._folder / "nats", sync_always=False, operator=operator)
         server = await self._stack.enter_async_context(EmbeddedServer(settings))
         self._url = server.url
         provisioner = await self.connect(PROVISIONER)
@@ -85,6 +93,7 @@ async def test_a_user_may_ask_again_for_what_it_missed(stage: Stage, monkeypatch
         pool_micro=0,
         generation_micro=0,
         verification_micro=0,
+        reserve_micro=0,
         lines=(),
         slashed=(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pocache.protocol.errors import ConfigError
-from pocache.runtime.network import NetworkDirectory
+from pocache.runtime.network import NetworkDirectory, read_secret
 from pocache.wire.topics import Role
 from pocache_beacon.local import read_bls_secret
 from pocache_cli.bootstrap import load_parties
 from pocache_cli.deployment import export_network, install_network, load_participants
 from pocache_cli.main import main
 from pocache_cli.prepare import main as prepare
+from pocache_cli.trust import Trust
 
 PARTIES = ("--user", "ada", "--worker", "worker-1", "--worker", "worker-2", "--worker", "verify-worker-1")
 
@@ -87,14 +89,22 @@ def test_bad_sections_are_wrong_usage(tmp_path: Path, text: str, message: str) -
 def test_export_gives_each_process_its_own_keys(directory: NetworkDirectory, tmp_path: Path) -> None:
     report = run_json("export", "--network-dir", directory.path, "--out", tmp_path / "out")
     secrets = report["secrets"]
-    assert secrets["pocache-router"] == ["router.signing.seed", "router.transport.seed"]
-    assert secrets["pocache-beacon"] == ["beacon.signing.seed", "beacon.transport.seed", "beacon.bls.hex"]
-    assert secrets["pocache-provisioner"] == ["provisioner.transport.seed"]
+    assert secrets["pocache-router"] == ["router.signing.seed", "router.transport.seed", "router.transport.jwt"]
+    assert secrets["pocache-beacon"] == [
+        "beacon.signing.seed",
+        "beacon.transport.seed",
+        "beacon.transport.jwt",
+        "beacon.bls.hex",
+    ]
+    assert secrets["pocache-provisioner"] == ["provisioner.transport.seed", "provisioner.transport.jwt"]
     assert {key.split(".")[0] for key in secrets["pocache-worker"]} == {"worker-1", "worker-2"}
     assert set(secrets["pocache-verify-worker"]) == {
         "verify-worker-1.signing.seed",
         "verify-worker-1.transport.seed",
+        "verify-worker-1.transport.jwt",
     }
+    nats = json.loads((tmp_path / "out" / "network" / "nats.json").read_bytes())
+    assert nats == {"core_account": Trust(directory).get_account()}
     written = {file.name for file in (tmp_path / "out").rglob("*") if file.is_file()}
     assert not [name for name in written if name.startswith(("operator", "ada"))], (
         "these stay with their owners"
@@ -119,7 +129,7 @@ def test_a_process_puts_its_directory_together(directory: NetworkDirectory, tmp_
     own = NetworkDirectory(tmp_path / "own")
     for _ in range(2):  # a container that is started again finds what it left
         report = run_json("install", given, "--network-dir", own.path, "--name", "beacon")
-        assert len(report["keys"]) == 3
+        assert len(report["keys"]) == 4
     assert own.genesis == directory.genesis
     assert own.signing_key("beacon").participant_id == directory.genesis.signer(Role.BEACON)
     assert own.transport_seed("beacon") == directory.transport_seed("beacon")
@@ -169,11 +179,14 @@ def test_a_model_is_registered_and_exported(directory: NetworkDirectory, tmp_pat
 
 def test_nats_config_has_everybody_and_no_seed(directory: NetworkDirectory) -> None:
     report = run_json("nats-config", "--network-dir", directory.path)
-    expected = {party.name for party in load_parties(directory)} | {"provisioner", "deadletters"}
+    expected = {party.name for party in load_parties(directory)} | {"provisioner", "deadletters", "observer"}
     assert set(report["users"]) == expected
     for party in load_parties(directory):
-        assert party.transport_public in report["authorization"]
-        assert directory.transport_seed(party.name) not in report["authorization"]
+        assert read_secret(directory.path / "transport" / f"{party.name}.seed") not in report["authorization"]
+    accounts = re.findall(r"A[A-Z2-7]{55}(?=: )", report["authorization"])
+    guests = [party for party in load_parties(directory) if party.role in (Role.USER, Role.WORKER)]
+    assert len(set(accounts)) == len(guests) + len({"core", "system", "observer"})
+    assert report["core_account"] in accounts
     values = json.loads(run("nats-config", "--network-dir", directory.path, "--format", "helm").stdout)
     assert values == report["helm_values"]
     assert values["configMap"]["merge"]["data"]["auth.conf"] == report["authorization"]

@@ -38,6 +38,7 @@ SOUND = m.TotalsReplyV1(
     closed_pools_micro=0,
     open_pool_count=0,
     treasury_micro=0,
+    reserve_micro=0,
     journal_entries=3,
     journal_intact=True,
 )
@@ -136,6 +137,7 @@ def write_job(
             "pool_micro": 7,
             "generation_micro": 1,
             "verification_micro": 1,
+            "reserve_micro": 0,
             "lines": (m.PayoutLineV1(account=who, amount_micro=7, held_micro=5),),
             "slashed": tuple(record.participant(name) for name in slashed),
         }

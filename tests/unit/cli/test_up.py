@@ -13,8 +13,19 @@ from click.testing import CliRunner, Result
 from pocache.protocol.errors import ConfigError
 from pocache.runtime.network import NetworkDirectory
 from pocache_cli import up as module
-from pocache_cli.bootstrap import NetworkPlan, create_network, pick_user, read_roles
-from pocache_cli.up import Options, cancelled_by, name_parties, name_users, plan_processes, up, verify_counts
+from pocache_cli.bootstrap import NetworkPlan, create_network, pick_user, plan_rules, read_roles
+from pocache_cli.up import (
+    LEVY,
+    SECTIONS,
+    Options,
+    cancelled_by,
+    name_parties,
+    name_users,
+    plan_processes,
+    up,
+    verify_counts,
+    verify_rules,
+)
 
 ROLES = {
     "operator": "operator",
@@ -32,6 +43,7 @@ def make_options(**changes: Any) -> Options:
         "users": None,
         "workers": None,
         "verifiers": None,
+        "rules": None,
         "port": 0,
         "log_level": "info",
         "as_json": False,
@@ -52,6 +64,7 @@ def run(*arguments: str) -> Result:
         ("--verifiers", "none"),
         ("--port", "65536"),
         ("--log-level", "loud"),
+        ("--rules", "none"),
         ("surprise",),
     ],
 )
@@ -71,6 +84,7 @@ def test_arguments_become_options(monkeypatch: pytest.MonkeyPatch, is_ready: boo
 
     monkeypatch.setattr(module, "_run", take)
     arguments = ["--dir", "here", "--model", "fake:x", "--users", "2", "--workers", "4", "--verifiers", "5"]
+    arguments += ["--rules", "unified-pool"]
     assert run(*arguments, "--port", "4222", "--json").exit_code == code
     assert seen == [
         make_options(
@@ -79,6 +93,7 @@ def test_arguments_become_options(monkeypatch: pytest.MonkeyPatch, is_ready: boo
             users=2,
             workers=4,
             verifiers=5,
+            rules="unified-pool",
             port=4222,
             as_json=True,
         )
@@ -102,6 +117,30 @@ def test_counts_are_those_of_the_directory(name: str, count: int) -> None:
     verify_counts(make_options(**{name: count}), ROLES)
     with pytest.raises(ConfigError, match=f"{count} {name}"):
         verify_counts(make_options(**{name: count + 1}), ROLES)
+
+
+def test_the_rules_are_those_of_the_directory(tmp_path: Path) -> None:
+    """Left out, what is there is taken; a network of other rules is not opened."""
+    plan = NetworkPlan("local", ("ada",), ("worker-1",), sections={"rules": plan_rules("unified-pool", 3)})
+    directory = create_network(tmp_path, plan)
+    verify_rules(make_options(), directory)
+    verify_rules(make_options(rules="unified-pool"), directory)
+    with pytest.raises(ConfigError, match="is paid by unified-pool"):
+        verify_rules(make_options(rules="fixed-fee-committee"), directory)
+
+
+@pytest.mark.parametrize(
+    ("verifiers", "size"), [(1, 3), (3, 3), (4, 3), (5, 3), (6, 5), (7, 5), (8, 7), (64, 7)]
+)
+def test_a_committee_fits_the_verifiers_that_there_are(verifiers: int, size: int, tmp_path: Path) -> None:
+    """One is left for the audit; and the network's own checks take what comes out."""
+    rules = plan_rules("fixed-fee-committee", verifiers, levy=LEVY)
+    assert rules["committee_size"] == size
+    sections = {**SECTIONS, "rules": rules}
+    genesis = create_network(
+        tmp_path, NetworkPlan("local", ("ada",), ("worker-1",), sections=sections)
+    ).genesis
+    assert genesis.rule_set.name == "fixed-fee-committee"
 
 
 def test_an_interrupted_creation_is_named(tmp_path: Path) -> None:

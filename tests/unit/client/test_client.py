@@ -229,6 +229,7 @@ async def test_only_services_speak_for_services(side: UserSide) -> None:
             pool_micro=0,
             generation_micro=0,
             verification_micro=0,
+            reserve_micro=0,
             lines=(),
             slashed=(),
         ),

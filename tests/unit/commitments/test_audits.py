@@ -77,6 +77,8 @@ def decide(harness: Harness, job: Job) -> None:
         verifiers=(),
         deciding=None,
         prior=None,
+        is_challenged=False,
+        claims=(),
         comparisons=(),
         reason="no candidates",
     )
@@ -85,7 +87,13 @@ def decide(harness: Harness, job: Job) -> None:
 
 def make_harness(lottery_share: str, **audit: Any) -> Harness:
     """Return the service on a network with another lottery."""
-    values = {"sample_count": 4, "window_rounds": 6, "lottery_share": lottery_share, **audit}
+    values = {
+        "full_depth_share": "1/4",
+        "sample_count": 4,
+        "window_rounds": 6,
+        "lottery_share": lottery_share,
+        **audit,
+    }
     network = make_network(audit=values, deadlines={"opening_ticks": 3})
     harness = Harness(CommitmentsService(network.genesis, network.models), network)
     harness.pass_rounds(2)
@@ -377,6 +385,7 @@ def test_a_settled_job_is_left_alone(harness: Harness, network: Network) -> None
             pool_micro=0,
             generation_micro=0,
             verification_micro=0,
+            reserve_micro=0,
             lines=(),
             slashed=(),
         )

@@ -343,6 +343,8 @@ def test_after_the_outcome_an_opening_is_refused(dispute: Dispute, how: str) -> 
             verifiers=(),
             deciding=None,
             prior=None,
+            is_challenged=False,
+            claims=(),
             comparisons=(),
             reason="two results",
         )

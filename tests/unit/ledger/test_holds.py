@@ -222,7 +222,7 @@ def test_a_verifier_of_another_attempt_or_beyond_the_last_stage_is_refused(
     request = job.verifier_stake(1, FIRST)
     assert refused_with(ledger, request.model_copy(update={"attempt": 2})) == "E207"
     assert refused_with(ledger, request.model_copy(update={"stage": 0})) == "E402"
-    stage_max = ledger.network.genesis.rules.stage_max
+    stage_max = ledger.network.genesis.rule_set.seat_max
     assert refused_with(ledger, request.model_copy(update={"stage": stage_max + 1})) == "E402"
     assert ledger.hold(request.model_copy(update={"stage": stage_max})).action == "ack"
     assert [topic for topic, _ in ledger.outbox()] == [t.HOLD_PLACED, t.STAKE_POSTED]

@@ -12,6 +12,7 @@ from kit.jobs import Job
 from kit.ledger import FUNDS, LedgerHarness, Money, make_ledger
 from kit.network import Network, make_key, make_network
 from pocache.protocol.keys import SigningKey
+from pocache.protocol.payoff import UnifiedPool
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.model import WireModel
@@ -94,7 +95,9 @@ def test_a_partial_corner_pays_for_what_was_looked_at(ledger: LedgerHarness, job
     corner = job.corner(layer_max=0, position_max=job.leaf_count - 3)
     ledger.must(t.OUTCOME_DECIDED, job.outcome("agree", (V1,), corner=corner))
     cost = job.verification_cost(0, job.leaf_count - 3)
-    earned = ledger.network.genesis.unified_pool.alpha.floor_of(cost)
+    rules = ledger.network.genesis.rule_set
+    assert isinstance(rules, UnifiedPool)
+    earned = rules.alpha.floor_of(cost)
     assert 0 < earned < job.products.a_cv
     assert gains(ledger, USER, WORKER, V1) == [-job.products.a_cg - earned, job.products.a_cg, earned]
     body = settled(ledger)

@@ -306,7 +306,7 @@ def test_stake_unbonds_longer_than_any_dispute() -> None:
     least = compute_dispute_ticks(network.genesis)
     deadlines, audit = network.genesis.deadlines, network.genesis.audit
     bind_rounds = 3_000 // 3_000 + 2
-    looks = 2 * network.genesis.rules.stage_max
+    looks = 2 * network.genesis.rule_set.seat_max
     assert least == deadlines.lease_ticks + audit.window_rounds + looks * (
         deadlines.seal_ticks + deadlines.opening_ticks + 2 * bind_rounds
     )

@@ -13,7 +13,6 @@ from pocache.protocol.dispute_committee import advance, get_parties, start_dispu
 from pocache.protocol.dispute_committee_terms import (
     CommitteeCommand,
     CommitteeEvent,
-    CommitteePhase,
     CommitteeState,
     PairCompared,
     RecheckDrawn,
@@ -33,6 +32,7 @@ from pocache.protocol.dispute_terms import (
     OrderDrawn,
     Outcome,
     Party,
+    Phase,
     RequestHold,
     SealExpired,
     SealStage,
@@ -138,7 +138,7 @@ class Dispute:
         (command,) = self.commands
         assert isinstance(command, Decide)
         assert command.outcome == self.state.outcome
-        assert self.state.phase is CommitteePhase.DECIDED
+        assert self.state.phase is Phase.DECIDED
         return command.outcome
 
     @property
@@ -507,7 +507,7 @@ def test_a_member_that_is_late_is_told_so() -> None:
     dispute = disputed()
     late = dispute.claim(8)
     dispute.seal(8)
-    assert dispute.state.phase is CommitteePhase.OPENING
+    assert dispute.state.phase is Phase.OPENING
     with pytest.raises(ExpiredError, match="time for the claim of seat 8 is over"):
         dispute.tell(late)
 

@@ -247,7 +247,7 @@ def test_a_prompt_of_the_right_length_is_priced_by_it(router: RouterHarness, net
     """αCg + αCv for all tokens asked for, at full depth: the deposit that the ledger will check."""
     job_id = router.submit()
     (hold,) = list(router.outbox_of(t.ROUTER_HOLD_REQUESTED))
-    prices, rules = network.model.prices, network.genesis.unified_pool
+    prices, rules = network.model.prices, network.genesis.rule_set
     cg = prices.prompt_token_micro * len(PROMPT) + prices.output_token_micro * 8
     cv = prices.verify_token_micro * (len(PROMPT) + 8 - 1)
     products = rules.compute_products(cg, cv)

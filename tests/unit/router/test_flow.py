@@ -43,7 +43,7 @@ def test_from_submission_to_settlement(router: RouterHarness, network: Network) 
     emissions = router.drain()
     assert topics(emissions) == [t.ROUTER_HOLD_REQUESTED, t.JOB_EVENT]
     hold = emissions[0].body
-    products = network.genesis.unified_pool.compute_products(
+    products = network.genesis.rule_set.compute_products(
         admitted.generation_max_micro, admitted.verification_max_micro
     )
     assert hold == m.HoldRequestV1(

@@ -63,7 +63,8 @@ def test_a_name_in_another_script_is_escaped() -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"rules": {"beta": "6"}},
+        {"rules": {"name": "unified-pool", "beta": "6"}},
+        {"rules": {"name": "fixed-fee-committee"}},
         {"audit": {"lottery_share": "1/21"}},
         {"deadlines": {"lease_ticks": 61}},
         {"bounds": {"attempt_max": 2}},

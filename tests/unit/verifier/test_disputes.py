@@ -24,7 +24,7 @@ SHALLOW = {"layer_max": 0, "position_max": 6}
 def verify_settles(pool: Pool, outcome: m.OutcomeV1) -> None:
     """The rules of payment accept the outcome, and it empties the pool."""
     settlement = settle(
-        pool.network.genesis.unified_pool,
+        pool.network.genesis.rule_set,
         case=Case(outcome.case),
         cg=pool.job.generation_cost(),
         cv=pool.job.verification_cost(outcome.corner.layer_max, outcome.corner.position_max),
@@ -49,7 +49,9 @@ def test_the_first_verifier_agrees_with_an_honest_generator() -> None:
     verifier = pool.play()
     outcome = pool.outcome
     assert (outcome.case, outcome.stage, outcome.deciding, outcome.prior) == ("agree", 1, verifier, None)
-    assert outcome.verifiers == (m.VerifierStandingV1(participant=verifier, stage=1, opened=True),)
+    assert outcome.verifiers == (
+        m.VerifierStandingV1(participant=verifier, stage=1, opened=True, upheld=False),
+    )
     assert outcome.corner == pool.job.corner()
     verify_settles(pool, outcome)
 
@@ -512,7 +514,14 @@ def test_a_job_whose_escrow_is_refused_is_forgotten() -> None:
 
 
 def make_settlement(pool: Pool, case: str) -> m.PayoutSettledV1:
-    fields = {"case": case, "stage": 0, "pool_micro": 0, "generation_micro": 0, "verification_micro": 0}
+    fields = {
+        "case": case,
+        "stage": 0,
+        "pool_micro": 0,
+        "generation_micro": 0,
+        "verification_micro": 0,
+        "reserve_micro": 0,
+    }
     return m.PayoutSettledV1.model_validate(
         {"job_id": pool.job.job_id, "attempt": 1, **fields, "lines": (), "slashed": ()}
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from kit.network import STACK, make_key, make_network
+from kit.network import STACK, make_network
 from kit.pool import STAKE, Pool
 from pocache.protocol.beacon import compute_round_time_ms, verify_round
 from pocache.protocol.challenge import DeterministicStream, Tag, compute_seed, draw_order
 from pocache.protocol.errors import ConfigError
-from pocache.protocol.ids import Digest, ModelId, ParticipantId
+from pocache.protocol.ids import ParticipantId
 from pocache.protocol.limits import MEMBERS_MAX, PAYLOAD_BYTES_MAX
 from pocache.runtime.network import Model
 from pocache.wire import messages as m
@@ -139,17 +139,11 @@ def test_an_audit_draws_from_the_latest_such_snapshot() -> None:
 
 
 def test_only_members_with_the_model_are_drawn() -> None:
-    one, two = (make_member(name, b"\x01" * 32) for name in ("one", "two"))
-    snapshot = m.SnapshotV1(number=1, members=(one, make_member("three", b"\x02" * 32), two), taken_ms=1)
-    order = membership.compute_verifier_order(
-        snapshot, Digest(bytes(32)), model_id=ModelId(b"\x01" * 32), excluded=()
-    )
-    assert sorted(order) == sorted([one.participant, two.participant])
-
-
-def make_member(name: str, model_id: bytes) -> m.SnapshotMemberV1:
-    key = make_key(name)
-    return m.SnapshotMemberV1(participant=key.participant_id, stake_micro=5, model_ids=(model_id,))
+    pool = Pool(verifier_count=1)
+    other = Pool(verifier_count=1, sections={"layer_count": 3}).network.key("other")
+    pool.enroll(other, 1_000_000 * STAKE, model_ids=(b"\x02" * 32,))
+    pool.start()
+    assert pool.hear(t.VERIFIER_HOLD_REQUESTED).party != other.participant_id
 
 
 def test_sortition_can_be_drawn_again_from_the_record() -> None:
@@ -210,10 +204,10 @@ def test_a_full_snapshot_stays_below_the_largest_payload() -> None:
         participant=pool.network.participant("one"), stake_micro=2**62, model_ids=(b"\x01" * 32,) * 64
     )
     count = membership._SNAPSHOT_BYTES_MAX // (membership._MEMBER_BYTES + 64 * membership._MODEL_BYTES)
-    body = m.SnapshotV1(number=2**50, members=(member,) * count, taken_ms=2**50)
+    body = m.SnapshotV1(number=2**50, members=(member,) * count, owners=(), taken_ms=2**50)
     assert len(pool.network.seal(pool.network.key("one"), body)) < PAYLOAD_BYTES_MAX
     lean = member.model_copy(update={"model_ids": (b"\x01" * 32,)})
-    body = m.SnapshotV1(number=1, members=(lean,) * MEMBERS_MAX, taken_ms=1)
+    body = m.SnapshotV1(number=1, members=(lean,) * MEMBERS_MAX, owners=(), taken_ms=1)
     assert MEMBERS_MAX * (membership._MEMBER_BYTES + membership._MODEL_BYTES) < membership._SNAPSHOT_BYTES_MAX
     assert len(pool.network.seal(pool.network.key("one"), body)) < PAYLOAD_BYTES_MAX
 

@@ -197,6 +197,7 @@ def make_payout(job_id: bytes) -> m.PayoutSettledV1:
         pool_micro=0,
         generation_micro=0,
         verification_micro=0,
+        reserve_micro=0,
         lines=(),
         slashed=(),
     )
