@@ -20,20 +20,25 @@ import transformers
 
 from bench.measure import Row
 from bench.measure import compare as compare_by
+from pocache.engine.calibrate import draw_prompts, run_calibration
 from pocache.engine.decoding import SlabRunner
 from pocache.engine.demo_model import PAD_TOKEN, build_demo_model
+from pocache.engine.open_mode import OpenRequest, answer_questions
 from pocache.engine.port import Capture, GenerateRequest, VerifyRequest
 from pocache.engine.session import BatchSession
 from pocache.engine.transformers import TransformersEngine
-from pocache.protocol.challenge import Corner, compute_full_corner
+from pocache.protocol.challenge import Corner, DeterministicStream, compute_full_corner
 from pocache.protocol.commitment import Sampling
-from pocache.protocol.ids import JobId, NetworkId
+from pocache.protocol.context import collect_samples
+from pocache.protocol.ids import Digest, JobId, NetworkId
 from pocache.protocol.merkle import MerkleTree
+from pocache.protocol.open_mode import OpenIndex, build_question
 
 LAYERS, HIDDEN, KV_HEADS = 8, 384, 4
 JOBS, PROMPT_TOKENS, OUTPUT_TOKENS = 8, (16, 24, 32, 40, 48, 56, 64, 72), 32
 RAGGED_TOKENS = (16, 32, 64, 96, 128, 192, 320, 512)
 AUDIT_PROMPT, AUDIT_OUTPUT = 64, 64
+OPEN_VECTORS = 16
 NETWORK = NetworkId(bytes(32))
 
 compare = partial(compare_by, clock=time.thread_time)
@@ -57,6 +62,7 @@ def run() -> list[Row]:
                 *_packing(engine, library),
                 *(_audit(engine, count) for count in (1, 4, 8)),
                 _half_depth(engine),
+                *(_open_mode(engine, indexed=indexed) for indexed in (True, False)),
             ]
 
 
@@ -154,6 +160,47 @@ def _half_depth(engine: TransformersEngine) -> Row:
         lambda: engine.verify(half),
         "to full depth",
         lambda: engine.verify(full),
+    )
+
+
+def _open_mode(engine: TransformersEngine, *, indexed: bool) -> Row:
+    """Questions whose vectors lie in the lower half of the layers, against such whose last one lies in the last."""
+    profile = run_calibration(engine, engine, draw_prompts(engine.capabilities(), count=4), max_tokens=12)
+    jobs = [_make_job(index, AUDIT_PROMPT, AUDIT_OUTPUT) for index in range(JOBS)]
+    captures = _generate(engine, jobs)
+
+    def ask(depth: int) -> list[OpenRequest]:
+        last = AUDIT_PROMPT + AUDIT_OUTPUT - 2
+        due = [OpenIndex(last - 2 * number, number % depth) for number in range(OPEN_VECTORS)]
+        return [
+            OpenRequest(
+                job.job_id,
+                job.prompt + capture.output,
+                AUDIT_PROMPT,
+                job.seed,
+                job.network,
+                build_question(
+                    collect_samples(capture.schema, capture.leaves, AUDIT_PROMPT, due),
+                    indexed=indexed,
+                    decoy_pairs=0,
+                    stream=DeterministicStream(Digest(bytes(32))),
+                )[0],
+            )
+            for job, capture in zip(jobs, captures, strict=True)
+        ]
+
+    half, full = ask(LAYERS // 2), ask(LAYERS)
+    for requests, depth in ((half, LAYERS // 2), (full, LAYERS)):
+        for answer in answer_questions(engine, requests, profile):
+            assert (len(answer.matches), answer.layers_run) == (OPEN_VECTORS, depth), (
+                "an honest job did not match"
+            )
+    form = "with indices" if indexed else "without indices"
+    return compare(
+        f"open mode {form}, {JOBS} jobs x {OPEN_VECTORS} vectors in the lower half",
+        lambda: answer_questions(engine, half, profile),
+        "the same up to the last layer",
+        lambda: answer_questions(engine, full, profile),
     )
 
 

@@ -24,7 +24,7 @@ REPORT_COLUMNS: Final = 130
 
 
 @click.command()
-@click.option("--model", help="A causal LM: a directory, a cached id, or fake:NAME (default: a small random one is built).")
+@click.option("--model", help="A causal LM: a directory, a cached id, fake:NAME, or reference, which ships with this (default).")
 @click.option("--jobs", default=JOBS_DEFAULT, show_default=True, type=click.IntRange(20, 10_000), help="How many jobs.")
 @click.option("--tokens", default=TOKENS_DEFAULT, show_default=True, type=click.IntRange(2, 1_024), help="Tokens a job.")
 @rules_option
@@ -70,7 +70,7 @@ def demo(model: str | None, jobs: int, tokens: int, rules: str, folder: Path | N
 async def _run(model: str | None, jobs: int, tokens: int, rules: str, folder: Path, view: Any) -> Any:
     from pocache_cli.bootstrap import create_network, register_model
     from pocache_cli.local_network import run_network
-    from pocache_cli.models import make_encoder, prepare_model
+    from pocache_cli.models import DEFAULT_MODEL, load_tokenizer, make_encoder, prepare_model
     from pocache_cli.scenario import Scenario, choose_cast
 
     task = asyncio.current_task()
@@ -80,19 +80,21 @@ async def _run(model: str | None, jobs: int, tokens: int, rules: str, folder: Pa
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(view.shown())
         view.say("making keys and the genesis")
-        name = model or str(folder / "model")
+        name = model or DEFAULT_MODEL
         cast = choose_cast(name, rules)
         directory = create_network(folder / "network", cast.plan())
-        description = await prepare_model(name, build=model is None, folder=folder, say=view.say)
+        description = await prepare_model(name, folder=folder, say=view.say)
         entry = register_model(directory, description)
         network = await stack.enter_async_context(
             run_network(directory, cast.processes(), model=name, say=view.say)
         )
+        codec = load_tokenizer(name)
         scenario = Scenario(
             network,
             cast,
             model_id=next(iter(directory.load_models())),
             encode=make_encoder(name, entry.vocab_size),
+            decode=None if codec is None else codec.decode,
             job_count=jobs,
             token_count_max=tokens,
             say=view.say,

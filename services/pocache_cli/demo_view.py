@@ -24,9 +24,11 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.model import WireModel
-from pocache_cli.scenario import Report
+from pocache_cli.scenario import JobLine, Report
+from pocache_cli.submit import CONTROLS
 
 EVENTS_SHOWN: Final = 10
+TEXTS_SHOWN: Final = 4
 REFRESH_PER_S: Final = 4
 PHASES_SHOWN: Final = ("escrowing", "queued", "locking", "generating", "committed", "settled", "refunded", "refused")
 _WATCHED: Final = (t.BEACON_ROUND, t.JOB_EVENT, t.AUDIT_OPENED, t.EQUIVOCATION, t.OUTCOME_DECIDED, t.PAYOUT_SETTLED)
@@ -130,6 +132,11 @@ def print_report(console: Console, report: Report, seconds: float) -> None:
         style="dim",
     )
     console.print(_draw_money(report))
+    shown = _choose_texts(report)
+    if shown:
+        console.print("What honest generators wrote\n")
+    for line in shown:
+        console.print(Text(line.prompt, style="dim"), Text(line.text.translate(CONTROLS)), sep="", end="\n\n", highlight=False)
     for name, value in report.to_dict().items():
         console.print(f"{name:20} {value}", highlight=False)
     console.print(f"{'seconds':20} {seconds:.0f}", highlight=False)
@@ -165,6 +172,15 @@ def _draw_jobs(report: Report) -> Table:
             ", ".join(line.slashed),
         )
     return table
+
+
+def _choose_texts(report: Report) -> list[JobLine]:
+    """Return the first honest outputs, each of another prompt."""
+    chosen: dict[str, JobLine] = {}
+    for line in report.lines:
+        if line.text and not line.cheat and len(chosen) < TEXTS_SHOWN:
+            chosen.setdefault(line.prompt, line)
+    return list(chosen.values())
 
 
 def _draw_money(report: Report) -> Table:

@@ -34,6 +34,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "api-keys": ("pocache_cli.api_keys", "api_keys", "Issue, list and revoke the gateway's API keys."),
     "provision": ("pocache_cli.provision", "provision", "Create a network's streams and consumers."),
     "calibrate": ("pocache_cli.calibrate", "calibrate", "Measure what honest looks like for a model on this machine."),
+    "open": ("pocache_cli.open_mode", "open_mode", "Check vectors of a job with one verifier, by the paper's open mode."),
     "evaluate": ("pocache_cli.evaluate", "evaluate", "Measure which cheats are found, and that honest work is not rejected."),
     "economics": ("pocache_cli.economics", "economics", "Show the payment rules with numbers."),
     "beacon": ("pocache_cli.beacon_verify", "beacon", "Check rounds of a randomness beacon."),

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pocache.engine.reference import REFERENCE_NAME, get_reference_dir
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId
 from pocache.runtime.network import NetworkDirectory
 from pocache_cli.children import pick_python_environment
 
 FAKE_PREFIX: Final = "fake:"
+DEFAULT_MODEL: Final = REFERENCE_NAME
 PREPARE_S_MAX: Final = 600.0
 _TOKENIZER_FILE: Final = "tokenizer.json"
 _UNFINISHED: Final = "\ufffd"
@@ -36,10 +38,8 @@ class TextCodec:
     decode: Callable[[Sequence[int]], str]
 
 
-async def prepare_model(
-    model: str, *, build: bool, folder: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Build the small model when none was named, calibrate it, and return its description.
+async def prepare_model(model: str, *, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Calibrate a model and return its description.
 
     A description that was written before is read again. Raises ConfigError with the preparing process's last words.
     """
@@ -47,8 +47,8 @@ async def prepare_model(
     known = _read_description(out)
     if known is not None:
         return known
-    say("building a small model with random weights" if build else f"loading {model}")
-    await _run_preparation(model, out, build=build, say=say)
+    say("loading the reference model" if model == REFERENCE_NAME else f"loading {model}")
+    await _run_preparation(model, out, say=say)
     described = _read_description(out)
     assert described is not None, "whoever prepares a model writes its description"
     return described
@@ -69,7 +69,7 @@ def read_source(directory: NetworkDirectory, model_id: ModelId) -> str | None:
 
 def resolve_source(model: str) -> str:
     """Return a model's name in a form that does not depend on the working directory."""
-    is_directory = not model.startswith(FAKE_PREFIX) and Path(model).is_dir()
+    is_directory = model != REFERENCE_NAME and not model.startswith(FAKE_PREFIX) and Path(model).is_dir()
     return str(Path(model).resolve()) if is_directory else model
 
 
@@ -121,8 +121,9 @@ class TextStream:
 def _find_tokenizer(source: str) -> Path | None:
     if source.startswith(FAKE_PREFIX):
         return None
-    if Path(source).is_dir():
-        file = Path(source) / _TOKENIZER_FILE
+    directory = get_reference_dir() if source == REFERENCE_NAME else Path(source)
+    if directory.is_dir():
+        file = directory / _TOKENIZER_FILE
         return file if file.is_file() else None
     try:
         from huggingface_hub import try_to_load_from_cache
@@ -145,14 +146,13 @@ def _read_description(file: Path) -> dict[str, Any] | None:
     return dict(json.loads(file.read_text(encoding="ascii"))) if file.exists() else None
 
 
-async def _run_preparation(model: str, out: Path, *, build: bool, say: Callable[[str], None]) -> None:
+async def _run_preparation(model: str, out: Path, *, say: Callable[[str], None]) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "pocache_cli.prepare",
         model,
         str(out),
-        "build" if build else "use",
         env={**os.environ, **pick_python_environment()},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""``python -m pocache_cli.prepare MODEL OUT build|use``: build the demo's model, calibrate, write its description.
+"""``python -m pocache_cli.prepare MODEL OUT``: calibrate a model and write its description.
 
 Prints a line of progress at a time; the demo runs it beside itself, because it imports torch.
 """
@@ -13,12 +13,8 @@ from pocache.engine.calibrate import draw_prompts, run_calibration
 from pocache_cli.calibrate import RUNS_DEFAULT, TOKENS_DEFAULT, build_engine, describe
 
 
-def main(model: str, out: Path, *, build: bool) -> None:
+def main(model: str, out: Path) -> None:
     """Write the description of ``model`` to ``out``."""
-    if build:
-        from pocache.engine.demo_model import build_demo_model
-
-        build_demo_model(model)
     engine = build_engine(model, encoding="sketch", device="cpu", threads=1)
 
     def report(done: int, total: int) -> None:
@@ -34,4 +30,4 @@ def main(model: str, out: Path, *, build: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), build=sys.argv[3] == "build")
+    main(sys.argv[1], Path(sys.argv[2]))

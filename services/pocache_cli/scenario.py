@@ -15,6 +15,7 @@ from typing import Final
 
 from pocache.client import Job, PocacheClient
 from pocache.protocol.commitment import Sampling
+from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import PocacheError
 from pocache.protocol.ids import JobId, ModelId
 from pocache.protocol.lifecycle import Phase
@@ -67,14 +68,14 @@ DEMO_LEVY: Final = "5/12"
 """λ: what audits of a quarter of all jobs cost under `fixed-fee-committee`."""
 
 PROMPTS: Final = (
-    "The committee will now hear",
     "import asyncio\n\nasync def main",
-    "It was a bright cold day in",
-    "Q: What is a Merkle tree? A:",
-    "Dear provider, please prove that",
-    "SELECT model, cache FROM",
-    "Once upon a midnight dreary",
-    "The quick brown fox",
+    "Return a list of",
+    "    def __init__(self",
+    "The following exceptions",
+    'class Queue:\n    """',
+    "This module provides",
+    "        if not isinstance(",
+    "The value of the expression",
 )
 
 
@@ -136,6 +137,9 @@ class JobLine:
     threshold_log2: float | None = None
     case: str = ""
     phase: str = ""
+    prompt: str = ""
+    text: str = ""
+    """What was asked and what was delivered."""
     paid: list[tuple[str, int]] = field(default_factory=list)
     slashed: list[str] = field(default_factory=list)
 
@@ -182,10 +186,12 @@ class Scenario:
         job_count: int,
         token_count_max: int,
         say: Callable[[str], None],
+        decode: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         self._network = network
         self._model_id = model_id
         self._encode = encode
+        self._decode = decode
         self._job_count = job_count
         self._token_count_max = token_count_max
         self._say = say
@@ -198,6 +204,8 @@ class Scenario:
         self._generator_cheats = dict(cast.generators)
         self._seen_cheats: set[str] = set()
         self._users: dict[JobId, str] = {}
+        self._prompts: dict[JobId, str] = {}
+        self._texts: dict[JobId, str] = {}
         self._failed: dict[JobId, str] = {}
 
     async def play(self) -> Report:
@@ -231,12 +239,15 @@ class Scenario:
         async with asyncio.TaskGroup() as group:
             for index in range(count):
                 user = USERS[index % len(USERS)]
-                prompt = self._encode(PROMPTS[draw.randrange(len(PROMPTS))])
+                prompt = PROMPTS[draw.randrange(len(PROMPTS))]
                 sampling = Sampling(temperature_micro=(0, 800_000)[index % 2], top_k=0, top_p_micro=1_000_000)
                 job = await clients[user].submit(
-                    self._model_id, prompt, token_count_max=self._token_count_max, sampling=sampling
+                    self._model_id,
+                    self._encode(prompt),
+                    token_count_max=self._token_count_max,
+                    sampling=sampling,
                 )
-                self._users[job.job_id] = user
+                self._users[job.job_id], self._prompts[job.job_id] = user, prompt
                 tasks[group.create_task(self._follow(clients[user], job))] = job.job_id
             _, pending = await asyncio.wait(tasks, timeout=JOB_TIMEOUT_S)
             for task in pending:
@@ -254,6 +265,8 @@ class Scenario:
         """Wait for the commitment, challenge it when a hired cheat made it, wait for the end."""
         await client.wait(job, Phase.COMMITTED)
         if job.result is not None:
+            if self._decode is not None:
+                self._texts[job.job_id] = self._decode(unpack_tokens(job.result.output))
             lease = open_envelope(job.result.lease, self._network.directory.genesis.network_id, m.LeaseV1).body
             name = self.names.get(lease.generator, "")
             if name in self._generator_cheats:
@@ -312,7 +325,10 @@ class Scenario:
         )
 
     async def _read_lines(self) -> list[JobLine]:
-        lines = {job_id: JobLine(job_id, user) for job_id, user in self._users.items()}
+        lines = {
+            job_id: JobLine(job_id, user, prompt=self._prompts.get(job_id, ""), text=self._texts.get(job_id, ""))
+            for job_id, user in self._users.items()
+        }
         for recorded in await self._read(t.COMMITMENT_RECORDED):
             line = lines[JobId(recorded.job_id)]
             line.generator = self._name(recorded.generator)

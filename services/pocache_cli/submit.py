@@ -33,7 +33,8 @@ SEED_BYTES: Final = 32
 MICRO: Final = 1_000_000
 _TOKEN_MAX: Final = 2**32 - 1
 
-_CONTROLS: Final = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+CONTROLS: Final = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""What a terminal would obey instead of showing; a model may write anything."""
 
 VERDICTS: Final[Mapping[str, str]] = {
     "no_challenge": "settled without an audit: the lottery passed it by and nobody challenged",
@@ -247,7 +248,7 @@ def get_names(directory: NetworkDirectory) -> dict[str, str]:
 
 def make_printable(text: str) -> str:
     """Return what a stranger's worker wrote without what would command a terminal; a file gets it as it is."""
-    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+    return text.translate(CONTROLS) if sys.stdout.isatty() else text
 
 
 class View:

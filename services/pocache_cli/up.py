@@ -81,7 +81,7 @@ class Options:
 )
 @click.option(
     "--model",
-    help="A causal LM: a directory, a cached id, or fake:NAME (default: a small random one is built).",
+    help="A causal LM: a directory, a cached id, fake:NAME, or reference, the one that ships with this (default).",
 )
 @click.option(
     "--users", type=click.IntRange(1, 1_000), help=f"How many users a new network has ({USERS_DEFAULT})."
@@ -253,7 +253,7 @@ async def _register_model(options: Options, announcer: Announcer, directory: Net
     """Return where the model of this network is loaded from, preparing and registering it when it has none yet."""
     from pocache.protocol.errors import ConfigError
     from pocache_cli.bootstrap import register_model
-    from pocache_cli.models import prepare_model, read_source, record_source, resolve_source
+    from pocache_cli.models import DEFAULT_MODEL, prepare_model, read_source, record_source, resolve_source
 
     wanted = None if options.model is None else resolve_source(options.model)
     known = list(directory.load_models())
@@ -266,8 +266,8 @@ async def _register_model(options: Options, announcer: Announcer, directory: Net
         if wanted not in (None, source):
             raise ConfigError(f"this network serves {source}: choose another --dir for {wanted}")
         return source
-    source = wanted or str(options.folder / "model")
-    description = await prepare_model(source, build=wanted is None, folder=options.folder, say=announcer.say)
+    source = wanted or DEFAULT_MODEL
+    description = await prepare_model(source, folder=options.folder, say=announcer.say)
     entry = register_model(directory, description)
     record_source(directory, entry.model_id, source)
     return source

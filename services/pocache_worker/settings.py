@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pocache.engine.reference import REFERENCE_NAME
 from pocache.protocol.errors import ConfigError
 from pocache.runtime.config import Settings
 from pocache_worker.cheats import Cheat, parse_cheats
@@ -40,9 +41,11 @@ def read_worker_settings(settings: Settings) -> WorkerSettings:
         raise ConfigError(
             f"POCACHE_WORKER_ROLES is {','.join(roles)!r}; it may be {', '.join(_ROLES)}, or both"
         )
-    model = variables.get("POCACHE_WORKER_MODEL", "")
+    model = variables.get("POCACHE_WORKER_MODEL", REFERENCE_NAME)
     if not model:
-        raise ConfigError("set POCACHE_WORKER_MODEL to a model's directory or id, or to fake:NAME")
+        raise ConfigError(
+            f"set POCACHE_WORKER_MODEL to a model's directory or id, to fake:NAME, or to {REFERENCE_NAME}"
+        )
     device = variables.get("POCACHE_WORKER_DEVICE")
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(f"POCACHE_WORKER_DEVICE is {device!r}; it may be cpu or cuda")

@@ -375,7 +375,7 @@ def render_nats_conf(values: Mapping[str, Any]) -> str:
 def test_a_server_takes_the_nats_values_with_our_users(tmp_path: Path) -> None:
     """What the chart would write is read by the real server: durable, the flag pinned, everybody's permissions."""
     directory = create_network(tmp_path / "network", NetworkPlan("test", ("ada",), ("worker-1",)))
-    prepare("fake:x", tmp_path / "model.json", build=False)
+    prepare("fake:x", tmp_path / "model.json")
     register_model(directory, json.loads((tmp_path / "model.json").read_bytes()))
     ours: Any = render_helm_values(render_users(directory))
     values = yaml.safe_load((ROOT / "deploy" / "nats" / "values.yaml").read_text(encoding="utf-8"))

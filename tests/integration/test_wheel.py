@@ -69,3 +69,15 @@ def test_every_service_is_found(installed: Path) -> None:
     done = run([str(installed / "pocache"), "serve", "--json"])
     names = set(json.loads(done.stdout)["services"])
     assert {"router", "worker", "commitments", "beacon", "verifier", "ledger"} <= names
+
+
+def test_the_reference_model_ships(installed: Path) -> None:
+    """Weights, configuration, tokenizer and card are where the installed package looks for them."""
+    code = (
+        "from pocache.engine.reference import get_reference_dir as d; "
+        "print(sorted(f.name for f in d().iterdir()), (d().parent / 'README.md').is_file())"
+    )
+    done = run([str(installed / "python"), "-c", code], cwd=installed)
+    assert done.returncode == 0, done.stderr
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "True"):
+        assert name in done.stdout

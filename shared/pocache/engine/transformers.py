@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from pocache.engine.attention import CornerReachedError, Storage
+from pocache.engine.attention import CornerReachedError, Storage, Visitor
 from pocache.engine.capture import CapturingCache, LeafRows, PackedJob, PackRecorder, build_sketcher, to_bytes
 from pocache.engine.decoding import SlabRunner
 from pocache.engine.manifest import compute_manifest
@@ -34,6 +34,7 @@ from pocache.engine.port import (
     restrict_to_corner,
     verify_verify_request,
 )
+from pocache.engine.reference import REFERENCE_NAME, get_reference_dir
 from pocache.engine.serial import SerialRunner
 from pocache.engine.session import BatchSession, generate_alone
 from pocache.engine.slab import KV_TOKENS_MAX
@@ -153,6 +154,17 @@ class TransformersEngine:
             captures |= dict(zip(pack, found, strict=True))
         return [captures[index] for index in range(len(requests))]
 
+    @torch.inference_mode()
+    def visit(self, tokens: Sequence[Sequence[int]], visitor: Visitor) -> None:
+        """Run one pass over known tokens of several jobs, side by side without padding; a visitor sees each layer.
+
+        The visitor has the K and V of all jobs, one after the other, and ends the pass by returning False. EngineError
+        for more than one job where packs would not be exact: see ``causal.is_packable``.
+        """
+        if len(tokens) > 1 and not self.causal.is_packable:
+            raise EngineError("this model runs one job at a time")
+        self._run(tokens, visitor, ())
+
     def _measure(self, request: VerifyRequest) -> PackItem:
         """Return what a request asks of a pass; full depth lies beyond the last layer's K and V."""
         corner = request.corner
@@ -182,7 +194,7 @@ class TransformersEngine:
             for position in _get_scored(request)
         ]
         tokens = [request.tokens[: request.corner.position_max + 1] for request in requests]
-        hidden_TD, logits_SV = self._run(tokens, recorder, rows)
+        hidden_TD, logits_SV = self._run(tokens, recorder.visit, rows)
         bodies = recorder.finish(hidden_TD)
         captures, taken = [], 0
         for request, job, body in zip(requests, jobs, bodies, strict=True):
@@ -200,14 +212,14 @@ class TransformersEngine:
         return captures
 
     def _run(
-        self, tokens: Sequence[Sequence[int]], recorder: PackRecorder, rows: Sequence[int]
+        self, tokens: Sequence[Sequence[int]], visitor: Visitor, rows: Sequence[int]
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return hidden states and the logits at ``rows`` of one pass, or neither when the recorder ended it."""
+        """Return hidden states and the logits at ``rows`` of one pass, or neither when the visitor ended it."""
         if self.causal.is_packable:
-            found = self.causal.run_pack(tokens, recorder.visit, rows or [0])
+            found = self.causal.run_pack(tokens, visitor, rows or [0])
             return (None, None) if found is None else found
         [alone] = tokens
-        cache = CapturingCache(self.model.config, recorder.visit, storage=self.storage)
+        cache = CapturingCache(self.model.config, visitor, storage=self.storage)
         try:
             return self.causal.run_single(alone, cache, max(1, len(rows)))
         except CornerReachedError:
@@ -215,7 +227,9 @@ class TransformersEngine:
 
 
 def resolve_model_dir(model: Path | str) -> Path:
-    """Return the directory of a model given as such or as a hub id, downloaded once; EngineError."""
+    """Return the directory of a model given by name, as such, or as a hub id that is downloaded once; EngineError."""
+    if str(model) == REFERENCE_NAME:
+        return get_reference_dir()
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download

@@ -38,6 +38,10 @@ LEAF_BYTES_MAX: Final = 800_000
 """A leaf travels whole in one message; a row schema with larger leaves is refused."""
 
 SAMPLE_COUNT_MAX: Final = 256
+
+OPEN_VECTORS_MAX: Final = 4_096
+"""Vectors in one question of the open mode."""
+
 STAGE_COUNT_MAX: Final = 16
 """K of ``unified-pool`` at most."""
 

@@ -31,7 +31,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "POCACHE_DRAIN_S": "seconds a stopping service may take to finish what it has in hand (default: 25)",
     "POCACHE_WORKER_IDENTITIES": "worker only: comma-separated key names, all served by one process and one engine",
     "POCACHE_WORKER_ROLES": "worker only: generate, verify or generate,verify (default: generate,verify)",
-    "POCACHE_WORKER_MODEL": "worker only: directory or id of the model, or fake:NAME for the engine without a model",
+    "POCACHE_WORKER_MODEL": "worker only: directory or id of the model, fake:NAME for the engine without one, or reference (default)",
     "POCACHE_WORKER_CHEAT": "worker only, demonstration networks only: how to be dishonest",
     "POCACHE_WORKER_DEVICE": "worker only: cpu or cuda (default: cuda where there is one)",
     "POCACHE_WORKER_THREADS": "worker only: torch threads (default: torch's own)",

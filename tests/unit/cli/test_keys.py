@@ -171,7 +171,7 @@ def test_what_is_not_mounted_is_named(
 
 def test_a_model_is_registered_and_exported(directory: NetworkDirectory, tmp_path: Path) -> None:
     described = tmp_path / "model.json"
-    prepare("fake:x", described, build=False)
+    prepare("fake:x", described)
     report = run_json("register-model", described, "--network-dir", directory.path)
     assert report["consumer"] == f"generate-{report['model_id']}"
     export_network(directory, tmp_path / "out")

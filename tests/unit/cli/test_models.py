@@ -11,6 +11,7 @@ from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId
 from pocache.runtime.network import NetworkDirectory
 from pocache_cli.models import (
+    DEFAULT_MODEL,
     TextStream,
     load_tokenizer,
     make_encoder,
@@ -26,14 +27,14 @@ MODEL_ID = ModelId(bytes(range(32)))
 async def test_a_model_is_prepared_once(tmp_path: Path) -> None:
     """In a process of its own; the second time its description is read. Another model has another description."""
     said: list[str] = []
-    first = await prepare_model("fake:one", build=False, folder=tmp_path, say=said.append)
+    first = await prepare_model("fake:one", folder=tmp_path, say=said.append)
     assert first["name"] == "fake:one"
     assert said[0] == "loading fake:one"
     assert any("calibrating" in line for line in said)
     said.clear()
-    assert await prepare_model("fake:one", build=False, folder=tmp_path, say=said.append) == first
+    assert await prepare_model("fake:one", folder=tmp_path, say=said.append) == first
     assert said == []
-    other = await prepare_model("fake:two", build=False, folder=tmp_path, say=said.append)
+    other = await prepare_model("fake:two", folder=tmp_path, say=said.append)
     assert other["model_id"] != first["model_id"]
 
 
@@ -42,7 +43,7 @@ async def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ConfigError, match=f"the model {empty} could not be prepared: .+"):
-        await prepare_model(str(empty), build=False, folder=tmp_path / "out", say=lambda _: None)
+        await prepare_model(str(empty), folder=tmp_path / "out", say=lambda _: None)
     assert list((tmp_path / "out").glob("*.json")) == []
 
 
@@ -62,6 +63,18 @@ def test_a_directory_is_remembered_wherever_one_stands(
     assert resolve_source("model") == str(tmp_path / "model")
     assert resolve_source("fake:model") == "fake:model"
     assert resolve_source("org/model") == "org/model"
+
+
+def test_the_reference_model_has_a_name_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a directory of that name lies, and without the name being tied to this installation's place."""
+    (tmp_path / DEFAULT_MODEL).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_source(DEFAULT_MODEL) == DEFAULT_MODEL
+    codec = load_tokenizer(DEFAULT_MODEL)
+    assert codec is not None
+    tokens = codec.encode("class Queue:\n    pass")
+    assert codec.decode(tokens) == "class Queue:\n    pass"
+    assert len(tokens) < 10
 
 
 def write_tokenizer(folder: Path) -> None:

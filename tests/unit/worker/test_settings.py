@@ -29,6 +29,10 @@ def test_defaults_are_one_honest_identity_in_both_roles(tmp_path: Path) -> None:
     assert (found.device, found.threads, found.cheats) == (None, None, {"worker-1": HONEST})
 
 
+def test_the_model_is_the_reference_model_unless_told_otherwise(tmp_path: Path) -> None:
+    assert read_worker_settings(load(tmp_path)).model == "reference"
+
+
 def test_identities_roles_and_device_are_read(tmp_path: Path) -> None:
     found = read_worker_settings(
         load(
