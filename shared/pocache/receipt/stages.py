@@ -98,7 +98,7 @@ def check_openings(case: Case, found: Findings) -> None:
             parts = read_parts(case, sealed, party)
             counted += sum(len(part.leaves) for part in parts)
             shown = [position for part in parts for position in unpack_tokens(part.positions)]
-            is_whole = shown == asked and len(parts) == (parts[0].part_count if parts else 0)
+            is_whole = shown == asked and all(part.part_count == len(parts) for part in parts)
             is_opened = party.participant in closed.opened
             found.equal(f"whether {party.participant} opened all it was asked for", is_opened, is_whole)
     stray = [one for one in case.dossier.all(t.OPENING_ACCEPTED) if not _belongs(case, one)]

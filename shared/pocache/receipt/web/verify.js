@@ -3452,7 +3452,7 @@ async function checkOpenings(job, found) {
       const parts = await readParts(job, sealed, party);
       const shown = parts.flatMap((part) => unpackTokens(part.positions));
       counted += parts.reduce((count, part) => count + part.leaves.length, 0);
-      const isWhole = isSame(shown, asked) && parts.length === (parts[0]?.part_count ?? 0);
+      const isWhole = isSame(shown, asked) && parts.every((part) => part.part_count === parts.length);
       const isOpened = closed.opened.includes(party.participant);
       found.equal(`whether ${party.participant} opened all it was asked for`, isOpened, isWhole);
     }
