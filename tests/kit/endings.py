@@ -13,6 +13,8 @@ from pocache.receipt.format import Receipt, encode_binary
 from pocache.receipt.report import Report
 from pocache.receipt.verify import verify_receipt
 from pocache.wire import topics as t
+from pocache.wire.envelope import open_envelope
+from pocache.wire.messages import VerifierDrawnV1
 
 ALWAYS = {**SECTIONS, "audit": {**SECTIONS["audit"], "lottery_share": "1/1", "full_depth_share": "0/1"}}
 CHEATS = {"worker": Habit("a cheat")}
@@ -110,7 +112,8 @@ def _make_committee(ending: str) -> tuple[Loopback, dict[str, Any]]:
     if ending == "committee_void":
         return _seat({name: Habit(name) for name in ("worker", *SEATED)}), asked
     assert ending == "committee_too_few", ending
-    awake = {_find_auditor(), *SEATED[:2]}
+    convicted = play("committee_conviction")  # the same cheat's commitment, so the same draws
+    awake = {_find_drawn(convicted), _find_drawn(convicted, stage=7)}
     return _seat({**CHEATS, **{name: Habit(seals=False) for name in SEATED if name not in awake}}), asked
 
 
@@ -125,9 +128,15 @@ def _find_auditor() -> str:
     return _find_drawn(play("committee_agree"))
 
 
-def _find_drawn(played: Played) -> str:
-    drawn = played.loopback.find(t.VERIFIER_DRAWN, played.job_id)
-    return played.loopback.keys[drawn.participant]
+def _find_drawn(played: Played, stage: int = 1) -> str:
+    """Return who was drawn for a seat: the audit's first is 1, the first committee's 7 (docs/protocol.md 8.10)."""
+    loopback, subject = played.loopback, t.VERIFIER_DRAWN.subject(job=played.job_id)
+    drawn = (
+        open_envelope(one.data, loopback.network.network_id, VerifierDrawnV1).body
+        for one in loopback.record
+        if one.subject == subject
+    )
+    return next(loopback.keys[body.participant] for body in drawn if body.stage == stage)
 
 
 ENDINGS = (
