@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,7 @@ import click
 
 from pocache_cli.failure import exit_on_error
 from pocache_cli.receipts import NETWORK_DIR, TRUST, read_trust
+from pocache_cli.witness import STATE_FOLDER
 
 if TYPE_CHECKING:
     from pocache.receipt.audit import AuditReport
@@ -42,24 +43,40 @@ _SHOWN_MAX: Final = 20
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the record from the bus to this file as well; .gz is compressed.",
 )
+@click.option(
+    "--witnessed",
+    "shown",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="A note that a witness kept or cosigned, or a receipt: the log must contain what it shows. May be repeated; "
+    "those in witness/ of the network directory are looked at always.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def audit(
-    *, network_dir: str, trust_file: Path | None, source: Path | None, target: Path | None, as_json: bool
+    *,
+    network_dir: str,
+    trust_file: Path | None,
+    source: Path | None,
+    target: Path | None,
+    shown: tuple[Path, ...],
+    as_json: bool,
 ) -> None:
     """Check every envelope, lease, commitment, round, draw, opening, comparison, decision and payout of a network."""
     if source is not None and target is not None:
         raise click.UsageError("--from reads an export, --export writes one: give one of them")
     with exit_on_error("audit", as_json=as_json):
         trust = read_trust(trust_file, network_dir)
+        kept = sorted((Path(network_dir) / STATE_FOLDER).glob("*.note"))
+        notes = {str(file): _read_note(file) for file in (*shown, *kept)}
         if source is not None:
-            report = audit_file(source, trust)
+            report = audit_file(source, trust, notes)
         else:
             header, entries = asyncio.run(_read_bus(network_dir))
             if target is not None:
                 from pocache.receipt.export import write_export
 
                 write_export(target, header, entries)
-            report = audit_entries(header, entries, trust)
+            report = audit_entries(header, entries, trust, notes)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
     else:
@@ -67,7 +84,7 @@ def audit(
     sys.exit(0 if report.is_sound else 1)
 
 
-def audit_file(file: Path, trust: TrustRoots) -> AuditReport:
+def audit_file(file: Path, trust: TrustRoots, notes: Mapping[str, bytes] | None = None) -> AuditReport:
     """Audit an export. Raises CodecError, LimitError, ConfigError."""
     from pocache.protocol.errors import CodecError
     from pocache.protocol.limits import ENTRY_TEXT_BYTES_MAX
@@ -76,25 +93,48 @@ def audit_file(file: Path, trust: TrustRoots) -> AuditReport:
     try:
         with open_export(file, "rb") as stream:
             header = read_header(stream.readline(ENTRY_TEXT_BYTES_MAX + 1))
-            return audit_entries(header, read_entries(stream), trust)
+            return audit_entries(header, read_entries(stream), trust, notes)
     except (OSError, EOFError) as error:
         raise CodecError(f"cannot read {file}: {error}") from error
 
 
-def audit_entries(header: Header, entries: Iterable[Entry], trust: TrustRoots) -> AuditReport:
-    """Audit a record whose rounds come among its messages. Raises ReceiptError for a network that is not the pinned one."""
+def audit_entries(
+    header: Header, entries: Iterable[Entry], trust: TrustRoots, notes: Mapping[str, bytes] | None = None
+) -> AuditReport:
+    """Audit a record whose rounds come among its messages, against the notes and receipts of others, by their names.
+
+    Raises ReceiptError for a network that is not the pinned one, ConfigError for a note that shows nothing of its log.
+    """
+    from pocache.protocol.errors import ConfigError, PocacheError
     from pocache.receipt.audit import Auditor, open_models
     from pocache.receipt.format import Receipt
     from pocache.receipt.report import Findings
     from pocache.receipt.verify import check_trust
+    from pocache.receipt.witnessed import read_witnessed
 
     network, genesis = check_trust(Receipt(header.genesis, b"", ()), trust, Findings())
     models = open_models(header.models, network, genesis)
     rounds: dict[int, bytes] = {}
     auditor = Auditor(network, genesis, models, trust, rounds.get)
+    for name, data in (notes or {}).items():
+        try:
+            auditor.hold_against(read_witnessed(data, network, genesis, trust))
+        except PocacheError as error:
+            raise ConfigError(f"{name} shows nothing of this network's log: {error}") from error
     for entry in _split_rounds(entries, rounds):
         auditor.take(entry)
     return auditor.finish()
+
+
+def _read_note(file: Path) -> bytes:
+    from pocache.protocol.errors import ConfigError
+    from pocache.receipt.witnessed import WITNESSED_BYTES_MAX
+
+    with file.open("rb") as stream:
+        data = stream.read(WITNESSED_BYTES_MAX + 1)
+    if len(data) > WITNESSED_BYTES_MAX:
+        raise ConfigError(f"{file} is longer than {WITNESSED_BYTES_MAX} bytes: neither a note nor a receipt")
+    return data
 
 
 def _split_rounds(entries: Iterable[Entry], rounds: dict[int, bytes]) -> Iterator[Entry]:
@@ -152,6 +192,8 @@ def _print(report: AuditReport) -> None:
         f" {report.commitments:,} commitments under {report.checkpoints:,} checkpoints,"
         f" {report.rounds_verified:,} rounds verified, {report.deposited_micro:,} micro-units deposited"
     )
+    if report.witnessed:
+        click.echo(f"held against {report.witnessed:,} checkpoints that others were shown")
     if report.seeds_open:
         click.echo(f"{report.seeds_open:,} sampling seeds wait for the key of their epoch")
     for one in report.divergences[:_SHOWN_MAX]:

@@ -1,4 +1,4 @@
-"""``pocache balance``: what a participant has, has staked, and has locked in jobs.
+"""``pocache balance``: what a participant has, has staked, has locked in jobs, and what of its stake unbonds.
 
 With the operator's key in the network directory anybody's balance is told, without it only one's own.
 """
@@ -34,6 +34,8 @@ class Balance:
     available_micro: int
     stake_micro: int
     locked_micro: int
+    unbonding_micro: int = 0
+    """Stake that was asked for and is not paid out yet."""
 
 
 @click.command()
@@ -47,16 +49,16 @@ class Balance:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def balance(*, name: str | None, network_dir: str, as_json: bool) -> None:
-    """Show what NAME has, has staked, and has locked in jobs (default: every participant)."""
+    """Show what NAME has, has staked, has locked in jobs, and what unbonds (default: every participant)."""
     with exit_on_error("balance", as_json=as_json):
         balances = asyncio.run(_ask(name, network_dir))
     if as_json:
         click.echo(json.dumps({"balances": [asdict(one) for one in balances]}))
         return
     width = max(12, *(len(one.name) for one in balances))
-    click.echo(f"{'':{width}} {'available':>18} {'staked':>18} {'locked in jobs':>18}")
+    click.echo(f"{'':{width}} {'available':>18} {'staked':>18} {'locked in jobs':>18} {'unbonding':>18}")
     for one in balances:
-        amounts = (one.available_micro, one.stake_micro, one.locked_micro)
+        amounts = (one.available_micro, one.stake_micro, one.locked_micro, one.unbonding_micro)
         click.echo(f"{one.name:{width}} " + " ".join(f"{amount:>18,}" for amount in amounts))
 
 
@@ -76,7 +78,7 @@ async def _ask(name: str | None, network_dir: str) -> list[Balance]:
         client = PocacheClient(bus, directory.genesis, directory.signing_key(asker))
         for one, participant in wanted.items():
             reply = await client.balance(participant)
-            amounts = (reply.available_micro, reply.stake_micro, reply.locked_micro)
+            amounts = (reply.available_micro, reply.stake_micro, reply.locked_micro, reply.unbonding_micro)
             answers.append(Balance(one, participant, *amounts))
     return answers
 

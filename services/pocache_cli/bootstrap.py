@@ -24,7 +24,7 @@ from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.payoff import FIXED_FEE_COMMITTEE
 from pocache.receipt.trust import make_trust
-from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, write_secret
+from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, validate_sections, write_secret
 from pocache.service.provisioning import Party, compute_observer, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
@@ -80,7 +80,10 @@ class NetworkPlan:
 
 
 def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
-    """Write keys and genesis into an empty directory; an existing network there is opened instead."""
+    """Write keys and genesis into an empty directory; an existing network there is opened instead.
+
+    Raises PayoffError, before anything is written, for rules under which a cheat would pay.
+    """
     directory = NetworkDirectory(path)
     if (path / "genesis.json").exists():
         return directory
@@ -88,6 +91,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
         raise ConfigError(
             f"{path} has keys but no genesis, as after an interrupted start: remove it, or choose another"
         )
+    validate_sections(plan.sections)
     members = plan.beacon.member_names
     parties = {role.value: role for role in SERVICE_ROLES if not (members and role is Role.BEACON)}
     parties.update(dict.fromkeys(members, Role.BEACON))

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from pocache.protocol.payoff import RULES_DEFAULT
 from pocache_cli.failure import exit_on_error
+from pocache_cli.rules_option import RULES
 
 if TYPE_CHECKING:
+    from pocache.runtime.network import Genesis
     from pocache_cli.trust import Issued, Trust
 
 _TELL: Final = (
@@ -52,6 +55,11 @@ def keys() -> None:
     "--period-s", type=click.IntRange(1, 86_400), default=3, show_default=True, help="Seconds between rounds."
 )
 @click.option(
+    "--rules",
+    type=click.Choice(RULES),
+    help=f"The rules of payment (default: what the sections say, else {RULES_DEFAULT}).",
+)
+@click.option(
     "--sections",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds.",
@@ -65,6 +73,7 @@ def create(
     workers: tuple[str, ...],
     witnesses: tuple[str, ...],
     period_s: int,
+    rules: str | None,
     sections: Path | None,
     as_json: bool,
 ) -> None:
@@ -81,7 +90,7 @@ def create(
                 name,
                 users,
                 workers,
-                sections=_read_sections(sections),
+                sections=_choose_rules(_read_sections(sections), rules),
                 period_s=period_s,
                 witnesses=witnesses,
             )
@@ -90,6 +99,13 @@ def create(
             raise ConfigError(f"not a genesis: {error}") from error
         roles = {one: role.value for one, role in read_roles(directory).items()}
         network_id = directory.genesis.network_id.hex()
+        needed = get_committee_size(directory.genesis) + 1
+        if len(workers) < needed:
+            click.echo(
+                f"note: a dispute takes {needed} workers that verify, this network has {len(workers)} in all; with fewer"
+                " it ends void. Set rules.committee_size, or add workers.",
+                err=True,
+            )
     if as_json:
         click.echo(json.dumps({"network_dir": str(path), "network_id": network_id, "participants": roles}))
     else:
@@ -269,6 +285,25 @@ def _show_issued(issued: Sequence[Issued], *, as_json: bool, is_server_to_know: 
             click.echo(f"  {file}")
     if is_server_to_know:
         click.echo(_TELL)
+
+
+def _choose_rules(sections: dict[str, Any], rules: str | None) -> dict[str, Any]:
+    """Return the sections with the rules that were asked for; ConfigError where they say others."""
+    from pocache.protocol.errors import ConfigError
+
+    if rules is None:
+        return sections
+    stated = sections.get("rules", {})
+    if stated.get("name", rules) != rules:
+        raise ConfigError(f"--rules says {rules}, the sections say {stated['name']}: leave one out")
+    return {**sections, "rules": {**stated, "name": rules}}
+
+
+def get_committee_size(genesis: Genesis) -> int:
+    """Return how many verifiers a committee takes; 0 under rules without one."""
+    from pocache.runtime.rules import CommitteeRules
+
+    return genesis.rules.committee_size if isinstance(genesis.rules, CommitteeRules) else 0
 
 
 def _read_sections(file: Path | None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ SERVICE_MODULES: Final[Mapping[str, str]] = {
     "deadletters": "pocache.service.deadletters",
 }
 WORKER_MODULE: Final = "pocache_worker"
+WITNESS_MODULE: Final = "pocache_cli.witness_process"
 READY_S: Final = 90.0
 QUERY_S: Final = 10.0
 
@@ -58,6 +59,19 @@ class WorkerProcess:
     roles: str = "generate,verify"
     cheats: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPlan:
+    """How one process of a network will be started; who runs the network may change it."""
+
+    name: str
+    module: str
+    environ: Mapping[str, str]
+    log_file: Path
+
+
+OpenServer = Callable[[ServerSettings], AbstractAsyncContextManager[EmbeddedServer]]
 
 
 class LocalNetwork:
@@ -128,9 +142,18 @@ async def run_network(
     model: str,
     log_level: str = "info",
     port: int = 0,
+    witnesses: Sequence[str] = (),
     say: Callable[[str], None] = lambda _text: None,
+    open_server: OpenServer = EmbeddedServer,
+    replicas: int = 1,
+    adapt_child: Callable[[ChildPlan], ChildPlan] = lambda plan: plan,
 ) -> AsyncIterator[LocalNetwork]:
-    """Start everything and wait until it is ready; stop it in order when the context ends."""
+    """Start everything and wait until it is ready; stop it in order when the context ends.
+
+    ``witnesses`` are those of the genesis that run here as well.
+    ``open_server`` starts the bus, ``replicas`` is how many of its servers keep each stream, and ``adapt_child`` sees
+    each process before it is started: what disturbs a network on purpose stands in between by these.
+    """
     parties = load_parties(directory)
     models = directory.load_models()
     async with AsyncExitStack() as stack:
@@ -140,17 +163,19 @@ async def run_network(
         settings = ServerSettings(
             store_dir=directory.path / "nats", port=port, users=users, operator=operator_config
         )
-        server = await stack.enter_async_context(EmbeddedServer(settings))
+        server = await stack.enter_async_context(open_server(settings))
         (directory.path / "nats.url").write_text(server.url + "\n", encoding="ascii")
         say("creating streams and consumers")
         async with _connect(directory, server.url, PROVISIONER) as provisioner:
-            done = await provision_objects(provisioner, *plan_objects(directory))
+            done = await provision_objects(provisioner, *plan_objects(directory, replicas=replicas))
         if done.drift:
             raise BusError("; ".join(done.drift))
         operator = await stack.enter_async_context(_connect(directory, server.url, Role.OPERATOR.value))
         network = LocalNetwork(directory, server, operator)
         stack.push_async_callback(_stop_children, network)
-        network.children.update(_make_children(directory, server.url, workers, model, log_level))
+        plans = _plan_children(directory, server.url, workers, model, log_level, witnesses)
+        for plan in map(adapt_child, plans):
+            network.children[plan.name] = Child(plan.name, plan.module, plan.environ, plan.log_file)
         say(f"starting {len(network.children)} processes")
         await asyncio.gather(*(child.start() for child in network.children.values()))
         for child in network.children.values():
@@ -163,9 +188,14 @@ def _connect(directory: NetworkDirectory, url: str, name: str) -> AbstractAsyncC
     return connect_bus(NatsSettings.of(directory, url, name))
 
 
-def _make_children(
-    directory: NetworkDirectory, url: str, workers: Sequence[WorkerProcess], model: str, log_level: str
-) -> dict[str, Child]:
+def _plan_children(
+    directory: NetworkDirectory,
+    url: str,
+    workers: Sequence[WorkerProcess],
+    model: str,
+    log_level: str,
+    witnesses: Sequence[str],
+) -> list[ChildPlan]:
     passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
     common = {
         **pick_python_environment(),
@@ -175,11 +205,15 @@ def _make_children(
         "POCACHE_LOG_LEVEL": log_level,
     }
     logs: Path = directory.path / "logs"
-    children = {
-        name: Child(name, module, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
+    children = [
+        ChildPlan(name, module, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
         for service, module in SERVICE_MODULES.items()
         for name in _get_process_names(directory, service)
-    }
+    ]
+    children += [
+        ChildPlan(name, WITNESS_MODULE, {**common, "POCACHE_NAME": name}, logs / f"{name}.log")
+        for name in witnesses
+    ]
     for worker in workers:
         environ = {
             **common,
@@ -193,8 +227,10 @@ def _make_children(
             "OMP_NUM_THREADS": str(worker.threads),
         }
         if worker.cheats:
-            environ["POCACHE_WORKER_CHEAT"] = ",".join(f"{name}:{cheat}" for name, cheat in worker.cheats.items())
-        children[worker.name] = Child(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log")
+            environ["POCACHE_WORKER_CHEAT"] = ",".join(
+                f"{name}:{cheat}" for name, cheat in worker.cheats.items()
+            )
+        children.append(ChildPlan(worker.name, WORKER_MODULE, environ, logs / f"{worker.name}.log"))
     return children
 
 
@@ -206,7 +242,9 @@ def _get_process_names(directory: NetworkDirectory, service: str) -> tuple[str, 
 
 
 async def _stop_children(network: LocalNetwork) -> None:
-    results = await asyncio.gather(*(child.stop() for child in network.children.values()), return_exceptions=True)
+    results = await asyncio.gather(
+        *(child.stop() for child in network.children.values()), return_exceptions=True
+    )
     for name, result in zip(network.children, results, strict=True):
         if result not in (0, None, -9):
             structlog.get_logger().warning("child_ended", child=name, result=str(result))

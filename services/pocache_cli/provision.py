@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pocache.runtime.network import NetworkDirectory
 
 
+ANSWER_S = 30.0
+"""How long the server may take for one stream: a cluster's must elect a leader for it first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Provisioned:
     """What exists now as it is wanted, and what exists otherwise, one sentence for each."""
@@ -96,7 +100,7 @@ async def provision_objects(
     from pocache.bus.provision import DriftError
     from pocache.bus.provision import provision as create
 
-    js = bus.client.jetstream()
+    js = bus.client.jetstream(timeout=ANSWER_S)
     drift: list[str] = []
     made: dict[str, list[str]] = {"streams": [], "consumers": []}
     for stream in streams:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,7 +23,8 @@ from pocache_cli.failure import exit_on_error
 from pocache_cli.rules_option import RULES
 
 if TYPE_CHECKING:
-    from pocache.runtime.network import NetworkDirectory
+    from pocache.runtime.network import ChainConfig, NetworkDirectory
+    from pocache_cli.bootstrap_beacon import BeaconPlan
     from pocache_cli.local_network import LocalNetwork, WorkerProcess
 
 DIRECTORY_DEFAULT: Final = Path(".pocache")
@@ -31,8 +33,12 @@ USERS_DEFAULT, WORKERS_DEFAULT, VERIFIERS_DEFAULT = 3, 2, 5
 USER_NAMES: Final = ("ada", "grace", "edsger", "barbara", "alan", "frances", "donald", "radia")
 GENERATOR_PREFIX: Final = "worker-"
 VERIFIER_PREFIX: Final = "verifier-"
+WITNESS_PREFIX: Final = "witness-"
 USER_DEPOSIT_MICRO: Final = 1_000_000_000
 STAKE_MICRO: Final = 10_000_000_000
+MEMBERS_MAX: Final = 16
+"""Processes of a threshold beacon, on one machine."""
+_THRESHOLD: Final = re.compile(r"([1-9][0-9]?)-of-([1-9][0-9]?)")
 STOP_S: Final = 90.0
 """Longer than every process together needs to drain, by force at the end."""
 
@@ -54,6 +60,8 @@ class Options:
     users: int | None
     workers: int | None
     verifiers: int | None
+    witnesses: int | None
+    beacon: str | None
     rules: str | None
     port: int
     log_level: str
@@ -87,6 +95,18 @@ class Options:
     help=f"How many verifiers a new network has ({VERIFIERS_DEFAULT}).",
 )
 @click.option(
+    "--witnesses",
+    type=click.IntRange(0, 16),
+    help="How many witnesses cosign a new network's log (0); each is a process of its own here.",
+)
+@click.option(
+    "--beacon",
+    metavar="local|T-of-N|quicknet",
+    callback=lambda _context, _parameter, text: _check_beacon(text),
+    help="Where a new network's randomness comes from: one key here (local), any T of N processes here such as 3-of-5, "
+    "or drand's quicknet, which needs the Internet.",
+)
+@click.option(
     "--rules",
     type=click.Choice(RULES),
     help=f"The rules of payment of a new network (default: {RULES_DEFAULT}).",
@@ -109,13 +129,27 @@ def up(
     users: int | None,
     workers: int | None,
     verifiers: int | None,
+    witnesses: int | None,
+    beacon: str | None,
     rules: str | None,
     port: int,
     log_level: str,
     as_json: bool,
 ) -> None:
     """Run a network on this machine until Ctrl-C: a bus, five services, workers, users with money."""
-    options = Options(folder.absolute(), model, users, workers, verifiers, rules, port, log_level, as_json)
+    options = Options(
+        folder.absolute(),
+        model,
+        users,
+        workers,
+        verifiers,
+        witnesses,
+        beacon,
+        rules,
+        port,
+        log_level,
+        as_json,
+    )
     with exit_on_error("up", as_json=as_json):
         is_stopped = _run(options)
     sys.exit(0 if is_stopped else 1)
@@ -162,12 +196,20 @@ async def _start(options: Options, announcer: Announcer, stack: AsyncExitStack) 
     verifiers = name_parties(VERIFIER_PREFIX, options.verifiers or VERIFIERS_DEFAULT)
     users = name_users(options.users or USERS_DEFAULT)
     rules = plan_rules(options.rules or RULES_DEFAULT, len(verifiers), levy=LEVY)
-    sections = {**SECTIONS, "rules": rules}
-    plan = NetworkPlan("local", users, (*generators, *verifiers), sections=sections, period_s=1)
+    plan = NetworkPlan(
+        "local",
+        users,
+        (*generators, *verifiers),
+        sections={**SECTIONS, "rules": rules},
+        period_s=1,
+        beacon=plan_beacon(options.beacon),
+        witnesses=name_parties(WITNESS_PREFIX, options.witnesses or 0),
+    )
     directory = create_network(path, plan)
     roles = {name: role.value for name, role in read_roles(directory).items()}
     if not is_new:
         verify_counts(options, roles)
+        verify_beacon(options, directory.genesis.chain, roles)
         verify_rules(options, directory)
     source = await _register_model(options, announcer, directory)
     network = await stack.enter_async_context(
@@ -177,10 +219,13 @@ async def _start(options: Options, announcer: Announcer, stack: AsyncExitStack) 
             model=source,
             log_level=options.log_level,
             port=options.port,
+            witnesses=[name for name in roles if name.startswith(WITNESS_PREFIX)],
             say=announcer.say,
         )
     )
     for name, role in roles.items():
+        if name.startswith(WITNESS_PREFIX):
+            continue
         if role == "user":
             await network.deposit(name, "available", USER_DEPOSIT_MICRO, f"up/{name}")
         elif role == "worker":
@@ -249,8 +294,10 @@ def verify_counts(options: Options, roles: Mapping[str, str]) -> None:
     from pocache.protocol.errors import ConfigError
 
     verifiers = sum(name.startswith(VERIFIER_PREFIX) for name in roles)
+    witnesses = sum(name.startswith(WITNESS_PREFIX) for name in roles)
     found = {
-        "users": sum(role == "user" for role in roles.values()),
+        "users": sum(role == "user" for role in roles.values()) - witnesses,
+        "witnesses": witnesses,
         "workers": sum(role == "worker" for role in roles.values()) - verifiers,
         "verifiers": verifiers,
     }
@@ -258,6 +305,47 @@ def verify_counts(options: Options, roles: Mapping[str, str]) -> None:
         wanted = getattr(options, name)
         if wanted not in (None, count):
             raise ConfigError(f"the network here has {count} {name}: for {wanted}, choose another --dir")
+
+
+def _check_beacon(text: str | None) -> str | None:
+    """Refuse what is none of the beacons, as wrong usage."""
+    from pocache.protocol.errors import PocacheError
+
+    try:
+        plan_beacon(text)
+    except (PocacheError, ValueError) as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
+def plan_beacon(text: str | None) -> BeaconPlan:
+    """Return where rounds come from: ``local`` (the default), ``T-of-N``, ``quicknet``. Raises ConfigError."""
+    from pocache.protocol.beacon import QUICKNET
+    from pocache.protocol.errors import ConfigError
+    from pocache_cli.bootstrap_beacon import BeaconPlan
+
+    if text in (None, "local"):
+        return BeaconPlan()
+    if text == "quicknet":
+        return BeaconPlan("relay", relayed=QUICKNET)
+    shares = _THRESHOLD.fullmatch(text or "")
+    if shares is None or not 1 <= int(shares[1]) <= int(shares[2]) <= MEMBERS_MAX:
+        raise ConfigError(f"{text!r} is no beacon: local, quicknet, or T-of-N with 1 ≤ T ≤ N ≤ {MEMBERS_MAX}")
+    return BeaconPlan("threshold", threshold=int(shares[1]), member_count=int(shares[2]))
+
+
+def verify_beacon(options: Options, chain: ChainConfig, roles: Mapping[str, str]) -> None:
+    """Refuse another beacon than an existing network has. Raises ConfigError."""
+    from pocache.protocol.errors import ConfigError
+
+    if options.beacon is None:
+        return
+    plan = plan_beacon(options.beacon)
+    members = sum(role == "beacon" for role in roles.values())
+    if plan.source != chain.source or (plan.source == "threshold" and plan.member_count != members):
+        raise ConfigError(
+            f"the network here has a {chain.source} beacon: for {options.beacon}, choose another --dir"
+        )
 
 
 def verify_rules(options: Options, directory: NetworkDirectory) -> None:
@@ -302,7 +390,11 @@ class Announcer:
 
         self.was_ready = True
         path = network.directory.path
-        users = [name for name, role in read_roles(network.directory).items() if role.value == "user"]
+        users = [
+            name
+            for name, role in read_roles(network.directory).items()
+            if role.value == "user" and not name.startswith(WITNESS_PREFIX)
+        ]
         models = {model_id.hex(): one.entry.name for model_id, one in network.directory.load_models().items()}
         hints = self._make_hints(path, users)
         if self._options.as_json:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pocache.bus.nats_bus import NatsBus
     from pocache.protocol.keys import SigningKey
     from pocache.receipt.witness import Witness
-    from pocache.runtime.network import Genesis
+    from pocache.runtime.network import Genesis, NetworkDirectory
 
 STATE_FOLDER: Final = "witness"
 _ANSWER_S: Final = 10.0
@@ -80,33 +80,46 @@ def report_fork(error: Exception, memory: Path, *, as_json: bool) -> Path:
 
 async def _watch(name: str, network_dir: str, memory: Path, every_s: float | None, *, as_json: bool) -> None:
     from pocache.bus.nats_bus import NatsSettings, connect_bus
-    from pocache.protocol.errors import ConfigError
-    from pocache.receipt.witness import Witness
+    from pocache.client import RefusedError
+    from pocache.protocol.errors import NotYetError
     from pocache.runtime.config import load_settings
     from pocache.runtime.telemetry import configure_logging
-    from pocache.wire.topics import Role
 
     configure_logging("error")
     settings = load_settings({**os.environ, "POCACHE_NETWORK_DIR": network_dir}, name_default="")
     directory, genesis = settings.directory, settings.directory.genesis
-    key = directory.signing_key(name)
-    if key.participant_id not in genesis.witnesses:
-        raise ConfigError(
-            f"{name} is no witness of this network: the genesis does not name {key.participant_id}"
-        )
-    watcher = Witness(genesis.network_id, genesis.signer(Role.COMMITMENTS), key, memory)
+    key, watcher = open_witness(directory, name, memory)
     nats = NatsSettings.of(directory, settings.nats_url, name)
     async with connect_bus(nats) as bus:
         while True:
             before = watcher.seen_size
-            await _cosign_once(bus, genesis, key, watcher)
-            _say(before, watcher.seen_size, as_json=as_json)
+            try:
+                await cosign_once(bus, genesis, key, watcher)
+                _say(before, watcher.seen_size, as_json=as_json)
+            except RefusedError as error:
+                # Before its first entry there is no log to cosign: who watches waits for it.
+                if every_s is None or error.refusal_code != NotYetError.code:
+                    raise
             if every_s is None:
                 return
             await asyncio.sleep(every_s)
 
 
-async def _cosign_once(bus: NatsBus, genesis: Genesis, key: SigningKey, watcher: Witness) -> None:
+def open_witness(directory: NetworkDirectory, name: str, memory: Path) -> tuple[SigningKey, Witness]:
+    """Return a witness's key and the witness with its memory. Raises ConfigError for who is none of this network."""
+    from pocache.protocol.errors import ConfigError
+    from pocache.receipt.witness import Witness
+    from pocache.wire.topics import Role
+
+    genesis, key = directory.genesis, directory.signing_key(name)
+    if key.participant_id not in genesis.witnesses:
+        raise ConfigError(
+            f"{name} is no witness of this network: the genesis does not name {key.participant_id}"
+        )
+    return key, Witness(genesis.network_id, genesis.signer(Role.COMMITMENTS), key, memory)
+
+
+async def cosign_once(bus: NatsBus, genesis: Genesis, key: SigningKey, watcher: Witness) -> None:
     """Ask, compare, remember, and send the line. Raises ForkError, RefusedError, BusError."""
     from pocache.client import RefusedError
     from pocache.protocol.errors import EnvelopeError

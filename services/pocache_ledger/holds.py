@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -221,13 +222,17 @@ def charge_attempt(unit: Unit, body: AttemptChargedV1, *, fee_max_micro: int, ca
 def announce_stakes(unit: Unit, participants: Sequence[str], entry: int) -> None:
     """Tell everybody what these participants have at stake after a journal entry."""
     for participant in dict.fromkeys(participants):
-        free = get_balance(unit.connection, stake_account(participant)) or 0
-        locked = get_locked(unit.connection, participant, STAKES)
-        unit.emit(
+        unit.emit_last(
             t.STAKE_POSTED,
-            StakePostedV1(participant=participant, stake_micro=free + locked, free_micro=free, entry=entry),
+            partial(_compute_stake, unit.connection, participant, entry),
             participant=participant,
         )
+
+
+def _compute_stake(connection: sa.Connection, participant: str, entry: int) -> StakePostedV1:
+    free = get_balance(connection, stake_account(participant)) or 0
+    locked = get_locked(connection, participant, STAKES)
+    return StakePostedV1(participant=participant, stake_micro=free + locked, free_micro=free, entry=entry)
 
 
 def _verify_party(connection: sa.Connection, rules: RuleSet, job: sa.Row[Any], hold: Hold) -> None:

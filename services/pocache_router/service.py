@@ -37,6 +37,8 @@ from pocache_router.tables import (
     read_state,
 )
 
+LAPSE_AGAIN_TICKS: Final = 60
+"""After how long the commitment store is asked again about a lease that ended: its queue gives a message up in the end."""
 EPOCH_TICKS: Final = 1_200
 """How long sampling seeds derive from one key."""
 
@@ -58,6 +60,7 @@ class RouterService:
     role = Role.ROUTER
     metadata = METADATA
     halts_on_poison = False
+    gathers = False
 
     def __init__(
         self,
@@ -89,7 +92,6 @@ class RouterService:
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
         """Open a seed epoch when one is due; expire queued jobs and lapsed leases."""
-        del view
         self._turn_epoch(unit)
         waiting = sa.or_(
             sa.and_(JOBS.c.phase == life.Phase.QUEUED.value, JOBS.c.expires_tick < unit.tick),
@@ -102,6 +104,19 @@ class RouterService:
         )
         for row in unit.connection.execute(sa.select(JOBS.c.job_id).where(waiting)).all():
             self._advance(unit, JobId(row.job_id), life.Ticked(unit.tick))
+        if view.is_fresh:
+            self._ask_again(unit)
+
+    def _ask_again(self, unit: Unit) -> None:
+        """Say once more which leases have lapsed long ago without an answer, in the same words."""
+        waiting_ticks = unit.tick - JOBS.c.deadline_tick
+        unanswered = sa.and_(
+            JOBS.c.phase == life.Phase.LAPSING.value,
+            waiting_ticks > 0,
+            waiting_ticks % LAPSE_AGAIN_TICKS == 0,
+        )
+        for row in unit.connection.execute(sa.select(JOBS).where(unanswered)).all():
+            self._execute(unit, row, read_state(row), life.LapseLease(row.attempt), UNASKED)
 
     def on_submission(self, unit: Unit, inbound: Inbound[m.SubmissionV1]) -> None:
         """Admit a job: its id is the id of its envelope."""

@@ -47,6 +47,7 @@ class WorkerService:
     role = Role.WORKER
     metadata = METADATA
     halts_on_poison = False
+    gathers = False
 
     def __init__(
         self,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import secrets
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -128,6 +133,53 @@ async def test_a_challenge_after_the_end_is_refused_to_its_sender(network: Local
         assert job.challenge_refusal.refusal_code == ExpiredError.code
         assert "decided" in job.challenge_refusal.reason
     assert await read_wealth(network, EVERYBODY) == before
+
+
+async def call(network: LocalNetwork, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Run a command in a process of its own; return its exit code and what it printed."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [
+            sys.executable,
+            "-m",
+            "pocache_cli",
+            *arguments,
+            "--network-dir",
+            str(network.directory.path),
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+async def test_money_leaves_once_by_command_and_the_statement_says_so(network: LocalNetwork) -> None:
+    """Available money at once, stake after it has unbonded; the same nonce for another amount, or too much, is refused."""
+    before = await read_wealth(network, ("ada", "generator-1"))
+    ada, generator = (network.directory.signing_key(name).participant_id for name in ("ada", "generator-1"))
+    nonce = secrets.token_hex(16)
+    code, accepted = await call(network, "withdraw", "ada", "700", "--nonce", nonce)
+    assert (code, accepted["participant"], accepted["nonce"]) == (0, ada, nonce)
+    assert await call(network, "withdraw", "ada", "700", "--nonce", nonce) == (0, accepted)
+    code, refused = await call(network, "withdraw", "ada", "701", "--nonce", nonce)
+    assert (code, refused["code"]) == (1, "E208")
+    code, refused = await call(network, "withdraw", "ada", str(2**62))
+    assert (code, refused["code"]) == (1, "E204")
+    code, unbonding = await call(network, "withdraw", "generator-1", "900", "--bucket", "stake")
+    assert (code, unbonding["matures_tick"] > accepted["matures_tick"]) == (0, True)
+    after = await read_wealth(network, ("ada", "generator-1"))
+    assert before[ada].available - after[ada].available == 700
+    assert before[generator].stake - after[generator].stake == 900
+    code, balances = await call(network, "balance", "generator-1")
+    assert (code, balances["balances"][0]["unbonding_micro"]) == (0, 900)
+    code, told = await call(network, "statement", "ada", "--after", str(accepted["entry"] - 1))
+    assert code == 0
+    assert (told["lines"][0]["operation"], told["lines"][0]["amount_micro"]) == ("withdrawal", -700)
+    assert [line["amount_micro"] for line in told["lines"]].count(-700) == 1
 
 
 @pytest.mark.parametrize("name", STATEFUL)

@@ -40,9 +40,9 @@ EOS: Final = 2
 
 
 def make_leaves(
-    schema: RowSchema, leaf_count: int, prompt_count: int, *, flavour: str = "honest"
+    schema: RowSchema, leaf_count: int, prompt_count: int, *, flavour: str = "honest", rounding: str = ""
 ) -> list[bytes]:
-    """Return encoded leaves whose floats are hashes of position, row and flavour."""
+    """Return encoded leaves whose floats are hashes of position, row and flavour; ``rounding`` moves each by a little."""
     leaves = []
     for position in range(leaf_count):
         rows = {}
@@ -50,10 +50,11 @@ def make_leaves(
             count = schema.row_bytes(kind) // 4
             name = f"{flavour} {position} {kind.name} {layer}".encode()
             words = struct.unpack(f"<{count}h", hashlib.shake_256(name).digest(2 * count))
-            values = [word / 2**15 for word in words]
+            drift = hashlib.shake_256(rounding.encode() + name).digest(count) if rounding else bytes(count)
+            floats = [word / 2**15 + by / 2**32 for word, by in zip(words, drift, strict=True)]
             if kind is RowKind.SCORES:
-                values[-1] = 0.0  # the delivered token is the best
-            rows[kind, layer] = struct.pack(f"<{count}f", *values)
+                floats[-1] = 0.0  # the delivered token is the best
+            rows[kind, layer] = struct.pack(f"<{count}f", *floats)
         leaves.append(encode_leaf(schema, position, rows))
     return leaves
 

@@ -64,14 +64,17 @@ async def start_network(
     idle_models: Sequence[str] = (),
     idle_users: Sequence[str] = (),
     witnesses: Sequence[str] = (),
+    idle_witnesses: Sequence[str] = (),
     money: Mapping[str, int] = MappingProxyType({}),
     encoding: str = "sketch",
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> AsyncIterator[LocalNetwork]:
     """Create, calibrate, start and fund a network; return when deposits are booked and verifiers may be drawn.
 
     ``idle_workers`` are identities with a stake that no process runs, ``idle_models`` entries that no process serves:
-    what a test plays by hand; ``idle_users`` have keys and no account. ``money`` says what a name has where that is
-    not ``MONEY_MICRO``. Rules without a name are those of `unified-pool`.
+    what a test plays by hand; ``idle_users`` have keys and no account, ``idle_witnesses`` no process. ``money`` says
+    what a name has where that is not ``MONEY_MICRO``; ``options`` go on to ``run_network``. Rules without a name are
+    those of `unified-pool`.
     """
     processes = tuple(workers) if workers is not None else honest_processes()
     names = (*(name for process in processes for name in process.identities), *idle_workers)
@@ -84,7 +87,7 @@ async def start_network(
             is_demo=True,
             sections={**sections, "rules": {"name": "unified-pool", **sections.get("rules", {})}},
             period_s=1,
-            witnesses=tuple(witnesses),
+            witnesses=(*witnesses, *idle_witnesses),
         ),
     )
     for source in (model, *idle_models):
@@ -92,7 +95,7 @@ async def start_network(
         prompts = draw_prompts(engine.capabilities(), count=6)
         profile = await asyncio.to_thread(run_calibration, engine, engine, prompts, max_tokens=16)
         register_model(directory, describe(engine.capabilities(), profile, "test"))
-    async with run_network(directory, processes, model=model) as network:
+    async with run_network(directory, processes, model=model, witnesses=witnesses, **options) as network:
         deposits = [(name, "available") for name in users] + [(name, "stake") for name in names]
         for name, bucket in deposits:
             await network.deposit(name, bucket, money.get(name, MONEY_MICRO), f"test/{name}")

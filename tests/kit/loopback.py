@@ -35,7 +35,7 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.model import WireModel
-from pocache.wire.topics import Role, Stream, Topic
+from pocache.wire.topics import Role, Stream, Topic, get_topic
 from pocache_commitments.service import CommitmentsService
 from pocache_ledger.service import LedgerService
 from pocache_router.service import RouterService
@@ -58,6 +58,8 @@ class Habit:
 
     flavour: str = "honest"
     """Whose rows it computes: those of equal flavour match, others do not."""
+    rounding: str = ""
+    """Another machine's arithmetic: rows of equal flavour and other rounding are close, and not the same."""
     opens: bool = True
     seals: bool = True
     commits: bool = True
@@ -78,6 +80,8 @@ class Loopback:
     output: tuple[int, ...] = OUTPUT
     model: Mapping[str, int] = field(default_factory=dict)
     """Layers, width, context and vocabulary of the model, where they are others than the kit's."""
+    known: Network | None = None
+    """A network that is there already, with nobody's money on it: what a recording is played to."""
     record: list[Entry] = field(default_factory=list)
     rounds: list[Entry] = field(default_factory=list)
 
@@ -86,7 +90,7 @@ class Loopback:
         if self.witnesses:
             sections["witnesses"] = tuple(make_key(one).participant_id for one in self.witnesses)
         options: dict[str, Any] = {**self.model, **sections}
-        self.network: Network = make_network(**options)
+        self.network: Network = self.known or make_network(**options)
         genesis, models = self.network.genesis, self.network.models
         services = (
             RouterService(genesis, models, make_entropy()),
@@ -104,7 +108,8 @@ class Loopback:
         self.keys: dict[str, str] = {
             make_key(name).participant_id: name for name in (self.generator, *self.verifiers, self.user)
         }
-        self.fund()
+        if self.known is None:
+            self.fund()
 
     @property
     def clock_ms(self) -> int:
@@ -151,6 +156,13 @@ class Loopback:
         self._store(topic, topic.subject(**tokens), data)
         self.settle()
         return data
+
+    def hear(self, at_ms: int, subject: str, data: bytes) -> None:
+        """Have somebody's message stored at a time, whoever said it, and everybody act on it."""
+        for harness in self.services.values():
+            harness.clock_ms = at_ms
+        self._store(get_topic(subject), subject, data)
+        self.settle()
 
     def settle(self) -> None:
         """Deliver until nobody has anything to say."""
@@ -302,7 +314,9 @@ class Loopback:
         schema = self.network.model.schema
         flavours = (habit.flavour, "another") if habit.commits_twice else (habit.flavour,)
         for flavour in reversed(flavours):
-            leaves = make_leaves(schema, leaf_count, lease.prompt_count, flavour=flavour)
+            leaves = make_leaves(
+                schema, leaf_count, lease.prompt_count, flavour=flavour, rounding=habit.rounding
+            )
             self._leaves[self.generator, 0, 0] = leaves
             body = make_result(
                 self.network,
@@ -321,7 +335,13 @@ class Loopback:
             return
         corner = Corner(task.corner.layer_max, task.corner.position_max, task.corner.full_depth)
         schema = self.network.model.schema.restrict(corner.layer_max, full_depth=corner.full_depth)
-        leaves = make_leaves(schema, corner.position_max + 1, task.prompt_count, flavour=habit.flavour)
+        leaves = make_leaves(
+            schema,
+            corner.position_max + 1,
+            task.prompt_count,
+            flavour=habit.flavour,
+            rounding=habit.rounding,
+        )
         self._leaves[name, task.stage, task.retry] = leaves
         body = m.ClaimSealedV1(
             job_id=task.job_id,

@@ -2908,6 +2908,14 @@ function checkAttempts(job, found) {
   const listAttempts = (kind) => job.dossier.all(kind).map((one) => one.attempt).sort(compareNumbers);
   const closed = listAttempts("attempt-closed.v1");
   found.equal("attempts that were closed, and charged for", closed, listAttempts("attempt-charged.v1"));
+  const stakes = job.dossier.all("hold-placed.v1").filter((one) => one.purpose === "generator_stake");
+  const held = new Set(stakes.map((one) => `${one.attempt} ${one.party}`));
+  const unheld = job.dossier
+    .all("attempt-charged.v1")
+    .filter((one) => !held.has(`${one.attempt} ${one.generator}`))
+    .map((one) => one.attempt)
+    .sort(compareNumbers);
+  found.equal("attempts that were charged for, and whose stake was never held", unheld, []);
   const before = job.isCommitted ? job.recorded.attempt - 1 : closed.length;
   const expected = Array.from({ length: before }, (_, at) => at + 1);
   found.equal("attempts that ended without a commitment", closed, expected);

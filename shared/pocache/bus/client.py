@@ -4,6 +4,9 @@ nats-py decodes both as it reads, and what raises there ends its read loop for g
 connected; it also takes for separators what the server takes for part of a subject, and then disconnects, at every
 delivery again. Here a subject with bytes that nobody can print is given on with those escaped, so that it is refused
 like any other that is no topic's; headers that do not decode are dropped, as no message of ours needs a sender's.
+
+It also forgets to close a connection on which the server's greeting did not come: behind a relay that accepts and has no
+server, each attempt to reconnect would leave a socket open, until the process has none left. Here it is closed.
 """
 
 from __future__ import annotations
@@ -38,6 +41,14 @@ class TolerantClient(Client):
 
     def _build_message(self, sid: int, subject: bytes, reply: bytes, *rest: Any, **named: Any) -> Any:
         return super()._build_message(sid, _escape(subject), _escape(reply), *rest, **named)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            if self._transport is not None:
+                self._transport.close()  # type: ignore[no-untyped-call]
+            raise
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         try:

@@ -41,6 +41,7 @@ _LOG = structlog.get_logger(__name__)
 _DENIED_KEPT_MAX: Final = 100
 _IN_FLIGHT_MAX: Final = 256
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
+_DUPLICATE_IN_PROCESS: Final = 10158
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 _FULL: Final = re.compile(r"maximum .* exceeded|resource limits exceeded|insufficient .*resources")
 _HANDLER_FAILED_HEADER: Final = "Pocache-Error"
@@ -53,7 +54,7 @@ class NatsSettings:
     ``nkey_seed`` is the NKey seed, or a credentials text with the user JWT before it.
 
     ``publish_s`` bounds a publish with all its repetitions, ``attempt_s`` one of them; ``unprovisioned_s`` is how
-    long "no stream takes this subject" is taken for a server that is starting. Seconds.
+    long "no stream takes this subject" is taken for a server that is starting, or a cluster that elects. Seconds.
     """
 
     url: str
@@ -63,7 +64,7 @@ class NatsSettings:
     connect_s: float = 15.0
     publish_s: float = 30.0
     attempt_s: float = 5.0
-    unprovisioned_s: float = 3.0
+    unprovisioned_s: float = 12.0
     reconnect_wait_s: float = 0.25
     ping_s: float = 10.0
     pull_expires_s: float = 30.0
@@ -314,7 +315,9 @@ class NatsBus:
                 if not is_repeatable or loop.time() >= started + settings.publish_s:
                     raise
             else:
-                return answer.data
+                if not _is_in_process(answer.data) or loop.time() >= started + settings.publish_s:
+                    return answer.data
+                await asyncio.sleep(settings.reconnect_wait_s)  # the first one's fate is known in a moment
 
     async def _wait_connected(self, deadline: float) -> None:
         try:
@@ -414,6 +417,16 @@ def _explain_refusal(text: str, name: str) -> str:
     if "authorization violation" in lowered or "authorization failed" in lowered:
         return f"the server refuses the user of {name}"
     return ""
+
+
+def _is_in_process(data: bytes) -> bool:
+    """Whether a cluster's stream says that it is still storing an earlier publish of this message id."""
+    if b"error" not in data:
+        return False
+    try:
+        return bool(json.loads(data)["error"]["err_code"] == _DUPLICATE_IN_PROCESS)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _parse_publish_answer(subject: str, data: bytes) -> int:

@@ -60,7 +60,7 @@ class PullSettings:
     expires_s: float = 30.0
     heartbeat_s: float = 5.0
     retry_s: float = 0.25
-    unavailable_s: float = 10.0
+    unavailable_s: float = 15.0
 
     def __post_init__(self) -> None:
         assert self.credit >= 1

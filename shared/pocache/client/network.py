@@ -22,6 +22,7 @@ import structlog
 
 from pocache.bus.port import Bus, CoreMessage
 from pocache.job import STREAMS_KEPT_MAX, Job, Piece, RefusedError, TokenStream, verify_lease, verify_stream
+from pocache.money import Purse
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
 from pocache.protocol.errors import CommitmentError, ConflictError, PocacheError, ReceiptError
@@ -57,6 +58,7 @@ class PocacheClient:
         self._jobs: WeakValueDictionary[JobId, Job] = WeakValueDictionary()
         self._refusable: WeakValueDictionary[bytes, Job] = WeakValueDictionary()
         self._log = structlog.get_logger().bind(user=key.participant_id)
+        self._purse = Purse(bus, genesis, key)
         self.user = key.participant_id
 
     async def submit(
@@ -179,13 +181,17 @@ class PocacheClient:
 
     async def balance(self, participant: ParticipantId | None = None) -> m.BalanceReplyV1:
         """Ask the ledger for this user's balances; the operator may ask for anybody's."""
-        asked = participant or self.user
-        query = seal(self._key, self._genesis.network_id, m.BalanceQueryV1(participant=asked))
-        answer = await self._bus.request(t.BALANCE_QUERY.subject(participant=asked), query, timeout_s=QUIET_S)
-        if parse_envelope(answer).kind == m.RefusalV1.kind:
-            refusal = self._open(answer, m.RefusalV1, Role.LEDGER)
-            raise RefusedError(refusal.code, refusal.reason)
-        return self._open(answer, m.BalanceReplyV1, Role.LEDGER)
+        return await self._purse.balance(participant)
+
+    def statement(
+        self, participant: ParticipantId | None = None, *, after_entry: int = 0
+    ) -> AsyncIterator[m.StatementLineV1]:
+        """Yield what moved this user's money, oldest first: :meth:`pocache.money.Purse.statement`."""
+        return self._purse.statement(participant, after_entry=after_entry)
+
+    async def withdraw(self, amount_micro: int, *, nonce: bytes | None = None) -> m.WithdrawalAcceptedV1:
+        """Ask for available money back: :meth:`pocache.money.Purse.withdraw`, which also unbonds a worker's stake."""
+        return await self._purse.withdraw(amount_micro, nonce=nonce)
 
     async def get_receipt(self, job: Job | JobId, *, user: ParticipantId | None = None) -> bytes:
         """Return a finished job's receipt in its binary form; the operator names the ``user`` whose job it is.

@@ -233,21 +233,40 @@ def decode_leaf(schema: RowSchema, position: int, scored: bool, data: bytes) -> 
 
     Raises EncodingError for any other length, header, position or flags, and for floats that are not finite.
     """
-    size = schema.leaf_bytes(scored)
-    if len(data) != size:
-        raise EncodingError(f"a leaf of {len(data)} bytes where {size} are due")
+    layout = _lay_out(schema, scored)
+    if len(data) != layout.size:
+        raise EncodingError(f"a leaf of {len(data)} bytes where {layout.size} are due")
     header = _encode_header(schema, position, scored=scored and schema.has_scores)
     if data[: _HEADER.size] != header:
         raise EncodingError(f"leaf header is not that of position {position}")
-    rows: dict[RowKey, bytes] = {}
-    start = _HEADER.size
+    rows = {key: data[start:end] for key, start, end in layout.rows}
+    body, scores = data[_HEADER.size : layout.scores_at], data[layout.scores_at :]
+    if not (is_finite(body, schema.float_format) and is_finite(scores, SCORE_FORMAT)):
+        for key, row in rows.items():  # says which
+            _check_row(schema, key, row)
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where each row of a leaf lies, in bytes from its beginning."""
+
+    rows: tuple[tuple[RowKey, int, int], ...]
+    scores_at: int
+    size: int
+
+
+@lru_cache(maxsize=64)
+def _lay_out(schema: RowSchema, scored: bool) -> _Layout:
+    rows = []
+    start = scores_at = _HEADER.size
     for key in schema.row_keys(scored=scored):
         end = start + schema.row_bytes(key[0])
-        row = data[start:end]
-        _check_row(schema, key, row)
-        rows[key] = row
+        rows.append((key, start, end))
+        if key[0] is not RowKind.SCORES:
+            scores_at = end
         start = end
-    return rows
+    return _Layout(tuple(rows), scores_at, start)
 
 
 def is_finite(row: bytes, float_format: FloatFormat) -> bool:

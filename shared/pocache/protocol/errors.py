@@ -35,7 +35,8 @@ PocacheError
 ├── BrokenEngineError          E704  declared in pocache_worker.engines
 ├── BusError                   E801  the bus is unreachable, denied, or not provisioned
 ├── HaltedError                E802  declared in pocache.service.process
-└── ChildFailedError           E803  declared in pocache_cli.children
+├── ChildFailedError           E803  declared in pocache_cli.children
+└── DiskFullError              E804  declared in pocache.storage.store
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ and no trust in whoever runs the services.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from pocache.receipt.promise import compute_log_entry, verify_checkpoint_note
 from pocache.receipt.report import DivergenceError, Status
 from pocache.receipt.trust import TrustRoots
 from pocache.receipt.verify import open_model, run_job_steps
+from pocache.receipt.witnessed import Witnessed
 from pocache.runtime.network import Genesis, Model
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -79,6 +80,8 @@ class AuditReport:
     rounds_verified: int = 0
     seeds_open: int = 0
     deposited_micro: int = 0
+    witnessed: int = 0
+    """Checkpoints that others were shown, and that the log was held against."""
     divergences: list[Divergence] = field(default_factory=list)
 
     @property
@@ -125,7 +128,12 @@ class Auditor:
         self._log = _Log()
         self._accounts = Accounts(genesis.rules.lease_fee_micro)
         self._last_sequence = 0
+        self._witnessed: list[Witnessed] = []
         self.report = AuditReport()
+
+    def hold_against(self, witnessed: Iterable[Witnessed]) -> None:
+        """Compare the log of the record, at its end, with what others were shown of it."""
+        self._witnessed += witnessed
 
     def take(self, entry: Entry) -> None:
         """Look at the next message of RECORD."""
@@ -155,7 +163,7 @@ class Auditor:
         """Look at what is left at the end of the record, and return the report."""
         for job_id in list(self._waiting):
             self._judge(job_id, self._waiting.pop(job_id))
-        for error in self._log.find_leftovers():
+        for error in (*self._log.find_leftovers(), *self._log.find_forks(self._witnessed)):
             self._diverge(A_LOG, error.what, error.stated, error.computed)
         for job_id, said in self._jobs.items():
             self._guard(job_id, self._judge, job_id, said)
@@ -166,6 +174,7 @@ class Auditor:
         report.jobs_open = len(self._jobs)
         report.commitments, report.checkpoints = self._log.size, len(self._log.checkpoints)
         report.rounds_verified = len(self._rounds.verified)
+        report.witnessed = len(self._witnessed)
         report.deposited_micro = self._accounts.deposited_micro
         return report
 
@@ -376,6 +385,17 @@ class _Log:
             latest=self.checkpoints[latest],
             consistency=self._tree.consistency_proof(size, latest),
         )
+
+    def find_forks(self, witnessed: Iterable[Witnessed]) -> list[_LogError]:
+        """Return what was signed for others and is not of this log."""
+        found = []
+        for one in witnessed:
+            size, root = one.checkpoint.size, one.checkpoint.root
+            if size > len(self._tree):
+                found.append(_LogError(one.describe(), root.hex(), f"none: the log has {len(self._tree)}"))
+            elif (computed := self._tree.root(size)) != root:
+                found.append(_LogError(one.describe(), root.hex(), computed.hex()))
+        return found
 
     def find_leftovers(self) -> list[_LogError]:
         """Return what the end of the record leaves unexplained: entries beyond a gap, checkpoints beyond the log."""

@@ -117,6 +117,17 @@ def _check_attempts(case: Case, found: Findings) -> None:
     closed = sorted(one.attempt for one in case.dossier.all(t.ATTEMPT_CLOSED))
     charged = sorted(one.attempt for one in case.dossier.all(t.ATTEMPT_CHARGED))
     found.equal("attempts that were closed, and charged for", closed, charged)
+    held = {
+        (one.attempt, one.party)
+        for one in case.dossier.all(t.HOLD_PLACED)
+        if one.purpose == "generator_stake"
+    }
+    unheld = sorted(
+        one.attempt
+        for one in case.dossier.all(t.ATTEMPT_CHARGED)
+        if (one.attempt, one.generator) not in held
+    )
+    found.equal("attempts that were charged for, and whose stake was never held", unheld, [])
     before = case.recorded.attempt - 1 if case.is_committed else len(closed)
     found.equal("attempts that ended without a commitment", closed, list(range(1, before + 1)))
 

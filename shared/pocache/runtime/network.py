@@ -14,12 +14,11 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from pocache.protocol.beacon import BEACON_ID_DEFAULT, Chain, Scheme
 from pocache.protocol.encoding import RowSchema
@@ -37,7 +36,15 @@ from pocache.protocol.payoff import Rational, RuleSet
 from pocache.protocol.pricing import PriceList
 from pocache.protocol.procedure import Procedure
 from pocache.protocol.threshold import Committee
-from pocache.runtime.rules import Rules, Ticks, make_default_rules, validate_deterrence, validate_model_prices
+from pocache.runtime.rules import (
+    CommitteeRules,
+    Rules,
+    Ticks,
+    UnifiedPoolRules,
+    make_default_rules,
+    validate_deterrence,
+    validate_model_prices,
+)
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import ModelEntryV1
 from pocache.wire.topics import Role
@@ -232,8 +239,17 @@ class Genesis(_Strict):
 
 def validate_economics(genesis: Genesis) -> None:
     """Refuse rules under which a payout could be negative or a cheat would pay; PayoffError names the inequality."""
-    numerator, denominator = genesis.share(genesis.audit.full_depth_share)
-    validate_deterrence(genesis.rule_set, Fraction(numerator, denominator))
+    validate_deterrence(genesis.rule_set, Rational.parse(genesis.audit.full_depth_share).value)
+
+
+def validate_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse the sections of a genesis that is still to be made as :func:`validate_economics` does; ValueError, PayoffError."""
+    audit = AuditConfig.model_validate(dict(sections.get("audit", {})))
+    rules: UnifiedPoolRules | CommitteeRules = TypeAdapter(Rules).validate_python(
+        dict(sections.get("rules", {}))
+    )
+    full_depth = Rational.parse(audit.full_depth_share)
+    validate_deterrence(rules.build(Rational.parse(audit.lottery_share)), full_depth.value)
 
 
 def compute_network_id(genesis_json: bytes) -> NetworkId:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -31,6 +34,8 @@ from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1, RefusalV1
 from pocache.wire.topics import BEACON_ROUND, JOB_SUBMITTED, REFUSALS, Role, Stream, Topic
 
+AHEAD_MIN: Final = 4
+"""A smaller batch is not worth the second thread."""
 REDELIVER_DELAY_S: Final = 0.5
 POISON_DELAY_S: Final = 2.0
 FRESH_PERIODS_MAX: Final = 2
@@ -38,11 +43,15 @@ FRESH_PERIODS_MAX: Final = 2
 ROUNDS_KEPT: Final = 20_000
 """Verified rounds a service remembers; a stage, window or recheck is over long before."""
 _GET_APPLIED: Final = Prepared(
-    sa.select(APPLIED.c.stream, APPLIED.c.sequence).where(APPLIED.c.envelope_id == sa.bindparam("envelope_id"))
+    sa.select(APPLIED.c.stream, APPLIED.c.sequence).where(
+        APPLIED.c.envelope_id == sa.bindparam("envelope_id")
+    )
 )
 _ADD_APPLIED: Final = Prepared(
     sa.insert(APPLIED).values({column: sa.bindparam(column.name) for column in APPLIED.columns})
 )
+_Open = Callable[[], Inbound[Any]]
+"""Returns a message whose envelope was verified, or raises why it was not."""
 _PARTICIPANT_ROLES: Final = frozenset({Role.USER, Role.WORKER})
 _REASON_CHARS_MAX: Final = 500
 
@@ -102,6 +111,7 @@ class Dispatcher:
         self._handlers = service.handlers()
         self._queries = service.queries()
         self._late_until_ms = 0
+        self._opener: ThreadPoolExecutor | None = None
         self._log = structlog.get_logger().bind(service=service.role.value)
 
     def apply(self, deliveries: Sequence[Delivery]) -> list[Decision]:
@@ -109,10 +119,11 @@ class Dispatcher:
         with self._store.begin() as connection:
             unit = self._open_unit(connection)
             decisions: list[Decision] = []
-            for delivery in deliveries:
+            for delivery, open_it in zip(deliveries, self._open_ahead(deliveries), strict=True):
                 is_halted = bool(decisions) and decisions[-1].action == "halt"
                 # What follows a message that halts the service waits for it: nothing is applied past it.
-                decisions.append(decisions[-1] if is_halted else self._apply_one(unit, delivery))
+                decisions.append(decisions[-1] if is_halted else self._apply_one(unit, delivery, open_it))
+            unit.flush()
         self._count(deliveries, decisions, unit)
         return decisions
 
@@ -150,31 +161,63 @@ class Dispatcher:
             network=self._network,
             now_ms=self._clock_ms(),
             tick=tick,
+            is_gathering=self._service.gathers,
             tracer=self.tracer,
         )
 
-    def _apply_one(self, unit: Unit, delivery: Delivery) -> Decision:
+    def _open_ahead(self, deliveries: Sequence[Delivery]) -> Iterator[_Open]:
+        """Yield how to get each message opened, in order.
+
+        Of a batch a second thread opens them, so that signatures are verified while the messages before are applied:
+        the check of one lets go of the interpreter, as the database does.
+        """
+        topics = (*self._handlers, BEACON_ROUND)
+        if len(deliveries) < AHEAD_MIN:
+            yield from (partial(self._open, delivery, topics) for delivery in deliveries)
+            return
+        if self._opener is None:
+            self._opener = ThreadPoolExecutor(1, thread_name_prefix="envelopes")
+        opened: SimpleQueue[Inbound[Any] | Exception] = SimpleQueue()
+
+        def open_all() -> None:
+            for delivery in deliveries:
+                try:
+                    opened.put(self._open(delivery, topics))
+                except Exception as error:  # noqa: BLE001 - it is raised where the message is handled
+                    opened.put(error)
+
+        def take() -> Inbound[Any]:
+            found = opened.get()
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        self._opener.submit(open_all)
+        for _ in deliveries:
+            yield take
+
+    def _apply_one(self, unit: Unit, delivery: Delivery, open_it: _Open) -> Decision:
         # Read again for each: a batch takes time, and what is decided in it must not count as older than it is.
         unit.now_ms = self._clock_ms()
-        decision = self._decide_one(unit, delivery, unit.tick)
+        decision = self._decide_one(unit, delivery, unit.tick, open_it)
         if decision.action in {"ack", "term"}:
             self._note_lateness(unit.now_ms, delivery)
         return decision
 
-    def _decide_one(self, unit: Unit, delivery: Delivery, tick: int) -> Decision:
-        said = len(unit.said)
+    def _decide_one(self, unit: Unit, delivery: Delivery, tick: int, open_it: _Open) -> Decision:
+        mark = unit.mark()
         try:
             with savepoint(unit.connection):
-                self._handle(unit, delivery)
+                self._handle(unit, delivery, open_it())
         except PocacheError as error:
             unit.tick = tick
-            del unit.said[said:]
+            unit.rewind(mark)
             return self._decide(unit, delivery, error)
         except sa.exc.OperationalError:
             raise  # the database is away or full: nothing is acknowledged, and the process ends rather than skip
         except Exception:  # noqa: BLE001
             unit.tick = tick
-            del unit.said[said:]
+            unit.rewind(mark)
             # A task's boundary: our own bug must neither pass for success nor take the process down unseen.
             self._log.exception("handler_failed", subject=delivery.subject, sequence=delivery.sequence)
             if self._service.halts_on_poison:
@@ -182,8 +225,7 @@ class Dispatcher:
             return Decision("nak", delay_s=POISON_DELAY_S)
         return ACK
 
-    def _handle(self, unit: Unit, delivery: Delivery) -> None:
-        inbound = self._open(delivery, (*self._handlers, BEACON_ROUND))
+    def _handle(self, unit: Unit, delivery: Delivery, inbound: Inbound[Any]) -> None:
         seen = _GET_APPLIED.first(unit.connection, envelope_id=inbound.envelope_id)
         if seen is not None:
             is_redelivery = (seen.stream, seen.sequence) == (delivery.stream, delivery.sequence)
@@ -215,7 +257,9 @@ class Dispatcher:
         if topic.signer not in _PARTICIPANT_ROLES and opened.sender not in self._get_signers(topic.signer):
             raise EnvelopeError(f"{topic.model.kind} must be signed by the {topic.signer.value}")
         if topic.named_signer is not None and tokens[topic.named_signer] != opened.sender:
-            raise EnvelopeError(f"the subject {delivery.subject!r} names another {topic.named_signer} than the signer")
+            raise EnvelopeError(
+                f"the subject {delivery.subject!r} names another {topic.named_signer} than the signer"
+            )
         job_id = getattr(opened.body, "job_id", None)
         if "job" in tokens and job_id is not None and tokens["job"] != job_id.hex():
             raise EnvelopeError("the subject names another job than the message")

@@ -25,6 +25,8 @@ ACK_WAIT_S: Final = 5.0
 ``in_progress``."""
 DELIVER_MAX: Final = 20
 """After this many deliveries a message goes to the dead letters, where the consumer may skip at all."""
+TASKS_PER_JOB_MAX: Final = 2
+"""A job has one task at a time, and one of an attempt before may still lie there."""
 TASK_DELIVER_MAX: Final = 1_000
 """A task waits for a worker that can take it; its job's own expiry ends it."""
 ANSWERED: Final[Mapping[Role, tuple[Topic[Any], ...]]] = {
@@ -71,7 +73,16 @@ def get_stream_specs(bounds: Bounds) -> tuple[StreamSpec, ...]:
         StreamSpec(
             Stream.INTAKE.value, subjects(Stream.INTAKE), max_msgs=100 * bounds.open_jobs_max, max_bytes=2 * GIB, **queue
         ),
-        StreamSpec(Stream.TASKS.value, subjects(Stream.TASKS), max_msgs=8 * bounds.open_jobs_max, max_bytes=GIB, **queue),
+        StreamSpec(
+            Stream.TASKS.value,
+            subjects(Stream.TASKS),
+            # By subject: what piles up for a model that nobody serves must not keep verifiers from their tasks, who
+            # would be late without knowing of them.
+            max_msgs_per_subject=TASKS_PER_JOB_MAX * bounds.open_jobs_max,
+            discard_new_per_subject=True,
+            max_bytes=GIB,
+            **queue,
+        ),
         StreamSpec(
             Stream.RECORD.value,
             subjects(Stream.RECORD),
@@ -193,7 +204,11 @@ def _compute_worker_user(party: Party, models: Iterable[ModelId]) -> NatsUser:
     return compute_permissions(
         party.name,
         party.transport_public,
-        publish_subjects=[_own(topic, worker=worker) for topic in TOPICS if topic.signer is Role.WORKER],
+        publish_subjects=[
+            *(_own(topic, worker=worker) for topic in TOPICS if topic.signer is Role.WORKER),
+            *(_own(topic, participant=worker) for topic in (t.BALANCE_QUERY, t.STATEMENT_QUERY)),
+            *_withdrawal_answers(worker),
+        ],
         pull_consumers=pulls,
         core_subscriptions=(
             t.BEACON_ROUND.pattern,
@@ -216,6 +231,7 @@ def _compute_user_user(party: Party) -> NatsUser:
             f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{events}",
             f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{t.PAYOUT_SETTLED.filter()}",
             f"$JS.API.DIRECT.GET.{Stream.REFUSALS.value}.{t.REFUSALS[Role.ROUTER].filter()}",
+            *_withdrawal_answers(user),
         ],
         core_subscriptions=(
             events,
@@ -237,6 +253,16 @@ def compute_observer(name: str, transport_public: str) -> NatsUser:
         publish_subjects=tuple(f"$JS.API.DIRECT.GET.{topic.stream}.{topic.filter()}" for topic in OBSERVED),
         core_subscriptions=tuple(topic.filter() for topic in OBSERVED),
         is_guest=True,
+    )
+
+
+def _withdrawal_answers(participant: str) -> tuple[str, str]:
+    """Return where a participant asks again for what the ledger said to its withdrawal."""
+    accepted = _own(t.WITHDRAWAL_ACCEPTED, participant=participant)
+    refused = t.REFUSALS[Role.LEDGER].filter()
+    return (
+        f"$JS.API.DIRECT.GET.{Stream.RECORD.value}.{accepted}",
+        f"$JS.API.DIRECT.GET.{Stream.REFUSALS.value}.{refused}",
     )
 
 

@@ -23,7 +23,7 @@ from pocache.runtime.metrics import Metrics
 from pocache.runtime.tracing import NO_TRACER, Tracer
 from pocache.storage.prepared import Prepared
 from pocache.storage.store import OUTBOX, ROUNDS
-from pocache.wire.envelope import seal_identified
+from pocache.wire.envelope import UnsignedEnvelope, prepare_envelope, seal_identified
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Role, Topic
 
@@ -64,8 +64,19 @@ class RoundView:
     """As it came: for who has to show it to others."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a unit says at its end: prepared already, or made then."""
+
+    subject: str
+    message: UnsignedEnvelope | Callable[[], UnsignedEnvelope]
+
+
 class Unit:
-    """One transaction: its connection, its clocks, and what it says to others."""
+    """One transaction: its connection, its clocks, and what it says to others.
+
+    With ``is_gathering`` what it says lies in memory, in order, until :meth:`flush` writes all of it into the outbox.
+    """
 
     def __init__(
         self,
@@ -75,6 +86,7 @@ class Unit:
         network: NetworkId,
         now_ms: int,
         tick: int,
+        is_gathering: bool = False,
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self.connection = connection
@@ -82,6 +94,8 @@ class Unit:
         self.tick = tick
         self._key = key
         self._network = network
+        self._is_gathering = is_gathering
+        self._gathered: list[_Said] = []
         self._tracer = tracer
         self.said: list[WireModel] = []
         """What was emitted, for who counts it once it is durable."""
@@ -96,15 +110,63 @@ class Unit:
 
     def emit(self, topic: Topic[M], body: M, **tokens: str | bytes) -> EnvelopeId:
         """Publish ``body`` once this transaction is durable. Raises LimitError when it is too large to travel."""
-        data, envelope_id = self.sign(body)
-        if len(data) > PAYLOAD_BYTES_MAX:
-            raise LimitError(f"{topic.model.kind} of {len(data)} bytes exceeds {PAYLOAD_BYTES_MAX}")
         subject = topic.subject(**tokens)
-        message_id = hashlib.sha256(subject.encode() + b"\x00" + envelope_id).hexdigest()
-        _PUT.run(self.connection, subject=subject, data=data, message_id=message_id)
-        self._tracer.carry(message_id, getattr(body, "job_id", None))
+        message = self._prepare(topic, subject, body)
+        self._say(_Said(subject, message))
+        return message.envelope_id
+
+    def emit_last(self, topic: Topic[M], make: Callable[[], M], **tokens: str | bytes) -> None:
+        """Publish what ``make`` returns at the end of this transaction, and of several on one subject the last alone.
+
+        For what tells a state: nobody can see one that was over before the transaction was durable.
+        """
+        subject = topic.subject(**tokens)
+        self._say(_Said(subject, lambda: self._prepare(topic, subject, make())))
+
+    def mark(self) -> tuple[int, int]:
+        """Return how much was said so far, for :meth:`rewind`."""
+        return len(self._gathered), len(self.said)
+
+    def rewind(self, mark: tuple[int, int]) -> None:
+        """Forget what was said since ``mark``: its message was refused, and the database forgets the rest."""
+        del self._gathered[mark[0] :], self.said[mark[1] :]
+
+    def flush(self) -> None:
+        """Sign what was gathered, and write it into the outbox."""
+        latest = {said.subject: at for at, said in enumerate(self._gathered) if callable(said.message)}
+        messages = [
+            (said.subject, said.message() if callable(said.message) else said.message)
+            for at, said in enumerate(self._gathered)
+            if not callable(said.message) or latest[said.subject] == at
+        ]
+        self._gathered.clear()
+        if messages:
+            _PUT.run_many(
+                self.connection,
+                [
+                    {
+                        "subject": subject,
+                        "data": message.sign(self._key),
+                        "message_id": _compute_message_id(subject, message.envelope_id),
+                    }
+                    for subject, message in messages
+                ],
+            )
+
+    def _say(self, said: _Said) -> None:
+        self._gathered.append(said)
+        if not self._is_gathering:
+            self.flush()
+
+    def _prepare(self, topic: Topic[M], subject: str, body: M) -> UnsignedEnvelope:
+        message = prepare_envelope(self._key.participant_id, self._network, body)
+        if len(message) > PAYLOAD_BYTES_MAX:
+            raise LimitError(f"{topic.model.kind} of {len(message)} bytes exceeds {PAYLOAD_BYTES_MAX}")
+        self._tracer.carry(
+            _compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None)
+        )
         self.said.append(body)
-        return envelope_id
+        return message
 
     def get_randomness(self, round_number: int) -> bytes | None:
         """Return a verified round's randomness, None while it has not come."""
@@ -115,6 +177,10 @@ class Unit:
     def get_latest_round(self) -> int:
         """Return the number of the latest verified round, 0 before the first."""
         return self.connection.execute(sa.select(sa.func.max(ROUNDS.c.number))).scalar_one() or 0
+
+
+def _compute_message_id(subject: str, envelope_id: EnvelopeId) -> str:
+    return hashlib.sha256(subject.encode() + b"\x00" + envelope_id).hexdigest()
 
 
 Handler = Callable[[Unit, Inbound[Any]], None]
@@ -128,6 +194,8 @@ class Service(Protocol):
     metadata: sa.MetaData
     halts_on_poison: bool
     """Money: stop rather than skip a message that cannot be handled."""
+    gathers: bool
+    """Whether what a batch says is written into the outbox at its end; its handlers then never look there."""
 
     def handlers(self) -> Mapping[Topic[Any], Handler]:
         """Return what is done with each topic it takes."""

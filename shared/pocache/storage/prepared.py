@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -72,6 +73,9 @@ class _Compiled:
         self._sql: str = str(compiled)
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
         self._order: tuple[str, ...] | None = tuple(compiled.positiontup) if compiled.positional else None
+        self._pick: Callable[[Mapping[str, Any]], Any] | None = (
+            itemgetter(*self._order) if self._order and len(self._order) > 1 else None
+        )
         self._errors = dialect.loaded_dbapi.Error
         columns = list(statement.selected_columns.keys()) if isinstance(statement, sa.Select) else []
         make_type: Any = namedtuple  # noqa: PYI024 - its columns are known at run time only
@@ -80,19 +84,19 @@ class _Compiled:
 
     def arrange(self, values: Mapping[str, Any]) -> Any:
         """Return the parameters as the driver takes them. Raises KeyError when one is missing."""
-        if self._order is None:
-            return {**self._fixed, **values}
         if self._fixed:
             values = {**self._fixed, **values}
-        return [values[name] for name in self._order]
+        if self._pick is not None:
+            return self._pick(values)
+        return dict(values) if self._order is None else tuple(values[name] for name in self._order)
 
     def execute(self, connection: sa.Connection, parameters: Any, *, is_many: bool = False) -> Any:
         """Return the driver's cursor after execution."""
         # One cursor for all: whoever reads rows reads all of them before the next statement.
-        info = connection.info
-        cursor = info.get(_CURSOR)
+        pooled = connection.connection
+        cursor = pooled.info.get(_CURSOR)
         if cursor is None:
-            cursor = info[_CURSOR] = connection.connection.cursor()
+            cursor = pooled.info[_CURSOR] = pooled.cursor()
         try:
             (cursor.executemany if is_many else cursor.execute)(self._sql, parameters)
         except self._errors as error:

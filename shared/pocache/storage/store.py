@@ -4,14 +4,16 @@ SQLite (WAL, synchronous=FULL) is the embedded default, PostgreSQL (``postgresql
 one schema in SQLAlchemy Core, one contract suite for both. Two tables belong to every service: ``applied`` remembers
 which envelopes had their effect, ``outbox`` holds what must still be published.
 
-Refuses a database written by another schema version, a second writer while one is at work, and a PostgreSQL server that
-does not sync what it has acknowledged. Used from one thread: a service's state has one writer. Not covered: two machines
+Refuses a database written by another schema version or with tables that cannot be completed
+(``pocache.storage.schema``), a second writer while one is at work, and a PostgreSQL server that does not sync what it
+has acknowledged. Used from one thread: a service's state has one writer. Not covered: two machines
 on one SQLite file, over a network file system that keeps no locks.
 """
 
 from __future__ import annotations
 
 import fcntl
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -20,7 +22,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import StaticPool
 
-from pocache.protocol.errors import ConfigError
+from pocache.protocol.errors import ConfigError, PocacheError
+from pocache.storage.schema import WHAT_TO_DO, prepare_tables
 
 SCHEMA_VERSION: Final = 1
 WRITER_WAIT_S: Final = 5.0
@@ -30,6 +33,7 @@ _BUSY_TIMEOUT_MS: Final = 10_000
 _WRITER_LOCK: Final = int.from_bytes(b"pocache\x01", "big")
 """The advisory lock, one per PostgreSQL database, that its only writer holds for as long as it is connected."""
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_PG_DISK_FULL: Final = "53100"
 _KEEPALIVES: Final = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 """The server's: the session of a machine that vanished ends, and its lock with it."""
 
@@ -99,20 +103,36 @@ class Store:
                 with self.begin() as connection:
                     if prepare is not None:
                         prepare(connection)
+                        self._verify_version(connection)
                     else:
-                        for metadata in (BASE_METADATA, *metadatas):
-                            metadata.create_all(connection)
-                    self._verify_version(connection)
+                        # The version first: tables of another one are not to be completed.
+                        BASE_METADATA.create_all(connection, tables=[META])
+                        self._verify_version(connection)
+                        prepare_tables(connection, (BASE_METADATA, *metadatas), shown=self._shown)
             except sa.exc.OperationalError as error:
-                shown = self._engine.url.render_as_string()
-                raise ConfigError(f"cannot open the database {shown}: {error.orig}") from error
+                raise ConfigError(f"cannot open the database {self._shown}: {error.orig}") from error
             self._stack = stack.pop_all()
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
-        """One write transaction: all of it is durable when the block ends, none of it when it raises."""
-        with self._engine.begin() as connection:
-            yield connection
+        """One write transaction: all of it is durable when the block ends, none of it when it raises.
+
+        Raises DiskFullError when there is no room for it.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            if is_disk_full(error):
+                raise DiskFullError(
+                    f"no room for {self._shown} ({error.orig}): make room and start the service again; nothing that it "
+                    "did not write was acknowledged, and it goes on where it was"
+                ) from error
+            raise
+
+    @property
+    def _shown(self) -> str:
+        return self._engine.url.render_as_string()
 
     def close(self) -> None:
         """Close every connection, and let the next writer in."""
@@ -124,9 +144,23 @@ class Store:
             set_meta(connection, "schema_version", str(SCHEMA_VERSION))
         elif found != str(SCHEMA_VERSION):
             raise ConfigError(
-                f"database {self._engine.url.render_as_string()} has schema version {found}, this release writes "
-                f"{SCHEMA_VERSION}: migrate it, or point the service at an empty state directory"
+                f"the database {self._shown} has schema version {found}, this release writes {SCHEMA_VERSION}: {WHAT_TO_DO}"
             )
+
+
+class DiskFullError(PocacheError):
+    """The database cannot grow. The process ends rather than go on without writing; it may be started again."""
+
+    code = "E804"
+
+
+def is_disk_full(error: sa.exc.OperationalError) -> bool:
+    """Whether a database failed for want of room, as far as its driver tells."""
+    cause = error.orig
+    if getattr(cause, "sqlstate", None) == _PG_DISK_FULL:
+        return True
+    # A write that fails for another reason than room is an I/O error to SQLite; beyond a quota it is one as well.
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 def get_meta(connection: sa.Connection, name: str) -> str | None:

@@ -22,6 +22,7 @@ M = TypeVar("M", bound=WireModel)
 _ERRORS_SHOWN_MAX: Final = 3
 _UINT64_MAX: Final = 2**64 - 1
 _INT64_MIN: Final = -(2**63)
+_SCALARS: Final = frozenset((str, bytes, bool, type(None)))
 
 
 def encode(model: WireModel) -> bytes:
@@ -117,23 +118,24 @@ def _refuse_extension(code: int, _data: bytes) -> object:
 
 def _check_shape(value: object) -> None:
     """Refuse depth, counts and types outside the wire's subset. Iterative: depth is the sender's choice."""
-    pending: list[tuple[object, int]] = [(value, 1)]
+    pending: list[tuple[Any, int]] = [((value,), 0)]
     while pending:
-        item, depth = pending.pop()
-        if isinstance(item, (dict, tuple, list)):
-            if depth > CODEC_DEPTH_MAX:
-                raise LimitError(f"nested deeper than {CODEC_DEPTH_MAX}")
-            if len(item) > CODEC_ITEMS_MAX:
-                raise LimitError(f"{len(item)} items exceed {CODEC_ITEMS_MAX}; pack them as bytes")
-            children = item.values() if isinstance(item, dict) else item
-            pending.extend((child, depth + 1) for child in children)
-        elif isinstance(item, bool) or item is None or isinstance(item, (str, bytes)):
-            continue
-        elif isinstance(item, int):
-            if not _INT64_MIN <= item <= _UINT64_MAX:
-                raise LimitError("integer outside 64 bits")
-        else:
-            raise CodecError(f"{type(item).__name__} is not allowed on the wire")
+        container, depth = pending.pop()
+        if depth > CODEC_DEPTH_MAX:
+            raise LimitError(f"nested deeper than {CODEC_DEPTH_MAX}")
+        if len(container) > CODEC_ITEMS_MAX:
+            raise LimitError(f"{len(container)} items exceed {CODEC_ITEMS_MAX}; pack them as bytes")
+        for item in container.values() if isinstance(container, dict) else container:
+            kind = type(item)
+            if kind in _SCALARS:  # most are: looked up by the exact type, which costs least
+                continue
+            if kind is int or isinstance(item, int):
+                if not (isinstance(item, bool) or _INT64_MIN <= item <= _UINT64_MAX):
+                    raise LimitError("integer outside 64 bits")
+            elif isinstance(item, (dict, tuple, list)):
+                pending.append((item, depth + 1))
+            elif not isinstance(item, (str, bytes)):
+                raise CodecError(f"{kind.__name__} is not allowed on the wire")
 
 
 def _describe(model_type: type[WireModel], error: ValidationError) -> str:

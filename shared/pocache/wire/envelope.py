@@ -57,18 +57,41 @@ class OpenedEnvelope(Generic[M]):
     body: M
 
 
+@dataclass(frozen=True, slots=True)
+class UnsignedEnvelope:
+    """A statement that is ready to be signed: its identifier and its size are known."""
+
+    envelope_id: EnvelopeId
+    preimage: bytes
+    head: bytes
+    """The envelope without its last 64 bytes, which are the signature."""
+
+    def __len__(self) -> int:
+        return len(self.head) + SIGNATURE_BYTES
+
+    def sign(self, key: SigningKey) -> bytes:
+        """Return the envelope as bytes; ``key`` is whose it was prepared for."""
+        return self.head + key.sign(self.preimage)
+
+
 def seal(key: SigningKey, network: NetworkId, model: WireModel) -> bytes:
     """Return the signed envelope of ``model`` as bytes."""
-    return seal_identified(key, network, model)[0]
+    return prepare_envelope(key.participant_id, network, model).sign(key)
 
 
 def seal_identified(key: SigningKey, network: NetworkId, model: WireModel) -> tuple[bytes, EnvelopeId]:
     """Return the signed envelope of ``model``, and its id."""
+    unsigned = prepare_envelope(key.participant_id, network, model)
+    return unsigned.sign(key), unsigned.envelope_id
+
+
+def prepare_envelope(kid: ParticipantId, network: NetworkId, model: WireModel) -> UnsignedEnvelope:
+    """Return the envelope of ``model`` up to its signature. Raises LimitError for one that is too large."""
     payload = encode(model)
     preimage = compute_preimage(network, model.kind, payload)
-    fields = {"kind": model.kind, "payload": payload, "kid": key.participant_id, "sig": key.sign(preimage)}
+    fields = {"kind": model.kind, "payload": payload, "kid": kid, "sig": bytes(SIGNATURE_BYTES)}
     data = encode_value(fields, bytes_max=ENVELOPE_BYTES_MAX)
-    return data, compute_envelope_id(preimage, key.participant_id)
+    return UnsignedEnvelope(compute_envelope_id(preimage, kid), preimage, data[:-SIGNATURE_BYTES])
 
 
 def open_envelope(

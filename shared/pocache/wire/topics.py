@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Generic, TypeVar
 
 from pocache.protocol.errors import EnvelopeError
@@ -70,7 +71,7 @@ class Topic(Generic[M]):
         """Return the subject with each ``{token}`` filled in; bytes become hexadecimal digits."""
         texts = {name: value.hex() if isinstance(value, bytes) else value for name, value in tokens.items()}
         subject = self.pattern.format(**texts)
-        assert not set(subject) & set("*> "), subject
+        assert not _NO_SUBJECT.search(subject), subject
         return subject
 
     def filter(self, **tokens: str | bytes) -> str:
@@ -80,24 +81,23 @@ class Topic(Generic[M]):
 
     def parse(self, subject: str) -> dict[str, str]:
         """Return the tokens of ``subject``. Raises EnvelopeError when it is not one of this topic's."""
-        wanted, found = self.pattern.split("."), subject.split(".")
-        tokens: dict[str, str] = {}
-        if len(wanted) != len(found):
+        found = _compile_pattern(self.pattern).fullmatch(subject)
+        if found is None:
             raise EnvelopeError(f"subject {subject!r} is not of the form {self.pattern}")
-        for want, got in zip(wanted, found, strict=True):
-            if want.startswith("{"):
-                tokens[want[1:-1]] = got
-            elif want != got:
-                raise EnvelopeError(f"subject {subject!r} is not of the form {self.pattern}")
-        return tokens
+        return found.groupdict()
 
     def matches(self, subject: str) -> bool:
         """Whether ``subject`` is one of this topic's."""
-        try:
-            self.parse(subject)
-        except EnvelopeError:
-            return False
-        return True
+        return _compile_pattern(self.pattern).fullmatch(subject) is not None
+
+
+_NO_SUBJECT = re.compile("[*> ]")
+
+
+@cache
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Return what a pattern's subjects look like: each token is anything without a dot."""
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]*)", re.escape(pattern)), re.DOTALL)
 
 
 _R = Role

@@ -43,6 +43,22 @@ async def test_a_published_message_has_its_sequence_and_is_stored_once(nats_serv
         ]
 
 
+async def test_a_publish_that_is_still_in_process_is_asked_for_again(nats_server: EmbeddedServer) -> None:
+    """A cluster answers so while it stores the first one: that is neither a failure nor the end of it."""
+    in_process = (
+        b'{"error": {"code": 503, "err_code": 10158, "description": "duplicate message id is in process"}}'
+    )
+    answers = [in_process, in_process, b'{"stream": "S", "seq": 7}']
+
+    async def answer(_message: CoreMessage) -> bytes:
+        return answers.pop(0)
+
+    settings = NatsSettings(url=nats_server.url, name="tests", reconnect_wait_s=0.01)
+    async with connect_bus(settings) as bus, bus.serve_requests("a.stream", answer):
+        assert await bus.publish("a.stream", b"x", message_id="one") == 7
+    assert answers == []
+
+
 async def test_many_publishes_keep_their_sequences(nats_server: EmbeddedServer) -> None:
     async with connect_bus(make_settings(nats_server)) as bus:
         await provision(bus.client.jetstream(), [RECORD], [])

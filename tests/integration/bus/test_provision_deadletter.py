@@ -20,7 +20,10 @@ from pocache.bus.permissions import (
 from pocache.bus.provision import provision
 from pocache.bus.server import EmbeddedServer
 from pocache.bus.specs import ConsumerSpec, StreamSpec
-from pocache.protocol.errors import BusError
+from pocache.protocol.errors import BackpressureError, BusError
+from pocache.runtime.network import Bounds
+from pocache.service.provisioning import TASKS_PER_JOB_MAX, get_stream_specs
+from pocache.wire.topics import GENERATE_TASK, VERIFY_TASK
 
 TASKS = StreamSpec(
     name="TASKS",
@@ -224,3 +227,19 @@ async def handle_one_advisory(bus: NatsBus, collector: DeadLetterCollector) -> N
     ):
         (advisory,) = await anext(advisories)
         await collector.handle(advisory)
+
+
+async def test_tasks_that_nobody_takes_keep_nobody_from_its_own(nats_server: EmbeddedServer) -> None:
+    """A model without workers fills its own subject; another model's tasks and verifiers' tasks are stored."""
+    bounds = Bounds(open_jobs_max=3)
+    async with connect(nats_server, "provisioner") as bus:
+        (tasks,) = [spec for spec in get_stream_specs(bounds) if spec.name == "TASKS"]
+        await provision(bus.client.jetstream(), [tasks], [])
+        unserved = GENERATE_TASK.subject(model=bytes(32))
+        for number in range(TASKS_PER_JOB_MAX * bounds.open_jobs_max):
+            await bus.publish(unserved, b"%d" % number)
+        with pytest.raises(BackpressureError, match="try again later"):
+            await bus.publish(unserved, b"one too many")
+        await bus.publish(GENERATE_TASK.subject(model=b"\x01" * 32), b"served")
+        for number in range(2 * TASKS_PER_JOB_MAX * bounds.open_jobs_max):
+            await bus.publish(VERIFY_TASK.subject(worker=f"W{number}"), b"drawn")

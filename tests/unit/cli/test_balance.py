@@ -15,7 +15,7 @@ from pocache_cli import balance as module
 from pocache_cli.balance import Balance, balance, plan_questions
 from pocache_cli.bootstrap import NetworkPlan, create_network
 
-BALANCES = [Balance("ada", "UADA", 1_000_000, 0, 25), Balance("worker-1", "UWORK", 0, 7, 0)]
+BALANCES = [Balance("ada", "UADA", 1_000_000, 0, 25), Balance("worker-1", "UWORK", 0, 7, 0, 9)]
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def test_json_has_every_amount(monkeypatch: pytest.MonkeyPatch) -> None:
                 "available_micro": 1_000_000,
                 "stake_micro": 0,
                 "locked_micro": 25,
+                "unbonding_micro": 0,
             }
         ]
     }
@@ -55,9 +56,9 @@ def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ask", answer)
     rows = [line.split() for line in run().stdout.splitlines()]
     assert rows == [
-        ["available", "staked", "locked", "in", "jobs"],
-        ["ada", "1,000,000", "0", "25"],
-        ["worker-1", "0", "7", "0"],
+        ["available", "staked", "locked", "in", "jobs", "unbonding"],
+        ["ada", "1,000,000", "0", "25", "0"],
+        ["worker-1", "0", "7", "0", "9"],
     ]
 
 

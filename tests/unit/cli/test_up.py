@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from pocache.protocol.beacon import QUICKNET
 from pocache.protocol.errors import ConfigError
 from pocache.runtime.network import NetworkDirectory
 from pocache_cli import up as module
 from pocache_cli.bootstrap import NetworkPlan, create_network, pick_user, plan_rules, read_roles
+from pocache_cli.bootstrap_beacon import BeaconPlan
 from pocache_cli.up import (
     LEVY,
     SECTIONS,
@@ -21,8 +23,10 @@ from pocache_cli.up import (
     cancelled_by,
     name_parties,
     name_users,
+    plan_beacon,
     plan_processes,
     up,
+    verify_beacon,
     verify_counts,
     verify_rules,
 )
@@ -33,6 +37,8 @@ ROLES = {
     "worker-1": "worker",
     "worker-2": "worker",
     "verifier-1": "worker",
+    "witness-1": "user",
+    "witness-2": "user",
 }
 
 
@@ -43,6 +49,8 @@ def make_options(**changes: Any) -> Options:
         "users": None,
         "workers": None,
         "verifiers": None,
+        "witnesses": None,
+        "beacon": None,
         "rules": None,
         "port": 0,
         "log_level": "info",
@@ -63,6 +71,11 @@ def run(*arguments: str) -> Result:
         ("--workers", "65"),
         ("--verifiers", "none"),
         ("--port", "65536"),
+        ("--witnesses", "17"),
+        ("--beacon", "lottery"),
+        ("--beacon", "3-of-2"),
+        ("--beacon", "0-of-2"),
+        ("--beacon", "3-of-17"),
         ("--log-level", "loud"),
         ("--rules", "none"),
         ("surprise",),
@@ -84,6 +97,7 @@ def test_arguments_become_options(monkeypatch: pytest.MonkeyPatch, is_ready: boo
 
     monkeypatch.setattr(module, "_run", take)
     arguments = ["--dir", "here", "--model", "fake:x", "--users", "2", "--workers", "4", "--verifiers", "5"]
+    arguments += ["--witnesses", "2", "--beacon", "2-of-3"]
     arguments += ["--rules", "unified-pool"]
     assert run(*arguments, "--port", "4222", "--json").exit_code == code
     assert seen == [
@@ -93,6 +107,8 @@ def test_arguments_become_options(monkeypatch: pytest.MonkeyPatch, is_ready: boo
             users=2,
             workers=4,
             verifiers=5,
+            witnesses=2,
+            beacon="2-of-3",
             rules="unified-pool",
             port=4222,
             as_json=True,
@@ -111,7 +127,9 @@ def test_a_network_of_other_numbers_is_not_opened(tmp_path: Path) -> None:
     assert "has 1 users" in last["reason"]
 
 
-@pytest.mark.parametrize(("name", "count"), [("users", 1), ("workers", 2), ("verifiers", 1)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("users", 1), ("workers", 2), ("verifiers", 1), ("witnesses", 2)]
+)
 def test_counts_are_those_of_the_directory(name: str, count: int) -> None:
     verify_counts(make_options(), ROLES)
     verify_counts(make_options(**{name: count}), ROLES)
@@ -119,6 +137,25 @@ def test_counts_are_those_of_the_directory(name: str, count: int) -> None:
         verify_counts(make_options(**{name: count + 1}), ROLES)
 
 
+def test_a_beacon_is_one_key_any_t_of_n_or_drands() -> None:
+    assert plan_beacon(None) == plan_beacon("local") == BeaconPlan()
+    assert plan_beacon("2-of-3") == BeaconPlan("threshold", threshold=2, member_count=3)
+    assert plan_beacon("quicknet").relayed == QUICKNET
+
+
+@pytest.mark.parametrize("beacon", ["local", "2-of-3"])
+def test_another_beacon_than_the_networks_is_refused(tmp_path: Path, beacon: str) -> None:
+    """The genesis fixes it; left out, what is there is taken."""
+    others = {"local": "2-of-3", "2-of-3": "2-of-4"}
+    directory = create_network(
+        tmp_path, NetworkPlan("local", ("ada",), ("worker-1",), beacon=plan_beacon(beacon))
+    )
+    roles = {name: role.value for name, role in read_roles(directory).items()}
+    for same in (None, beacon):
+        verify_beacon(make_options(beacon=same), directory.genesis.chain, roles)
+    for other in (others[beacon], "quicknet"):
+        with pytest.raises(ConfigError, match="another --dir"):
+            verify_beacon(make_options(beacon=other), directory.genesis.chain, roles)
 def test_the_rules_are_those_of_the_directory(tmp_path: Path) -> None:
     """Left out, what is there is taken; a network of other rules is not opened."""
     plan = NetworkPlan("local", ("ada",), ("worker-1",), sections={"rules": plan_rules("unified-pool", 3)})

@@ -40,6 +40,18 @@ def dropped(topic: Topic[Any], **which: object) -> Forge:
     return lambda played: drop(played.receipt, played.loopback.network, topic, **which)
 
 
+def unheld(attempt: int) -> Forge:
+    """Return a forger that leaves out a generator's hold, what was asked and what was answered."""
+    which = {"purpose": "generator_stake", "attempt": attempt}
+
+    def make(played: Played) -> Receipt:
+        network = played.loopback.network
+        asked = drop(played.receipt, network, t.ROUTER_HOLD_REQUESTED, **which)
+        return drop(asked, network, t.HOLD_PLACED, **which)
+
+    return make
+
+
 def released(**changes: Any) -> Forge:
     """Return a forger of the lease: signed by the router, with a result that the generator binds to it."""
 
@@ -493,6 +505,7 @@ FORGERIES: list[tuple[str, str, Forge, Step]] = [
     ("no generator's stake", "agree", dropped(t.HOLD_PLACED, purpose="generator_stake"), Step.LEASE),
     ("an attempt not closed", "refunded", dropped(t.ATTEMPT_CLOSED, attempt=1), Step.LEASE),
     ("an attempt not charged for", "refunded", dropped(t.ATTEMPT_CHARGED, attempt=2), Step.LEASE),
+    ("an attempt charged whose stake nobody held", "refunded", unheld(2), Step.LEASE),
     ("no epoch", "epoch_seed", lambda p: replace(p.receipt, epochs=()), Step.LEASE),
     (
         "an epoch too many",

@@ -293,3 +293,76 @@ def test_the_audit_finds_two_checkpoints_of_one_size(loopback: Loopback) -> None
     entry = Entry(last.stream, last.sequence + 1, t.CHECKPOINT.subject(), loopback.network.seal(key, fork))
     report = audit(loopback, [*loopback.record, entry])
     assert (report.divergences[0].step, report.divergences[0].what) == ("A2", "checkpoints of one size")
+
+
+# --- what others were shown -----------------------------------------------------------------------------------------
+
+
+def audit_against(loopback: Loopback, *notes: bytes) -> AuditReport:
+    named = {f"note {number}": note for number, note in enumerate(notes)}
+    return audit_entries(loopback.header, [*loopback.rounds, *loopback.record], loopback.trust, named)
+
+
+def make_fork(loopback: Loopback, size: int, *names: str) -> bytes:
+    """Return a note that the log's own key signed over entries that are not those of the record, cosigned by these."""
+    network, key = loopback.network.network_id, loopback.network.keys[Role.COMMITMENTS]
+    note = sign_checkpoint(network, size, make_other_tree(size).root(), key)
+    checkpoint = parse_note(note).checkpoint
+    lines = [cosign_checkpoint(network, checkpoint, make_key(name), TIME_S) for name in names]
+    return merge_cosignatures(note, lines)
+
+
+def test_the_audit_finds_the_fork_that_a_witness_was_shown(loopback: Loopback) -> None:
+    """The record by itself is sound: only who kept what the log signed for it can show that there were two."""
+    witness = make_key(NAMES[1]).participant_id
+    for size, computed in ((2, None), (9, "none: the log has 3")):
+        report = audit_against(loopback, make_fork(loopback, size, NAMES[1]))
+        (found,) = report.divergences
+        assert found.step == "A2"
+        assert found.what == f"root of the log of size {size}, cosigned by {witness}"
+        assert found.stated == make_other_tree(size).root().hex()
+        assert found.computed != found.stated
+        assert computed in (None, found.computed)
+    report = audit_against(loopback, make_fork(loopback, 2))
+    assert "shown to somebody else" in report.divergences[0].what
+
+
+def test_the_audit_is_sound_against_what_honest_witnesses_kept(loopback: Loopback, tmp_path: Path) -> None:
+    """Their memory, their cosigned note, and the receipt of a job, in both forms."""
+    witness = make_witness(loopback, tmp_path)
+    cosigned = witness.cosign(ask(loopback, 0), TIME_S)
+    memory = (tmp_path / f"{NAMES[0]}.note").read_bytes()
+    receipt = Loopback.get_receipt(loopback, read_job(loopback))
+    report = audit_against(loopback, memory, cosigned.note, encode_json(receipt), encode_binary(receipt))
+    assert report.is_sound
+    assert report.witnessed >= 2 + 2 * 2
+
+
+def read_job(loopback: Loopback) -> JobId:
+    """Return the job of the last commitment."""
+    found = [
+        decode(m.CommitmentRecordedV1, parse_envelope(one.data).payload).job_id
+        for one in loopback.record
+        if t.COMMITMENT_RECORDED.matches(one.subject)
+    ]
+    return JobId(found[-1])
+
+
+@pytest.mark.parametrize(
+    "kind", ["unsigned", "by another key", "of another network", "garbage", "false line"]
+)
+def test_a_note_that_the_log_did_not_sign_is_no_evidence(loopback: Loopback, kind: str) -> None:
+    """Or anybody could accuse it."""
+    network, root = loopback.network.network_id, make_other_tree(2).root()
+    fork = make_fork(loopback, 2, NAMES[0])
+    note = {
+        "unsigned": fork.split(b"\n\n")[0] + b"\n\n",
+        "by another key": sign_checkpoint(network, 2, root, make_key("stranger")),
+        "of another network": sign_checkpoint(
+            type(network)(bytes(32)), 2, root, loopback.network.keys[Role.COMMITMENTS]
+        ),
+        "garbage": b"pocache/",
+        "false line": fork[:-8] + b"AAAAAA=\n",
+    }[kind]
+    with pytest.raises(ConfigError, match="shows nothing of this network's log"):
+        audit_against(loopback, note)

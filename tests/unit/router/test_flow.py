@@ -14,6 +14,7 @@ from pocache.protocol.errors import UnknownJobError
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.topics import Role
+from pocache_router.service import LAPSE_AGAIN_TICKS
 
 W1, W2 = make_key("worker-1"), make_key("worker-2")
 LEASE_TICKS, QUEUE_TICKS = 3, 5
@@ -296,6 +297,21 @@ def test_from_a_lapsed_lease_to_the_refund(router: RouterHarness) -> None:
     router.settle(job_id, "refunded", attempt=0)
     (event,) = router.outbox_of(t.JOB_EVENT)
     assert (event.phase, event.detail) == ("refunded", "no worker committed a result in any attempt")
+
+
+def test_a_lapse_that_nobody_answers_is_told_again(router: RouterHarness) -> None:
+    """The store's queue gives a message up after many deliveries; a job must not wait for its answer for ever."""
+    job_id, _ = router.start(W1)
+    router.pass_rounds(LEASE_TICKS + 1)
+    (lapsed,) = router.outbox_of(t.LEASE_LAPSED)
+    router.pass_rounds(LAPSE_AGAIN_TICKS)
+    assert router.outbox_of(t.LEASE_LAPSED) == [lapsed]
+    router.pass_rounds(LAPSE_AGAIN_TICKS)
+    assert router.outbox_of(t.LEASE_LAPSED) == [lapsed]
+    router.tell(t.ATTEMPT_CLOSED, m.AttemptClosedV1(job_id=job_id, attempt=1))
+    router.drain()
+    router.pass_rounds(2 * LAPSE_AGAIN_TICKS)
+    assert router.outbox_of(t.LEASE_LAPSED) == []
 
 
 def test_a_lease_does_not_lapse_before_the_time_that_it_promises(router: RouterHarness) -> None:

@@ -10,10 +10,13 @@ import pytest
 import sqlalchemy as sa
 
 from kit.network import Harness, Network, make_network
-from pocache.protocol.errors import NotYetError
+from pocache.protocol.errors import ConflictError, NotYetError
+from pocache.service import dispatch
+from pocache.service.dispatch import AHEAD_MIN, Delivery
 from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
 from pocache.wire import messages as m
-from pocache.wire.topics import BEACON_ROUND, LEASE_REQUESTED, Role, Topic
+from pocache.wire.envelope import open_envelope
+from pocache.wire.topics import BEACON_ROUND, LEASE_DENIED, LEASE_REQUESTED, Role, Topic
 
 
 class Recorder:
@@ -24,6 +27,7 @@ class Recorder:
 
     def __init__(self, *, halts: bool = False) -> None:
         self.halts_on_poison = halts
+        self.gathers = False
         self.seen: list[int] = []
         self.failure: Exception | None = None
         self.round_failure: Exception | None = None
@@ -59,7 +63,9 @@ def request(harness: Harness, attempt: int, *, late_ms: int = 0) -> Any:
     fresh = m.LeaseRequestV1(job_id=bytes(32), attempt=attempt, publication=2)
     data = harness.network.seal(harness.network.key("worker"), fresh)
     stored = harness.clock_ms - late_ms
-    return dataclasses.replace(harness.last, data=data, sequence=harness.last.sequence + 1_000, stored_ms=stored)
+    return dataclasses.replace(
+        harness.last, data=data, sequence=harness.last.sequence + 1_000, stored_ms=stored
+    )
 
 
 def test_no_tick_counts_while_messages_are_late(network: Network) -> None:
@@ -122,3 +128,85 @@ def test_a_tick_is_taken_back_with_its_round(network: Network) -> None:
     service.round_failure = None
     harness.pass_rounds()
     assert harness.tick == before + 1
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+class Teller(Recorder):
+    """Answers each request, and tells the state that it left: how many there were."""
+
+    def __init__(self, *, gathers: bool) -> None:
+        super().__init__()
+        self.gathers = gathers
+        self.count = 0
+
+    def handle(self, unit: Unit, inbound: Inbound[m.LeaseRequestV1]) -> None:
+        super().handle(unit, inbound)
+        self.count += 1
+        worker, attempt = inbound.sender, inbound.body.attempt
+        unit.emit(LEASE_DENIED, make_denial(attempt), worker=worker)
+        unit.emit_last(LEASE_DENIED, lambda: make_denial(10 + self.count), worker=worker)
+        if attempt % 4 == 0:
+            raise ConflictError("said too much")
+
+
+def make_denial(attempt: int) -> m.LeaseDeniedV1:
+    return m.LeaseDeniedV1(job_id=bytes(32), attempt=attempt, code="E208", reason="no")
+
+
+def make_batch(harness: Harness, attempts: range) -> list[Delivery]:
+    worker = harness.network.key("worker")
+    return [
+        harness.next_delivery(LEASE_REQUESTED, m.LeaseRequestV1(job_id=bytes(32), attempt=attempt), worker)
+        for attempt in attempts
+    ]
+
+
+@pytest.mark.parametrize("gathers", [False, True])
+def test_what_a_batch_says_is_in_order_and_a_refused_message_says_nothing(
+    network: Network, gathers: bool
+) -> None:
+    """Gathered, a state is told once, at its last place; the words of a refused message are its refusal alone."""
+    harness = Harness(Teller(gathers=gathers), network)
+    decisions = harness.dispatcher.apply(make_batch(harness, range(1, 7)))
+    assert [decision.action for decision in decisions] == ["ack", "ack", "ack", "term", "ack", "ack"]
+    told = [getattr(body, "attempt", None) for _, body in harness.outbox()]
+    if gathers:
+        assert told == [1, 2, 3, None, 5, 6, 16]
+    else:
+        assert told == [1, 11, 2, 12, 3, 13, None, 5, 15, 6, 16]
+
+
+@pytest.mark.parametrize("count", [1, AHEAD_MIN - 1, AHEAD_MIN, 16])
+def test_a_forged_message_in_a_batch_is_refused_in_its_place(network: Network, count: int) -> None:
+    """Also where envelopes are opened ahead by another thread: each error belongs to its own message."""
+    service = Recorder()
+    harness = Harness(service, network)
+    batch = make_batch(harness, range(1, 1 + count))
+    for at in range(0, count, 3):
+        batch[at] = dataclasses.replace(batch[at], data=batch[at].data[:-1] + bytes([batch[at].data[-1] ^ 1]))
+    decisions = harness.dispatcher.apply(batch)
+    assert [decision.action for decision in decisions] == [
+        "term" if at % 3 == 0 else "ack" for at in range(count)
+    ]
+    assert all("E103" in decision.reason for decision in decisions[::3]), decisions
+    assert service.seen == [at + 1 for at in range(count) if at % 3]
+
+
+def test_a_bug_in_opening_is_raised_at_its_message(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not lost in the thread that opens ahead: the message comes again, those around it are handled."""
+    service = Recorder()
+    harness = Harness(service, network)
+    batch = make_batch(harness, range(1, 6))
+    broken = batch[2].data
+
+    def fail(data: bytes, *rest: Any) -> Any:
+        if data == broken:
+            raise ZeroDivisionError
+        return open_envelope(data, *rest)
+
+    monkeypatch.setattr(dispatch, "open_envelope", fail)
+    decisions = harness.dispatcher.apply(batch)
+    assert [decision.action for decision in decisions] == ["ack", "ack", "nak", "ack", "ack"]
+    assert service.seen == [1, 2, 4, 5]

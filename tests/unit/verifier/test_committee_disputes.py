@@ -335,3 +335,29 @@ def test_money_is_conserved_and_only_the_guilty_lose(
     assert (totals.open_pools_micro, totals.closed_pools_micro, totals.journal_intact) == (0, 0, True)
     reserve = [line for line in payout.lines if line.account == "reserve"]
     assert totals.reserve_micro == sum(line.amount_micro - line.held_micro for line in reserve)
+
+
+def test_a_reserve_that_is_too_short_pays_everybody_the_same_less() -> None:
+    """Two unaudited jobs fill it; a void one has seven verifiers to pay from it. What does not divide stays in it."""
+    loopback = make()
+    for _ in range(2):
+        loopback.play()
+    loopback.habits = {name: Habit(name) for name in ("worker", *SEATED)}
+    job_id = loopback.play(challenge=True)
+    payout = loopback.find(t.PAYOUT_SETTLED, job_id)
+    assert (payout.case, payout.slashed) == ("void", ())
+    products = loopback.network.genesis.rule_set.compute_products(
+        payout.generation_micro, payout.verification_micro
+    )
+    verifiers = {make_key(name).participant_id for name in SEATED}
+    fees = [line.amount_micro - line.held_micro for line in payout.lines if line.account in verifiers]
+    assert len(fees) == 7
+    assert len(set(fees)) == 1
+    assert 0 < fees[0] < products.verifier_stake // 20 * 6 // 5
+    reserve = next(line for line in payout.lines if line.account == "reserve")
+    assert (reserve.held_micro, reserve.amount_micro) == (7 * fees[0], 0)
+    assert 0 <= payout.reserve_micro - reserve.held_micro < 7
+    totals = loopback.services[Role.LEDGER].ask(t.TOTALS_QUERY, m.TotalsQueryV1(), m.TotalsReplyV1)
+    assert isinstance(totals, m.TotalsReplyV1)
+    assert totals.reserve_micro == payout.reserve_micro - reserve.held_micro
+    assert totals.held_micro == totals.deposited_micro

@@ -1,0 +1,35 @@
+"""Twenty minutes of traffic: every job ends, money adds up, and no process needs more memory for more jobs.
+
+``make soak`` runs it with the rest; ``SOAK_WAVES``, ``SOAK_JOBS`` (a wave) and ``SOAK_WAVE_S`` make it shorter or longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from chaos.harness import Plan
+from chaos.invariants import SLOPE_KB_PER_1000_JOBS_MAX, compute_slopes
+from chaos.run import run_chaos
+
+WAVES, JOBS, WAVE_S = 34, 150, 30.0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+async def test_memory_is_flat_over_many_jobs(tmp_path: Path) -> None:
+    """By the slope of each process's resident memory over the second half of the run."""
+    waves = int(os.environ.get("SOAK_WAVES", WAVES))
+    jobs = int(os.environ.get("SOAK_JOBS", JOBS))
+    plan = Plan(5, (), waves, jobs, wave_s=float(os.environ.get("SOAK_WAVE_S", WAVE_S)))
+    report = await run_chaos(tmp_path / "soak", plan, say=lambda text: print(text, file=sys.stderr))  # noqa: T201
+    slopes = compute_slopes(report.rss_kb, jobs)
+    print(json.dumps({**report.to_dict(), "slope_kb_per_1000_jobs": slopes}, indent=1), file=sys.stderr)  # noqa: T201
+    assert not report.broken
+    assert report.jobs == waves * jobs
+    grown = {name: slope for name, slope in slopes.items() if slope > SLOPE_KB_PER_1000_JOBS_MAX}
+    assert not grown
