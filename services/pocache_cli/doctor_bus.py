@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
 from pocache.bus.provision import find_drift
 from pocache.bus.reading import parse_time_ms
+from pocache.bus.replies import NoResponderError
 from pocache.protocol.beacon import compute_round_at, verify_round
 from pocache.protocol.errors import BusError, ConfigError, PocacheError
 from pocache.runtime.config import load_settings
@@ -63,6 +64,10 @@ async def _examine_as_reader(directory: NetworkDirectory, url: str) -> list[Find
                 Finding("bus", OK, f"{url} answers in {took_ms:.0f} ms; the record has {size:,} messages")
             ]
             return [*found, await _examine_beacon(directory, bus)]
+    except NoResponderError:
+        nothing = Finding("bus", OK, f"{url} answers; the record or the beacon's stream is not there")
+        beacon = Finding("beacon", FAIL, "no round was ever published", "provision the streams first")
+        return [nothing, beacon]
     except BusError as error:
         return [
             Finding(
