@@ -24,7 +24,7 @@ from pocache.wire.codec import decode_value, encode_value
 from pocache.wire.envelope import ENVELOPE_BYTES_MAX, compute_envelope_id, compute_preimage, parse_envelope
 from pocache.wire.topics import Role
 
-NAMES: Final = ("user", "poor", "worker", "stranger", *(f"verifier-{number}" for number in range(1, 5)))
+NAMES: Final = ("user", "poor", "worker", "stranger", *(f"verifier-{number}" for number in range(1, 9)))
 LISTS: Final = ("record", "rounds", "snapshots", "epochs")
 CARRIED: Final = frozenset({"submission", "result", "lease", "challenge", "opening", "claim"})
 """Fields that hold somebody's own envelope."""

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from pocache.protocol.errors import PocacheError
 from pocache.protocol.ids import ModelId
 from pocache.protocol.limits import ROUND_MAX
+from pocache.protocol.sprt import CLEAR_Q16, EJECT_Q16, ONE_Q16
 from pocache.readmodel import queries
 from pocache.readmodel.dossiers import to_job_id
 from pocache.readmodel.model import ReadModel
@@ -145,7 +146,13 @@ def make_job(page: PageContext) -> dict[str, Any]:
 def make_workers(page: PageContext) -> dict[str, Any]:
     """Those who generate and verify."""
     rows = queries.list_participants(page.connection, "worker")
-    return {"here": "workers", "rows": rows, "slashes": queries.list_slashes(page.connection, limit=20)}
+    order = ("cleared", "open", "ejected")
+    standings: dict[str, str] = {}
+    for one in queries.list_job_tests(page.connection):
+        worst = max(standings.get(one["participant"], "cleared"), one["standing"], key=order.index)
+        standings[one["participant"]] = worst
+    slashes = queries.list_slashes(page.connection, limit=20)
+    return {"here": "workers", "rows": rows, "standings": standings, "slashes": slashes}
 
 
 def make_accounts(page: PageContext) -> dict[str, Any]:
@@ -174,6 +181,12 @@ def make_participant(page: PageContext) -> dict[str, Any]:
         "slashes": queries.list_slashes(page.connection, participant),
         "stakes": stakes,
         "stake_line": draw_steps(points),
+        "tests": [
+            {**one, "job_count": sum(one["grades"]), "bits": one["sum_q16"] / ONE_Q16}
+            for one in queries.list_job_tests(page.connection, participant)
+        ],
+        "bits_ejected": EJECT_Q16 / ONE_Q16,
+        "bits_cleared": CLEAR_Q16 / ONE_Q16,
         "transfers": queries.list_transfers(page.connection, participant),
     }
 

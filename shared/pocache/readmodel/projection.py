@@ -8,7 +8,7 @@ delivered again changes nothing, and a crash loses nothing that the next start d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from pocache.bus.port import StreamRecord
 from pocache.protocol.errors import PocacheError
 from pocache.protocol.ids import NetworkId
 from pocache.protocol.merkle import hash_leaf
+from pocache.protocol.sprt import JobRecord, Standing, advance_record
 from pocache.readmodel import tables as tb
 from pocache.receipt.dossier import JOB_TOPICS, Said, open_message, open_party
 from pocache.receipt.promise import compute_log_entry
@@ -212,9 +213,8 @@ class Projection:
         _use_round(connection, body.round_number, number, "positions")
 
     def _take_outcome(self, connection: sa.Connection, record: StreamRecord, body: m.OutcomeV1) -> None:
-        row = connection.execute(
-            sa.select(tb.JOBS.c.generator).where(tb.JOBS.c.job_id == body.job_id)
-        ).first()
+        columns = (tb.JOBS.c.generator, tb.JOBS.c.model_id, tb.JOBS.c.verdict)
+        row = connection.execute(sa.select(*columns).where(tb.JOBS.c.job_id == body.job_id)).first()
         generator = None if row is None else row.generator
         shown = [one for one in body.comparisons if generator in (one.left, one.right)]
         changes: dict[str, Any] = {}
@@ -225,6 +225,8 @@ class Projection:
                 "peak_q16": worst.peak_q16,
                 "limit_q16": worst.peak_mismatch_min_q16,
             }
+            if row is not None and not row.verdict and row.model_id is not None:  # an outcome counts once
+                _advance_test(connection, row.generator, row.model_id, compute_job_grade(shown))
         _change_job(connection, record, body.job_id, **changes)
 
     def _take_payout(self, connection: sa.Connection, record: StreamRecord, body: m.PayoutSettledV1) -> None:
@@ -385,6 +387,38 @@ def get_tally(connection: sa.Connection, kind: str, name: str) -> int:
     """Return a sum, 0 where nothing was added yet."""
     where = (tb.TALLIES.c.kind == kind, tb.TALLIES.c.name == name)
     return connection.execute(sa.select(tb.TALLIES.c.value).where(*where)).scalar() or 0
+
+
+def compute_job_grade(shown: Sequence[m.ComparisonV1]) -> int:
+    """Return a job's grade: the lower median of its stages', each at its last try, so that one liar moves nothing."""
+    last: dict[int, m.ComparisonV1] = {}
+    for one in sorted(shown, key=lambda one: one.retry):
+        last[one.stage] = one
+    grades = sorted(one.grade for one in last.values())
+    return grades[(len(grades) - 1) // 2]
+
+
+def _advance_test(connection: sa.Connection, participant: str, model_id: bytes, grade: int) -> None:
+    tests = tb.JOB_TESTS.c
+    where = (tests.participant == participant, tests.model_id == model_id)
+    row = connection.execute(sa.select(tb.JOB_TESTS).where(*where)).first()
+    record = JobRecord()
+    if row is not None:
+        first, second, third, fourth = row.grades
+        record = JobRecord(
+            row.sum_q16, row.cycle_count, (first, second, third, fourth), Standing(row.standing)
+        )
+    record = advance_record(record, grade)
+    values = {
+        "sum_q16": record.sum_q16,
+        "cycle_count": record.cycle_count,
+        "grades": list(record.grade_counts),
+        "standing": record.standing.value,
+    }
+    statement = insert(tb.JOB_TESTS).values(participant=participant, model_id=model_id, **values)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["participant", "model_id"], set_=values)
+    )
 
 
 def _drop_envelopes(connection: sa.Connection, number: int, job_id: bytes, size: int) -> None:

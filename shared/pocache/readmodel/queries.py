@@ -225,6 +225,14 @@ def get_participant(connection: sa.Connection, participant: str) -> Row | None:
     return connection.execute(sa.select(tb.PARTICIPANTS).where(where)).mappings().first()
 
 
+def list_job_tests(connection: sa.Connection, participant: str | None = None) -> Sequence[Row]:
+    """Return what the test over audited jobs says of everybody, or of this worker, for each model."""
+    statement = sa.select(tb.JOB_TESTS).order_by(tb.JOB_TESTS.c.participant, tb.JOB_TESTS.c.model_id)
+    if participant is not None:
+        statement = statement.where(tb.JOB_TESTS.c.participant == participant)
+    return connection.execute(statement.limit(PAGE_ROWS_MAX)).mappings().all()
+
+
 def list_involvements(
     connection: sa.Connection, participant: str, *, before: int | None = None, limit: int = PAGE_ROWS
 ) -> Page:

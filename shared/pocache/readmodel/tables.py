@@ -15,7 +15,7 @@ from sqlalchemy import event
 
 from pocache.protocol.errors import ConfigError
 
-SCHEMA_VERSION: Final = "1"
+SCHEMA_VERSION: Final = "2"
 _READERS_MAX: Final = 8
 _BUSY_TIMEOUT_MS: Final = 10_000
 
@@ -132,6 +132,17 @@ STAKES: Final = _table(
     sa.Column("stake_micro", sa.Integer, nullable=False),
 )
 """A participant's whole stake, at each change."""
+
+JOB_TESTS: Final = _table(
+    "job_tests",
+    sa.Column("participant", sa.String, primary_key=True),
+    sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("sum_q16", sa.Integer, nullable=False),
+    sa.Column("cycle_count", sa.Integer, nullable=False),
+    sa.Column("grades", sa.JSON, nullable=False),
+    sa.Column("standing", sa.String, nullable=False),
+)
+"""What the test over a worker's audited jobs says of it, for each model (docs/protocol.md 7.8)."""
 
 TRANSFERS: Final = _table(
     "transfers",

@@ -112,13 +112,16 @@ async def test_pages_of_jobs_and_people_answer_for_every_ending(
     with model.reading() as connection:
         rows = queries.list_jobs(connection, limit=100).rows
         people = queries.list_participants(connection, "everybody")
+        tested = {one["participant"] for one in queries.list_job_tests(connection)}
     for row in rows:
         answer = await client.get(f"/jobs/{row['job_id'].hex()}")
         assert answer.status_code == 200
         assert "Not everything can be shown" not in answer.text
     for row in people:
         if len(row["participant"]) == 56:
-            assert (await client.get(f"/participants/{row['participant']}")).status_code == 200
+            answer = await client.get(f"/participants/{row['participant']}")
+            assert answer.status_code == 200
+            assert ("Test over its audited jobs" in answer.text) == (row["participant"] in tested)
 
 
 async def test_a_convicted_job_shows_distances_draws_and_payments(

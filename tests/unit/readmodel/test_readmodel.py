@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from kit.recorded import Recorded, RecordedBus, get_jobs, load_recorded
 from pocache.bus.port import StreamRecord
 from pocache.protocol.errors import ConfigError, NotYetError, UnknownJobError
 from pocache.protocol.matching import Verdict
+from pocache.protocol.sprt import judge_jobs
 from pocache.readmodel import queries
 from pocache.readmodel import tables as tb
 from pocache.readmodel.dossiers import build_receipt_json, load_case, load_dossier, to_job_id
 from pocache.readmodel.follow import catch_up
 from pocache.readmodel.matching import Measured, list_running_sums
 from pocache.readmodel.model import ReadModel
-from pocache.readmodel.projection import Bounds
+from pocache.readmodel.projection import Bounds, compute_job_grade
 from pocache.receipt.trust import make_trust
 from pocache.receipt.verify import verify_receipt
 from pocache.wire import messages as m
@@ -316,6 +318,36 @@ def test_a_slash_is_found_with_its_job_from_who_lost(model: ReadModel) -> None:
             assert person["lost_micro"] >= one["held_micro"] - one["amount_micro"] > 0
             history = queries.list_involvements(connection, one["account"]).rows
             assert one["job_id"] in {row["job_id"] for row in history}
+
+
+def test_audited_jobs_add_up_to_their_workers_test(model: ReadModel) -> None:
+    """Each outcome that shows the generator compared counts once, and the sum is that of the pure function."""
+    with model.reading() as connection:
+        verdicts = sa.select(tb.JOBS.c.generator).where(tb.JOBS.c.verdict != "")
+        audited = Counter(connection.execute(verdicts).scalars())
+        tests = queries.list_job_tests(connection)
+        assert {one["participant"]: sum(one["grades"]) for one in tests} == audited
+        for one in tests:
+            assert queries.list_job_tests(connection, one["participant"]) == [one]
+            steps = (grade for grade, count in enumerate(one["grades"]) for _ in range(count))
+            if one["standing"] == "open" and not one["cycle_count"]:
+                assert one["sum_q16"] == judge_jobs(steps).sum_q16
+    assert len(audited) > 1
+
+
+@pytest.mark.parametrize(
+    ("grades", "expected"), [((0,), 0), ((3,), 3), ((3, 0), 0), ((3, 0, 0), 0), ((3, 2, 0), 2)]
+)
+def test_one_liar_moves_no_grade(grades: tuple[int, ...], expected: int) -> None:
+    """The lower median of the stages, each at its last try."""
+    comparison = m.ComparisonV1.model_construct(stage=1, retry=0, grade=0)
+    shown = [
+        comparison.model_copy(update={"stage": stage, "grade": 1, "retry": 0}) for stage in range(len(grades))
+    ]
+    again = [
+        one.model_copy(update={"grade": grade, "retry": 1}) for one, grade in zip(shown, grades, strict=True)
+    ]
+    assert compute_job_grade([*again, *shown]) == expected
 
 
 @pytest.mark.parametrize("prefix_length", [4, 7, 64])
