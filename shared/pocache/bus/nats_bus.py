@@ -127,7 +127,9 @@ class NatsBus:
 
     async def wait_closed(self) -> NoReturn:
         await self._closed.wait()
-        raise BusError(self._dismissed or "the connection to the bus is closed")
+        ended = f"the connection of {self._settings.name} to the bus is closed"
+        error = self._client.last_error
+        raise BusError(self._dismissed or (ended if error is None else f"{ended}: {error}"))
 
     async def connect(self) -> None:
         """Open the connection; ``connect_bus`` does it."""
