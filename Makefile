@@ -36,8 +36,8 @@ run: $(STAMP) ## play the demo: a whole network here, with cheats among the work
 up: $(STAMP) ## run a network here until Ctrl-C
 	$(BIN)/pocache up $(ARGS)
 
-test: $(STAMP) ## run the tests, on two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+test: $(STAMP) ## run the tests, on two cores; what fails is tried once more, and both are told
+	$(BIN)/python -m pytest -n 2 --dist worksteal --reruns 1 -rR $(ARGS)
 
 soak: $(STAMP) ## run the tests that take many minutes
 	$(BIN)/python -m pytest -m soak $(ARGS)
