@@ -335,6 +335,11 @@ def test_both_name_the_same_step_of_a_mutant() -> None:
     assert found["valid"] < MUTANTS // 10, found
 
 
+def test_both_agree_on_mutants_that_once_told_them_apart() -> None:
+    """A seat beyond sortition's order was a crash in one; a DEL in the genesis was spelled in two ways."""
+    judge_mutants([make_mutant(number, "soak") for number in (12_763, 13_945)])
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(7_200)
 def test_both_name_the_same_step_of_twenty_thousand_mutants() -> None:

@@ -2687,12 +2687,13 @@ function fromBase64(text, name) {
 
 /** Keys ascending, no spaces, ASCII, one line feed at the end; all texts but the genesis are plain by now. */
 function writeJson(value) {
+  const quote = (text) => JSON.stringify(text).replaceAll("\x7f", "\\u007f"); // the one unprintable that it leaves
   const write = (one) => {
     if (one === null) return "null";
-    if (typeof one === "string") return JSON.stringify(one);
+    if (typeof one === "string") return quote(one);
     if (Array.isArray(one)) return `[${one.map(write).join(",")}]`;
     const names = [...one.keys()].sort();
-    return `{${names.map((name) => `${JSON.stringify(name)}:${write(one.get(name))}`).join(",")}}`;
+    return `{${names.map((name) => `${quote(name)}:${write(one.get(name))}`).join(",")}}`;
   };
   return `${write(value)}\n`;
 }
