@@ -19,7 +19,7 @@ from pocache.protocol.ids import ModelId
 from pocache.runtime.network import Genesis, Model
 from pocache.service.binding import bind_event
 from pocache.service.unit import Inbound, Unit
-from pocache.storage.store import OUTBOX, ROUNDS
+from pocache.storage.store import ROUNDS
 from pocache.wire.messages import (
     AuditDeepenedV1,
     AuditOpenedV1,
@@ -32,7 +32,7 @@ from pocache.wire.messages import (
 )
 from pocache.wire.topics import AUDIT_DEEPENED, AUDIT_OPENED, COMMITMENT_REBOUND, WINDOW_CLOSED
 from pocache_commitments.draws import Draw, draw_audit_corner, is_audited
-from pocache_commitments.rows import forget_stages, get_commitment, get_outbox_number, to_committed
+from pocache_commitments.rows import forget_stages, get_commitment, to_committed
 from pocache_commitments.tables import COMMITMENTS, Phase
 
 
@@ -80,7 +80,7 @@ class Audits:
         # A challenged commitment is audited in full anyway, so no lottery is drawn for it.
         undrawn = sa.and_(sa.not_(COMMITMENTS.c.is_lottery_drawn), sa.not_(COMMITMENTS.c.is_challenged))
         for row, draw in _read_due(unit, COMMITMENTS.c.audit_round, undrawn):
-            if _is_unpublished(unit, row):
+            if unit.is_unpublished(row["outbox_number"]):
                 self._rebind(unit, row)
                 continue
             _update(unit, row, is_lottery_drawn=True)
@@ -132,7 +132,7 @@ class Audits:
             row,
             audit_round=audit_round,
             window_close_round=window_close_round,
-            outbox_number=get_outbox_number(unit.connection),
+            outbox_number=unit.last_number,
         )
 
     def _open(self, unit: Unit, row: sa.RowMapping, draw: Draw, reason: str, corner: Corner) -> None:
@@ -166,12 +166,6 @@ def _read_due(
     )
     rows = unit.connection.execute(query).mappings().all()
     return [(row, Draw(row["number"], row["randomness"])) for row in rows]
-
-
-def _is_unpublished(unit: Unit, row: sa.RowMapping) -> bool:
-    """Whether what announced a commitment's audit round still waits in the outbox, as after a crash."""
-    waiting = sa.select(OUTBOX.c.number).where(OUTBOX.c.number == row["outbox_number"])
-    return unit.connection.execute(waiting).first() is not None
 
 
 def _update(unit: Unit, row: sa.RowMapping, **values: object) -> None:

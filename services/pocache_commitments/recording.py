@@ -40,7 +40,7 @@ from pocache.wire.topics import (
 )
 from pocache_commitments import log
 from pocache_commitments.results import open_lease, verify_arrival, verify_result
-from pocache_commitments.rows import forget_stages, get_commitment, get_outbox_number
+from pocache_commitments.rows import forget_stages, get_commitment
 from pocache_commitments.tables import CLOSED_ATTEMPTS, COMMITMENTS, Phase
 
 
@@ -133,7 +133,7 @@ class Recording:
                 window_close_round=window_close_round,
                 # Rounds that this service did not see when they were due extend the window.
                 window_close_tick=unit.tick + window_rounds,
-                outbox_number=get_outbox_number(unit.connection),
+                outbox_number=unit.last_number,
                 phase=Phase.WINDOW.value,
             )
         )

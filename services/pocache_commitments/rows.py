@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from pocache.protocol.ids import Digest, JobId
-from pocache.storage.store import OUTBOX
 from pocache_commitments.draws import Committed
 from pocache_commitments.tables import COMMITMENTS, PARTIES, PARTS, STAGES
 
@@ -24,11 +23,6 @@ def to_committed(row: sa.RowMapping) -> Committed:
         leaf_count=row["leaf_count"],
         prompt_count=row["prompt_count"],
     )
-
-
-def get_outbox_number(connection: sa.Connection) -> int:
-    """Return the number under which the last message that was emitted waits to be published."""
-    return int(connection.execute(sa.select(sa.func.max(OUTBOX.c.number))).scalar_one())
 
 
 def forget_stages(connection: sa.Connection, job_id: bytes) -> None:

@@ -41,7 +41,6 @@ class CommitmentsService:
     role = Role.COMMITMENTS
     metadata = METADATA
     halts_on_poison = False
-    gathers = False
 
     def __init__(self, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
         self._recording = Recording(genesis, models)

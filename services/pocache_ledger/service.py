@@ -67,7 +67,6 @@ class LedgerService:
     role = Role.LEDGER
     metadata = METADATA
     halts_on_poison = True
-    gathers = True
 
     def __init__(self, *, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
         """Keep the rules of the network and what its models cost."""

@@ -60,7 +60,6 @@ class RouterService:
     role = Role.ROUTER
     metadata = METADATA
     halts_on_poison = False
-    gathers = False
 
     def __init__(
         self,

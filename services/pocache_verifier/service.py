@@ -27,7 +27,6 @@ class VerifierService:
     role = Role.VERIFIER
     metadata = METADATA
     halts_on_poison = False
-    gathers = False
 
     def __init__(self, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
         """Refuse models whose disputes could not be decided; ConfigError."""

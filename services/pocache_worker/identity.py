@@ -125,10 +125,9 @@ class Identity:
             )
             (record, _) = get_worker_consumers(config.key.participant_id)
             self._process = process = ServiceProcess(
-                dispatcher, store, bus, consumers=[(record.stream, record.durable)], name=config.name
+                dispatcher, bus, consumers=[(record.stream, record.durable)], name=config.name
             )
             state = WorkerState(
-                store,
                 process,
                 key=config.key,
                 network=config.genesis.network_id,

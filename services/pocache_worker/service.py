@@ -47,7 +47,6 @@ class WorkerService:
     role = Role.WORKER
     metadata = METADATA
     halts_on_poison = False
-    gathers = False
 
     def __init__(
         self,

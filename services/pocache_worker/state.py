@@ -20,7 +20,6 @@ from pocache.runtime.metrics import Metrics
 from pocache.runtime.tracing import Tracer
 from pocache.service.process import ServiceProcess
 from pocache.service.unit import Unit
-from pocache.storage.store import Store
 from pocache.wire.envelope import seal
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Topic
@@ -35,14 +34,12 @@ class WorkerState:
 
     def __init__(
         self,
-        store: Store,
         process: ServiceProcess,
         *,
         key: SigningKey,
         network: NetworkId,
         clock_ms: Callable[[], int],
     ) -> None:
-        self._store = store
         self._process = process
         self._key = key
         self._network = network
@@ -73,22 +70,7 @@ class WorkerState:
 
     async def transact(self, work: Callable[[Unit], T]) -> T:
         """Run ``work`` as one durable transaction in the state thread; what it emits is published afterwards."""
-        return await self._process.submit(lambda: self._apply(work))
-
-    def _apply(self, work: Callable[[Unit], T]) -> T:
-        with self._store.begin() as connection:
-            unit = Unit(
-                connection,
-                key=self._key,
-                network=self._network,
-                now_ms=self._clock_ms(),
-                tick=0,
-                tracer=self._process.tracer,
-            )
-            result = work(unit)
-        if self._process.metrics is not None:
-            self._process.metrics.observe_said(unit.said)
-        return result
+        return await self._process.transact(work)
 
 
 class Bell:

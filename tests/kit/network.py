@@ -334,9 +334,11 @@ class Harness:
         """Return everything that was emitted since the last time, in order, and forget it."""
         with self.store.begin() as connection:
             rows = connection.execute(
-                sa.select(OUTBOX.c.subject, OUTBOX.c.data).order_by(OUTBOX.c.number)
+                sa.select(OUTBOX.c.number, OUTBOX.c.subject, OUTBOX.c.data).order_by(OUTBOX.c.number)
             ).all()
-            connection.execute(sa.delete(OUTBOX))
+        self.dispatcher.outbox.confirm(row.number for row in rows)
+        with self.dispatcher.outbox.begin():
+            """As an idle service does: what was taken is deleted."""
         return [self._decode(row.subject, row.data) for row in rows]
 
     def outbox(self) -> list[tuple[Topic[Any], WireModel]]:

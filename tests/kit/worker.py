@@ -123,15 +123,7 @@ class Bench:
 
     def transact(self, work: Callable[[Unit], T]) -> T:
         """Run ``work`` as one of the worker's tasks would."""
-        with self.harness.store.begin() as connection:
-            unit = Unit(
-                connection,
-                key=self.key,
-                network=self.network.network_id,
-                now_ms=self.harness.clock_ms,
-                tick=0,
-            )
-            return work(unit)
+        return self.harness.dispatcher.transact(work)
 
     def phases(self) -> list[str]:
         """Return the phases of all leases, in the order of their attempts."""

@@ -11,10 +11,11 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -27,12 +28,15 @@ from pocache.protocol.limits import PAYLOAD_BYTES_MAX
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis
 from pocache.runtime.tracing import NO_TRACER, Tracer
+from pocache.service.outbox import Outbox
 from pocache.service.unit import Inbound, RoundView, Service, StateObserver, Unit
 from pocache.storage.prepared import Prepared, savepoint
 from pocache.storage.store import APPLIED, ROUNDS, Store, get_meta, set_meta
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1, RefusalV1
 from pocache.wire.topics import BEACON_ROUND, JOB_SUBMITTED, REFUSALS, Role, Stream, Topic
+
+T = TypeVar("T")
 
 AHEAD_MIN: Final = 4
 """A smaller batch is not worth the second thread."""
@@ -101,6 +105,7 @@ class Dispatcher:
     ) -> None:
         self.metrics = metrics
         self.tracer = tracer
+        self.outbox = Outbox(store)
         self._service = service
         self._store = store
         self._key = key
@@ -116,14 +121,12 @@ class Dispatcher:
 
     def apply(self, deliveries: Sequence[Delivery]) -> list[Decision]:
         """Apply a batch in one durable transaction and return each message's decision, in order."""
-        with self._store.begin() as connection:
-            unit = self._open_unit(connection)
+        with self._begin() as unit:
             decisions: list[Decision] = []
             for delivery, open_it in zip(deliveries, self._open_ahead(deliveries), strict=True):
                 is_halted = bool(decisions) and decisions[-1].action == "halt"
                 # What follows a message that halts the service waits for it: nothing is applied past it.
                 decisions.append(decisions[-1] if is_halted else self._apply_one(unit, delivery, open_it))
-            unit.flush()
         self._count(deliveries, decisions, unit)
         return decisions
 
@@ -145,25 +148,35 @@ class Dispatcher:
 
     def answer(self, subject: str, data: bytes) -> bytes:
         """Answer a query in a signed envelope: the reply, or a refusal."""
-        with self._store.begin() as connection:
-            unit = self._open_unit(connection)
+        with self._begin() as unit:
             try:
                 inbound = self._open(Delivery(subject, data, "", 0, unit.now_ms), tuple(self._queries))
                 return unit.sign(self._queries[inbound.topic](unit, inbound))[0]
             except PocacheError as error:
                 return unit.sign(_refusal(subject, data, error))[0]
 
-    def _open_unit(self, connection: sa.Connection) -> Unit:
-        tick = int(get_meta(connection, "tick") or "0")
-        return Unit(
-            connection,
-            key=self._key,
-            network=self._network,
-            now_ms=self._clock_ms(),
-            tick=tick,
-            is_gathering=self._service.gathers,
-            tracer=self.tracer,
-        )
+    def transact(self, work: Callable[[Unit], T]) -> T:
+        """Run ``work`` in one durable transaction; what it says is published after it."""
+        with self._begin() as unit:
+            result = work(unit)
+        if self.metrics is not None:
+            self.metrics.observe_said(unit.said)
+        return result
+
+    @contextmanager
+    def _begin(self) -> Iterator[Unit]:
+        with self.outbox.begin() as transaction:
+            unit = Unit(
+                transaction,
+                self.outbox,
+                key=self._key,
+                network=self._network,
+                now_ms=self._clock_ms(),
+                tick=int(get_meta(transaction.connection, "tick") or "0"),
+                tracer=self.tracer,
+            )
+            yield unit
+            unit.flush()
 
     def _open_ahead(self, deliveries: Sequence[Delivery]) -> Iterator[_Open]:
         """Yield how to get each message opened, in order.
@@ -238,7 +251,9 @@ class Dispatcher:
             job_id = getattr(inbound.body, "job_id", None)
             if inbound.topic is JOB_SUBMITTED:
                 job_id = inbound.envelope_id
-            with self.tracer.working(f"{self._service.role.value} {inbound.topic.model.kind}", job_id, delivery.headers):
+            with self.tracer.working(
+                f"{self._service.role.value} {inbound.topic.model.kind}", job_id, delivery.headers
+            ):
                 self._handlers[inbound.topic](unit, inbound)
         _ADD_APPLIED.run(
             unit.connection,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
+import uvloop
 
 from pocache.bus.nats_bus import NatsSettings, connect_bus
 from pocache.protocol.errors import ConfigError, PocacheError
@@ -66,7 +67,6 @@ def run_service(
                 Dispatcher(
                     service, store, key=context.key, genesis=context.genesis, metrics=metrics, tracer=tracer
                 ),
-                store,
                 bus,
                 consumers=get_consumer_names(role),
                 query_subjects=[topic.filter() for topic in service.queries()],
@@ -132,7 +132,8 @@ def run_process(
         settings = load_settings(os.environ, name_default=name_default)
         configure_logging(settings.log_level)
         structlog.contextvars.bind_contextvars(process=settings.name)
-        asyncio.run(run_until_signalled(lambda stop: serve(settings, stop), drain_s=settings.drain_s))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run_until_signalled(lambda stop: serve(settings, stop), drain_s=settings.drain_s))
     except ConfigError as error:
         sys.stderr.write(f"pocache {name_default}: {error}\n")
         sys.exit(2)

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Final, TypeVar
 
-import sqlalchemy as sa
 import structlog
 
 from pocache.bus.port import Bus, CoreMessage, StoredMessage
@@ -21,7 +21,8 @@ from pocache.protocol.errors import BusError, PocacheError
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.tracing import Tracer
 from pocache.service.dispatch import Decision, Delivery, Dispatcher
-from pocache.storage.store import OUTBOX, Store
+from pocache.service.outbox import OutboxRow
+from pocache.service.unit import Unit
 
 CREDIT: Final = 256
 BATCH_MAX: Final = 64
@@ -30,6 +31,8 @@ ASIDE_MAX: Final = 10_000
 """Refused messages that are passed over at once; behind so many, the rest waits as well."""
 PROGRESS_S: Final = 1.5
 RETRY_DELAY_S: Final = 0.5
+FORGET_S: Final = 0.5
+"""How long rows that the bus has stored lie in an idle service's database: the next transaction deletes them sooner."""
 OBSERVE_S: Final = 30.0
 """How often the database is looked at for its gauges: sums over it take a moment."""
 
@@ -42,7 +45,6 @@ class ServiceProcess:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        store: Store,
         bus: Bus,
         *,
         consumers: Sequence[tuple[str, str]],
@@ -51,7 +53,6 @@ class ServiceProcess:
     ) -> None:
         self._dispatcher = dispatcher
         self._metrics = dispatcher.metrics
-        self._store = store
         self._bus = bus
         self._consumers = consumers
         self._query_subjects = query_subjects
@@ -122,37 +123,57 @@ class ServiceProcess:
     async def _answer(self, message: CoreMessage) -> bytes:
         return await self.submit(lambda: self._dispatcher.answer(message.subject, message.data))
 
+    async def transact(self, work: Callable[[Unit], T]) -> T:
+        """Run ``work`` as one durable transaction in the state thread; what it says is published afterwards."""
+        return await self.submit(lambda: self._dispatcher.transact(work))
+
     async def _publish_outbox(self, stop: asyncio.Event) -> None:
-        """Publish what lies in the outbox, in order, until it is empty and ``stop`` is set.
+        """Publish what is decided, in order, until nothing is left and ``stop`` is set.
 
         What a full stream refuses waits aside, so that it does not hold up what goes elsewhere, and is tried again.
         """
-        refused: set[int] = set()
-        published: list[int] = []
+        outbox = self._dispatcher.outbox
+        aside: set[int] = set()
         while True:
             self._outbox_filled.clear()
-            rows = await self._in_thread(
-                lambda done=tuple(published), aside=frozenset(refused): self._turn_outbox(done, aside)  # type: ignore[misc]
-            )
-            published = []
             if self._metrics is not None:
-                self._metrics.outbox_rows.set(len(rows) + len(refused))
+                self._metrics.outbox_rows.set(len(outbox))
+            rows = outbox.take(OUTBOX_BATCH_MAX) if len(aside) < ASIDE_MAX else []
             if rows:
-                published = await self._publish(rows)
-                refused.update(row.number for row in rows if row.number not in published)
-            elif refused:
+                stored = await self._publish(rows)
+                outbox.confirm(stored)
+                if len(stored) < len(rows):
+                    aside.update({row.number for row in rows} - set(stored))
+            elif aside:
                 if stop.is_set() and not self._bus.is_connected:
                     raise BusError(
                         "the bus went away with messages in the outbox; they are sent at the next start"
                     )
                 await asyncio.sleep(RETRY_DELAY_S)
-                refused.clear()
+                await self._in_thread(partial(outbox.catch_up, min(aside)))
+                aside.clear()
+            elif outbox.is_behind:
+                await self._in_thread(outbox.catch_up)
             elif stop.is_set():
+                await self._in_thread(self._forget_confirmed)
                 return
-            else:
-                await self._outbox_filled.wait()
+            elif not await self._wait_filled():
+                await self._in_thread(self._forget_confirmed)
 
-    async def _publish(self, rows: Sequence[Any]) -> list[int]:
+    async def _wait_filled(self) -> bool:
+        """Wait for more to publish; answers False when none came for a while and rows that are done lie about."""
+        try:
+            async with asyncio.timeout(FORGET_S if self._dispatcher.outbox.has_confirmed else None):
+                await self._outbox_filled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _forget_confirmed(self) -> None:
+        with self._dispatcher.outbox.begin():
+            """What the bus has stored is deleted with each transaction: here is one of its own."""
+
+    async def _publish(self, rows: Sequence[OutboxRow]) -> list[int]:
         """Publish rows together and return the numbers of those that the bus has stored."""
         outcomes = await asyncio.gather(
             *(self._publish_row(row) for row in rows),
@@ -172,7 +193,7 @@ class ServiceProcess:
                 published.append(row.number)
         return published
 
-    async def _publish_row(self, row: Any) -> int:
+    async def _publish_row(self, row: OutboxRow) -> int:
         headers = self._dispatcher.tracer.take_headers(row.message_id)
         if headers is None:
             return await self._bus.publish(row.subject, row.data, message_id=row.message_id)
@@ -189,18 +210,6 @@ class ServiceProcess:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
-
-    def _turn_outbox(self, published: Sequence[int], aside: frozenset[int]) -> Sequence[Any]:
-        """Forget what was published and return what comes next, in one transaction: each costs a message its time."""
-        with self._store.begin() as connection:
-            if published:
-                connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.number.in_(published)))
-            return connection.execute(
-                sa.select(OUTBOX.c.number, OUTBOX.c.subject, OUTBOX.c.data, OUTBOX.c.message_id)
-                .where(OUTBOX.c.number.not_in(sorted(aside)[:ASIDE_MAX]))
-                .order_by(OUTBOX.c.number)
-                .limit(OUTBOX_BATCH_MAX)
-            ).all()
 
 
 async def iterate_until(iterator: AsyncIterator[T], stop: asyncio.Event) -> AsyncIterator[T]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sa
 
@@ -21,19 +21,13 @@ from pocache.protocol.keys import SigningKey
 from pocache.protocol.limits import PAYLOAD_BYTES_MAX
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.tracing import NO_TRACER, Tracer
-from pocache.storage.prepared import Prepared
-from pocache.storage.store import OUTBOX, ROUNDS
+from pocache.service.outbox import Outbox, OutboxRow, OutboxTransaction
+from pocache.storage.store import ROUNDS
 from pocache.wire.envelope import UnsignedEnvelope, prepare_envelope, seal_identified
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Role, Topic
 
 M = TypeVar("M", bound=WireModel)
-
-_PUT: Final = Prepared(
-    sa.insert(OUTBOX).values(
-        {OUTBOX.c[name]: sa.bindparam(name) for name in ("subject", "data", "message_id")}
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +60,9 @@ class RoundView:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What a unit says at its end: prepared already, or made then."""
+    """What a unit says at its end: prepared already, or made then. ``number`` is that of its row in the outbox."""
 
+    number: int
     subject: str
     message: UnsignedEnvelope | Callable[[], UnsignedEnvelope]
 
@@ -75,26 +70,27 @@ class _Said:
 class Unit:
     """One transaction: its connection, its clocks, and what it says to others.
 
-    With ``is_gathering`` what it says lies in memory, in order, until :meth:`flush` writes all of it into the outbox.
+    What it says lies in memory, in order, until :meth:`flush` writes all of it into the outbox.
     """
 
     def __init__(
         self,
-        connection: sa.Connection,
+        transaction: OutboxTransaction,
+        outbox: Outbox,
         *,
         key: SigningKey,
         network: NetworkId,
         now_ms: int,
         tick: int,
-        is_gathering: bool = False,
         tracer: Tracer = NO_TRACER,
     ) -> None:
-        self.connection = connection
+        self.connection = transaction.connection
+        self._transaction = transaction
+        self._outbox = outbox
         self.now_ms = now_ms
         self.tick = tick
         self._key = key
         self._network = network
-        self._is_gathering = is_gathering
         self._gathered: list[_Said] = []
         self._tracer = tracer
         self.said: list[WireModel] = []
@@ -112,7 +108,7 @@ class Unit:
         """Publish ``body`` once this transaction is durable. Raises LimitError when it is too large to travel."""
         subject = topic.subject(**tokens)
         message = self._prepare(topic, subject, body)
-        self._say(_Said(subject, message))
+        self._say(subject, message)
         return message.envelope_id
 
     def emit_last(self, topic: Topic[M], make: Callable[[], M], **tokens: str | bytes) -> None:
@@ -121,7 +117,7 @@ class Unit:
         For what tells a state: nobody can see one that was over before the transaction was durable.
         """
         subject = topic.subject(**tokens)
-        self._say(_Said(subject, lambda: self._prepare(topic, subject, make())))
+        self._say(subject, lambda: self._prepare(topic, subject, make()))
 
     def mark(self) -> tuple[int, int]:
         """Return how much was said so far, for :meth:`rewind`."""
@@ -135,36 +131,40 @@ class Unit:
         """Sign what was gathered, and write it into the outbox."""
         latest = {said.subject: at for at, said in enumerate(self._gathered) if callable(said.message)}
         messages = [
-            (said.subject, said.message() if callable(said.message) else said.message)
+            (said.number, said.subject, said.message() if callable(said.message) else said.message)
             for at, said in enumerate(self._gathered)
             if not callable(said.message) or latest[said.subject] == at
         ]
         self._gathered.clear()
-        if messages:
-            _PUT.run_many(
-                self.connection,
-                [
-                    {
-                        "subject": subject,
-                        "data": message.sign(self._key),
-                        "message_id": _compute_message_id(subject, message.envelope_id),
-                    }
-                    for subject, message in messages
-                ],
-            )
+        self._transaction.put(
+            [
+                OutboxRow(
+                    number,
+                    subject,
+                    message.sign(self._key),
+                    _compute_message_id(subject, message.envelope_id),
+                )
+                for number, subject, message in messages
+            ]
+        )
 
-    def _say(self, said: _Said) -> None:
-        self._gathered.append(said)
-        if not self._is_gathering:
-            self.flush()
+    def is_unpublished(self, number: int) -> bool:
+        """Whether the message of this number, ours now or earlier, still waits to be stored by the bus."""
+        return number in self._outbox or any(said.number == number for said in self._gathered)
+
+    @property
+    def last_number(self) -> int:
+        """The number of the last message that was emitted here."""
+        return self._gathered[-1].number
+
+    def _say(self, subject: str, message: UnsignedEnvelope | Callable[[], UnsignedEnvelope]) -> None:
+        self._gathered.append(_Said(self._outbox.allocate(), subject, message))
 
     def _prepare(self, topic: Topic[M], subject: str, body: M) -> UnsignedEnvelope:
         message = prepare_envelope(self._key.participant_id, self._network, body)
         if len(message) > PAYLOAD_BYTES_MAX:
             raise LimitError(f"{topic.model.kind} of {len(message)} bytes exceeds {PAYLOAD_BYTES_MAX}")
-        self._tracer.carry(
-            _compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None)
-        )
+        self._tracer.carry(_compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None))
         self.said.append(body)
         return message
 
@@ -194,8 +194,6 @@ class Service(Protocol):
     metadata: sa.MetaData
     halts_on_poison: bool
     """Money: stop rather than skip a message that cannot be handled."""
-    gathers: bool
-    """Whether what a batch says is written into the outbox at its end; its handlers then never look there."""
 
     def handlers(self) -> Mapping[Topic[Any], Handler]:
         """Return what is done with each topic it takes."""

@@ -27,7 +27,6 @@ class Recorder:
 
     def __init__(self, *, halts: bool = False) -> None:
         self.halts_on_poison = halts
-        self.gathers = False
         self.seen: list[int] = []
         self.failure: Exception | None = None
         self.round_failure: Exception | None = None
@@ -136,9 +135,8 @@ def test_a_tick_is_taken_back_with_its_round(network: Network) -> None:
 class Teller(Recorder):
     """Answers each request, and tells the state that it left: how many there were."""
 
-    def __init__(self, *, gathers: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.gathers = gathers
         self.count = 0
 
     def handle(self, unit: Unit, inbound: Inbound[m.LeaseRequestV1]) -> None:
@@ -163,19 +161,13 @@ def make_batch(harness: Harness, attempts: range) -> list[Delivery]:
     ]
 
 
-@pytest.mark.parametrize("gathers", [False, True])
-def test_what_a_batch_says_is_in_order_and_a_refused_message_says_nothing(
-    network: Network, gathers: bool
-) -> None:
-    """Gathered, a state is told once, at its last place; the words of a refused message are its refusal alone."""
-    harness = Harness(Teller(gathers=gathers), network)
+def test_what_a_batch_says_is_in_order_and_a_refused_message_says_nothing(network: Network) -> None:
+    """A state is told once, at its last place; the words of a refused message are its refusal alone."""
+    harness = Harness(Teller(), network)
     decisions = harness.dispatcher.apply(make_batch(harness, range(1, 7)))
     assert [decision.action for decision in decisions] == ["ack", "ack", "ack", "term", "ack", "ack"]
     told = [getattr(body, "attempt", None) for _, body in harness.outbox()]
-    if gathers:
-        assert told == [1, 2, 3, None, 5, 6, 16]
-    else:
-        assert told == [1, 11, 2, 12, 3, 13, None, 5, 15, 6, 16]
+    assert told == [1, 2, 3, None, 5, 6, 16]
 
 
 @pytest.mark.parametrize("count", [1, AHEAD_MIN - 1, AHEAD_MIN, 16])
