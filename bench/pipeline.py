@@ -41,7 +41,9 @@ from pocache_cli.local_network import LocalNetwork, WorkerProcess
 JOBS = 100
 TOKENS = 8
 REPETITIONS = 3
-IDENTITIES = 16
+IDENTITIES = 4
+JOBS_MAX = 8
+"""That each of them has in hand at once."""
 BARE_PROCESSES = 6
 BARE_BYTES = 600
 """About the mean of ours."""
@@ -66,7 +68,7 @@ def run() -> list[Row]:
 async def _run() -> Row:
     generators = tuple(f"generator-{number}" for number in range(1, IDENTITIES + 1))
     workers = (
-        WorkerProcess("generators", generators, roles="generate"),
+        WorkerProcess("generators", generators, roles="generate", jobs_max=JOBS_MAX),
         WorkerProcess("verifiers", ("verifier-1",), roles="verify"),
     )
     ours: list[float] = []
@@ -75,7 +77,7 @@ async def _run() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         async with start_network(Path(folder) / "network", workers=workers, sections=NETWORK) as network:
             async with network.open_user(USER) as client:
-                await _play(network, client, IDENTITIES)  # warm
+                await _play(network, client, IDENTITIES * JOBS_MAX)  # warm
                 for number in range(REPETITIONS):
                     stored = await _count_stored(network)
                     seconds, taken = await _play(network, client, JOBS)

@@ -61,6 +61,7 @@ class WorkerProcess:
     roles: str = "generate,verify"
     cheats: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
+    jobs_max: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,7 @@ def _plan_children(
             "POCACHE_WORKER_ROLES": worker.roles,
             "POCACHE_WORKER_MODEL": model,
             "POCACHE_WORKER_THREADS": str(worker.threads),
+            "POCACHE_WORKER_JOBS_MAX": str(worker.jobs_max),
             "POCACHE_WORKER_DEVICE": "cpu",
             # One thread each: the processes share the machine's cores, not each other's.
             "OMP_NUM_THREADS": str(worker.threads),

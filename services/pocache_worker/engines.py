@@ -58,8 +58,11 @@ class EngineHost:
         models: Mapping[ModelId, Model],
         cheats: Mapping[str, Cheat],
         metrics: Metrics | None = None,
+        *,
+        jobs_max: int = 1,
     ) -> None:
-        """``build`` makes one honest engine at each call; it is called in the engine thread."""
+        """``build`` makes one honest engine at each call, in the engine thread; an identity has ``jobs_max`` at once."""
+        self._jobs_max = jobs_max
         self._build = build
         self._models = models
         self._cheats = cheats
@@ -221,7 +224,7 @@ class EngineHost:
         model = verify_engine(honest, self._models)
         by_kind: dict[str | None, Engine] = {}
         sessions: dict[str | None, GenerationSession] = {}
-        slot_count = max(1, len(self._cheats))
+        slot_count = max(1, len(self._cheats)) * self._jobs_max
         for cheat in self._cheats.values():
             if cheat.engine not in by_kind:
                 by_kind[cheat.engine] = engine = build_engine(cheat.engine, honest, self._build)

@@ -2,7 +2,8 @@
 
 A task is settled on the bus once its lease is answered; from then on the lease in the table is what counts, so a
 restart goes on with it as long as its deadline allows: the sampler is deterministic, so generating again gives the
-same tokens, but for ties that rounding breaks, as it depends on what decodes beside. One result at most is ever said. Nothing is pulled while a lease is in hand: a task held here would be withheld from idle workers.
+same tokens, but for ties that rounding breaks, as it depends on what decodes beside. One result at most is ever said.
+No more is pulled than this identity may generate at once: a task held here would be withheld from idle workers.
 Refused: tasks that the router did not sign. An engine's failure leaves the lease to lapse, and the worker goes on.
 """
 
@@ -10,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, cast
 
-import sqlalchemy as sa
 import structlog
 
 from pocache.bus.port import Bus, StoredMessage
@@ -33,24 +34,29 @@ from pocache.protocol.errors import (
 from pocache.runtime.network import Genesis, Model
 from pocache.service.process import iterate_until
 from pocache.service.unit import Unit
-from pocache.storage.store import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
-from pocache.wire.codec import decode
 from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import Role, Stream
 from pocache_worker.cheats import Cheat
 from pocache_worker.commits import commit_result
 from pocache_worker.engines import EngineHost
-from pocache_worker.grants import Grant, verify_cancellation, verify_grant
+from pocache_worker.grants import Grant, GrantVerifier, verify_cancellation
+from pocache_worker.leases import (
+    LeaseAnswer,
+    LeaseKey,
+    finish_lease,
+    read_cancellation,
+    read_granted,
+    read_lease,
+    request_lease,
+)
 from pocache_worker.leaves import LeafStore, compute_commitment_name
 from pocache_worker.rounds import RoundTracker
-from pocache_worker.state import Bell, WorkerState, raise_if_cancelled, send, wait_event
+from pocache_worker.state import Bell, News, WorkerState, raise_if_cancelled, wait_event
 from pocache_worker.streaming import TokenStream
-from pocache_worker.tables import CANCELLATIONS, LEASES, LeasePhase
+from pocache_worker.tables import LeasePhase
 
-TASK_CREDIT: Final = 1
-"""Tasks, and so leases, that one identity has in hand: each holds its stake and runs against its deadline."""
 LEASE_ANSWER_S: Final = 15.0
 """How long an answer to a lease request is waited for before the task goes back."""
 TASK_RETURN_S: Final = 5.0
@@ -73,119 +79,139 @@ class GeneratorContext:
     host: EngineHost
     store: LeafStore
     rounds: RoundTracker
+    grants: GrantVerifier
     cheat: Cheat
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseAnswer:
-    """Where an attempt is, and why, if it was denied or failed."""
-
-    phase: LeasePhase
-    code: str
-    reason: str
+    jobs_max: int = 1
+    """Leases in hand at once: each holds its stake, and runs against its deadline."""
 
 
 class Generator:
-    """Runs one identity's leases."""
+    """Runs one identity's leases, at most ``jobs_max`` of them at once."""
 
     def __init__(self, context: GeneratorContext) -> None:
         self._c = context
+        self._asked: dict[LeaseKey, asyncio.Future[LeaseAnswer | None]] = {}
+        self._begun: dict[LeaseKey, asyncio.Task[None]] = {}
+        self._idle = asyncio.Event()
+        """Set while nothing granted is left to generate."""
+        self._pause_s = 0.0
         self._log = structlog.get_logger().bind(worker=context.name)
 
     async def pull_tasks(self, stop: asyncio.Event) -> None:
-        """Take tasks, one at a time, until ``stop`` is set; each is answered for before the next is asked for."""
+        """Take tasks until ``stop`` is set. Each takes a credit until what came of it is over.
+
+        What this identity has no hands for is never prefetched: it is for others.
+        """
         while True:
             raise_if_cancelled()
-            await self._wait_idle()
+            await self._idle.wait()  # also leases of an earlier life
             if stop.is_set():
                 return
-            pause_s = 0.0
-            async with self._c.bus.pull(
-                Stream.TASKS.value,
-                f"generate-{self._c.model.model_id.hex()}",
-                credit=TASK_CREDIT,
-                progress_s=PROGRESS_S,
-            ) as batches:
-                pulled = cast("AsyncGenerator[list[StoredMessage], None]", iterate_until(batches, stop))
-                async with aclosing(pulled):
-                    async for (message,) in pulled:
-                        phase, pause_s = await self._take(message)
-                        if phase is LeasePhase.GRANTED or pause_s:
-                            break
+            enough = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                stopping = group.create_task(_set_after(stop, enough))
+                async with self._c.bus.pull(
+                    Stream.TASKS.value,
+                    f"generate-{self._c.model.model_id.hex()}",
+                    credit=self._c.jobs_max,
+                    progress_s=PROGRESS_S,
+                ) as batches:
+                    pulled = cast("AsyncGenerator[list[StoredMessage], None]", iterate_until(batches, enough))
+                    async with aclosing(pulled):
+                        async for (message,) in pulled:
+                            group.create_task(self._take(message, enough))
+                stopping.cancel()
             # Outside the pull, so that nothing is prefetched while this identity is not free.
+            pause_s, self._pause_s = self._pause_s, 0.0
             if pause_s:
                 raise_if_cancelled()
                 await wait_event(stop, pause_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Generate what is granted, from earlier lives first, until ``stop`` is set and nothing granted is left."""
-        with self._c.bell.listen() as rung:
-            while True:
-                rung.clear()
-                body = await self._c.state.transact(read_granted)
-                if body is not None:
-                    await self._generate(body)
-                elif stop.is_set():
-                    return
-                else:
+        async with asyncio.TaskGroup() as group:
+            with self._c.bell.listen(News.LEASES) as rung:
+                while True:
+                    rung.clear()
+                    look = partial(_look, asked=tuple(self._asked), begun=frozenset(self._begun))
+                    granted, answers = await self._c.state.transact(look)
+                    for body in granted[: self._c.jobs_max - len(self._begun)]:
+                        key = (body.job_id, body.attempt)
+                        self._begun[key] = group.create_task(self._generate(body))
+                    for key, answer in answers:
+                        self._answer(key, answer)
+                    if self._begun:
+                        self._idle.clear()
+                    else:
+                        self._idle.set()
+                        if stop.is_set():
+                            return
                     await rung.wait()
 
-    async def _take(self, message: StoredMessage) -> tuple[LeasePhase | None, float]:
-        """Ask for a task's lease and settle the task; returns the answer, and how long to pause, seconds."""
+    async def _take(self, message: StoredMessage, enough: asyncio.Event) -> None:
+        """Ask for a task's lease, settle the task, and keep its credit until the lease is generated."""
         try:
             task = verify_task(message.subject, message.data, self._c.genesis, self._c.model)
         except PocacheError as error:
             self._log.error("task_refused", subject=message.subject, code=error.code, reason=str(error))
             await message.term(f"{error.code}: {error}")
-            return None, 0.0
+            return
         with self._c.state.tracer.working("worker generate-task.v1", task.job_id, message.headers):
-            await self._c.state.transact(lambda unit: request_lease(unit, task, self._c.state.participant))
-        try:
-            async with asyncio.timeout(LEASE_ANSWER_S):
-                answer = await self._wait_answer(task)
-        except TimeoutError:
-            self._log.warning("lease_unanswered", job=task.job_id, attempt=task.attempt)
-            await message.nak(TASK_RETURN_S)
-            return None, 0.0
-        await message.ack()
-        if answer is None:
-            return None, 0.0
-        if answer.phase is LeasePhase.DENIED and answer.code == FundsError.code:
+            try:
+                answer = await self._ask(task)
+            except TimeoutError:
+                self._log.warning("lease_unanswered", job=task.job_id, attempt=task.attempt)
+                await message.nak(TASK_RETURN_S)
+                return
+        if answer is not None and answer.phase is LeasePhase.DENIED and answer.code == FundsError.code:
             self._log.warning("no_stake", pause_s=STAKE_BACKOFF_S, reason=answer.reason)
-            return answer.phase, STAKE_BACKOFF_S
-        return answer.phase, 0.0
+            self._pause_s = STAKE_BACKOFF_S
+            enough.set()
+        await message.ack(keeps_credit=True)
+        begun = self._begun.get((task.job_id, task.attempt))
+        if begun is not None:
+            await asyncio.wait({begun})
+        message.release()
 
-    async def _wait_answer(self, task: m.GenerateTaskV1) -> LeaseAnswer | None:
-        """Wait until a request is answered; None when the job was settled meanwhile."""
-        with self._c.bell.listen() as rung:
-            while True:
-                rung.clear()
-                answer = await self._c.state.transact(
-                    lambda unit: read_lease(unit, task.job_id, task.attempt)
-                )
-                if answer is None or answer.phase is not LeasePhase.REQUESTED:
-                    return answer
-                await rung.wait()
+    async def _ask(self, task: m.GenerateTaskV1) -> LeaseAnswer | None:
+        """Return the router's answer, None when the job was settled meanwhile. Raises TimeoutError."""
+        key = (task.job_id, task.attempt)
+        future = self._asked.get(key)
+        if future is None:
+            future = self._asked[key] = asyncio.get_running_loop().create_future()
+        try:
+            ask = partial(request_lease, task=task, worker=self._c.state.participant)
+            known = await self._c.state.transact(ask)
+            if known is not None:
+                return known
+            await asyncio.wait({future}, timeout=LEASE_ANSWER_S)
+            if not future.done():
+                raise TimeoutError
+            return future.result()
+        finally:
+            self._asked.pop(key, None)
 
-    async def _wait_idle(self) -> None:
-        """Wait until no granted lease is left to generate."""
-        with self._c.bell.listen() as rung:
-            while True:
-                rung.clear()
-                if await self._c.state.transact(read_granted) is None:
-                    return
-                await rung.wait()
+    def _answer(self, key: LeaseKey, answer: LeaseAnswer | None) -> None:
+        """Tell who asked, unless the request is still on its way."""
+        future = self._asked.get(key)
+        if future is None or future.done() or (answer is not None and answer.phase is LeasePhase.REQUESTED):
+            return
+        future.set_result(answer)
 
     async def _generate(self, body: m.LeaseGrantedV1) -> None:
-        with self._c.state.tracer.working("worker generate", body.job_id):
-            await self._fulfil(body)
+        try:
+            with self._c.state.tracer.working("worker generate", body.job_id):
+                await self._fulfil(body)
+        finally:
+            del self._begun[body.job_id, body.attempt]
+            self._c.bell.ring(News.LEASES)
 
     async def _fulfil(self, body: m.LeaseGrantedV1) -> None:
         """Generate one lease to its end: a commitment, or the reason why there is none."""
         c = self._c
         log = self._log.bind(job=body.job_id, attempt=body.attempt)
         try:
-            grant = verify_grant(body, genesis=c.genesis, model=c.model, participant=c.state.participant)
+            grant = c.grants.verify(body)
             capture, cancellation = await self._run_engine(grant)
             name = compute_commitment_name(body.job_id, body.attempt)
             with nullcontext() if c.state.metrics is None else c.state.metrics.commit_s.time():
@@ -218,7 +244,6 @@ class Generator:
                 log.info("committed", root=sealed.root, leaf_count=sealed.leaf_count)
             else:
                 log.warning("lease_expired", reason="it ended before the result could be said")
-        c.bell.ring()
 
     async def _run_engine(self, grant: Grant) -> tuple[Capture, bytes | None]:
         """Generate to the end, or until the user has cancelled; then the cancellation is returned as well."""
@@ -253,7 +278,7 @@ class Generator:
 
     async def _wait_cancelled(self, grant: Grant, enough: threading.Event) -> bytes:
         """Wait until the user of this lease has cancelled it, say so to the engine, and return the cancellation."""
-        with self._c.bell.listen() as rung:
+        with self._c.bell.listen(News.CANCELLATIONS) as rung:
             while True:
                 rung.clear()
                 cancellation = await self._c.state.transact(lambda unit: read_cancellation(unit, grant))
@@ -291,64 +316,14 @@ def verify_task(subject: str, data: bytes, genesis: Genesis, model: Model) -> m.
     return opened.body
 
 
-def request_lease(unit: Unit, task: m.GenerateTaskV1, worker: str) -> None:
-    """Ask the router for an attempt, unless it is settled between us already."""
-    known = read_lease(unit, task.job_id, task.attempt)
-    if known is not None and known.phase not in (LeasePhase.REQUESTED, LeasePhase.DENIED):
-        return
-    key = {"job_id": task.job_id, "attempt": task.attempt}
-    upsert(unit.connection, LEASES, key, {"phase": LeasePhase.REQUESTED.value, "code": "", "reason": ""})
-    request = m.LeaseRequestV1(
-        job_id=task.job_id,
-        attempt=task.attempt,
-        requested_ms=unit.now_ms,
-        publication=task.publication,
-    )
-    send(unit, t.LEASE_REQUESTED, request, job_id=task.job_id, attempt=task.attempt, worker=worker)
+def _look(
+    unit: Unit, asked: Sequence[LeaseKey], begun: Collection[LeaseKey]
+) -> tuple[list[m.LeaseGrantedV1], list[tuple[LeaseKey, LeaseAnswer | None]]]:
+    """Return what is granted and not begun, and where each attempt is that was asked for."""
+    answers = [(key, read_lease(unit, *key)) for key in asked]
+    return read_granted(unit, begun), answers
 
 
-def read_lease(unit: Unit, job_id: bytes, attempt: int) -> LeaseAnswer | None:
-    """Return where an attempt is, None when it is not known here."""
-    row = unit.connection.execute(
-        sa.select(LEASES.c.phase, LEASES.c.code, LEASES.c.reason).where(
-            LEASES.c.job_id == job_id, LEASES.c.attempt == attempt
-        )
-    ).one_or_none()
-    return None if row is None else LeaseAnswer(LeasePhase(row.phase), row.code, row.reason)
-
-
-def read_granted(unit: Unit) -> m.LeaseGrantedV1 | None:
-    """Return the granted lease that ends first, None when there is none; those that are over are marked so."""
-    is_granted = LEASES.c.phase == LeasePhase.GRANTED.value
-    unit.connection.execute(
-        sa.update(LEASES)
-        .where(is_granted, LEASES.c.deadline_ms <= unit.now_ms)
-        .values(phase=LeasePhase.EXPIRED.value, reason="the deadline passed before it was begun")
-    )
-    granted = unit.connection.execute(
-        sa.select(LEASES.c.granted).where(is_granted).order_by(LEASES.c.deadline_ms).limit(1)
-    ).scalar_one_or_none()
-    return None if granted is None else decode(m.LeaseGrantedV1, granted)
-
-
-def read_cancellation(unit: Unit, grant: Grant) -> bytes | None:
-    """Return the user's signed wish for no more of this attempt, None while there is none."""
-    found = unit.connection.execute(
-        sa.select(CANCELLATIONS.c.cancellation).where(
-            CANCELLATIONS.c.job_id == grant.job_id, CANCELLATIONS.c.attempt == grant.lease.attempt
-        )
-    ).scalar_one_or_none()
-    return None if found is None else bytes(found)
-
-
-def finish_lease(unit: Unit, body: m.LeaseGrantedV1, phase: LeasePhase, error: PocacheError) -> None:
-    """Mark a granted lease as ended without a result."""
-    unit.connection.execute(
-        sa.update(LEASES)
-        .where(
-            LEASES.c.job_id == body.job_id,
-            LEASES.c.attempt == body.attempt,
-            LEASES.c.phase == LeasePhase.GRANTED.value,
-        )
-        .values(phase=phase.value, code=error.code, reason=str(error))
-    )
+async def _set_after(first: asyncio.Event, then: asyncio.Event) -> None:
+    await first.wait()
+    then.set()

@@ -6,8 +6,10 @@ that differs in anything from the user's submission: committing to it would comm
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from pocache.protocol.commitment import Binding, Sampling, compute_sampling_seed, compute_token_hash
 from pocache.protocol.encoding import unpack_tokens
@@ -17,6 +19,9 @@ from pocache.runtime.network import Genesis, Model
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import CancelRequestV1, LeaseGrantedV1, LeaseV1, SamplingV1, SubmissionV1
 from pocache.wire.topics import Role
+
+GRANTS_KEPT_MAX: Final = 64
+"""Checked grants that are remembered; beyond, the longest ago goes, and is checked again if it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,27 @@ def verify_grant(
     }
     _compare(lease, served, "this worker's model")
     return Grant(lease, opened.envelope_id, body.lease, prompt)
+
+
+class GrantVerifier:
+    """Checks what one identity is granted, the same grant once: it is looked at when it comes and when it is begun."""
+
+    def __init__(self, genesis: Genesis, model: Model, participant: ParticipantId) -> None:
+        self._genesis = genesis
+        self._model = model
+        self._participant = participant
+        self._verified: OrderedDict[tuple[bytes, bytes, bytes, int], Grant] = OrderedDict()
+
+    def verify(self, body: LeaseGrantedV1) -> Grant:
+        """Return the checked grant; errors as :func:`verify_grant`."""
+        key = (body.lease, body.submission, body.job_id, body.attempt)
+        grant = self._verified.pop(key, None) or verify_grant(
+            body, genesis=self._genesis, model=self._model, participant=self._participant
+        )
+        self._verified[key] = grant
+        if len(self._verified) > GRANTS_KEPT_MAX:
+            self._verified.popitem(last=False)
+        return grant
 
 
 def verify_cancellation(grant: Grant, cancellation: bytes, *, network: NetworkId) -> None:

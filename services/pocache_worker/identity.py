@@ -35,11 +35,12 @@ from pocache_worker.cheats import Cheat
 from pocache_worker.commits import announce_again, read_announced, read_announced_round
 from pocache_worker.engines import EngineHost
 from pocache_worker.generation import Generator, GeneratorContext
+from pocache_worker.grants import GrantVerifier
 from pocache_worker.leaves import LeafStore
 from pocache_worker.openings import Opener
 from pocache_worker.rounds import RoundTracker
 from pocache_worker.service import WorkerService, handle_refusal, verify_refusal
-from pocache_worker.state import Bell, WorkerState, wait_event
+from pocache_worker.state import Bell, News, WorkerState, wait_event
 from pocache_worker.tables import METADATA, REMOVALS
 from pocache_worker.verification import Verifier, VerifierContext
 
@@ -62,6 +63,7 @@ class IdentityConfig:
     generates: bool
     verifies: bool
     cheat: Cheat
+    jobs_max: int = 1
     tls: TlsFiles | None = None
     metrics: Metrics | None = None
     tracer: Tracer = NO_TRACER
@@ -107,10 +109,10 @@ class Identity:
             )
             self._bus = bus = await stack.enter_async_context(connect_bus(settings))
             bell = Bell()
+            grants = GrantVerifier(config.genesis, config.model, config.key.participant_id)
             service = WorkerService(
                 config.key.participant_id,
-                config.genesis,
-                config.model,
+                grants,
                 notify=bell.ring,
                 opens=config.cheat.opens,
             )
@@ -134,7 +136,8 @@ class Identity:
                 clock_ms=self._clock_ms,
             )
             try:
-                await _Tasks(config, bus, state, bell, self._host, self._rounds).run(process.run, stop)
+                tasks = _Tasks(config, bus, state, bell, grants, self._host, self._rounds)
+                await tasks.run(process.run, stop)
             finally:
                 self._process = None
                 self._bus = None
@@ -149,6 +152,7 @@ class _Tasks:
         bus: Bus,
         state: WorkerState,
         bell: Bell,
+        grants: GrantVerifier,
         host: EngineHost,
         rounds: RoundTracker,
     ) -> None:
@@ -169,6 +173,8 @@ class _Tasks:
                 bus=bus,
                 state=state,
                 bell=bell,
+                grants=grants,
+                jobs_max=config.jobs_max,
                 host=host,
                 store=self._leaves,
                 rounds=rounds,
@@ -253,7 +259,7 @@ class _Tasks:
             )
             if sent.kind == m.ResultV1.kind and body.code == ExpiredError.code:
                 self._stale.put_nowait((sent.job_id, sent.attempt))
-            self._bell.ring()
+            self._bell.ring(News.LEASES)
 
     async def _announce_stale(self) -> None:
         """Say results again whose round was too old, as soon as there is a later one."""
@@ -293,7 +299,7 @@ class _Tasks:
 
     async def _remove_files(self, stop: asyncio.Event) -> None:
         """Remove the leaves of settled jobs until ``stop`` is set and none are left."""
-        with self._bell.listen() as rung:
+        with self._bell.listen(News.REMOVALS) as rung:
             while True:
                 rung.clear()
                 names = await self._state.transact(read_removals)

@@ -20,7 +20,7 @@ from pocache.service.unit import Unit
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache_worker.leaves import LeafStore, LeavesError, StoredLeaves
-from pocache_worker.state import Bell, WorkerState, send
+from pocache_worker.state import Bell, News, WorkerState, send
 from pocache_worker.tables import OPENINGS, OpeningPhase
 
 PART_LEAVES_BYTES_MAX: Final = 500_000
@@ -56,7 +56,7 @@ class Opener:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Open what is due until ``stop`` is set and nothing is due any more."""
-        with self._bell.listen() as rung:
+        with self._bell.listen(News.OPENINGS) as rung:
             while True:
                 rung.clear()
                 due = await self._state.transact(read_due)

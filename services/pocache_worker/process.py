@@ -44,7 +44,7 @@ async def serve_with(
     async with AsyncExitStack() as stack:
         metrics, tracer = Metrics("worker"), open_tracer(settings.name, settings.variables)
         stack.callback(tracer.close)
-        host = EngineHost(build, models, worker.cheats, metrics)
+        host = EngineHost(build, models, worker.cheats, metrics, jobs_max=worker.jobs_max)
         stack.callback(host.close)
 
         async def run(stop: asyncio.Event) -> None:
@@ -83,5 +83,6 @@ def _make_config(settings: Settings, worker: WorkerSettings, model: Model, name:
         generates=worker.generates,
         verifies=worker.verifies,
         cheat=worker.cheats[name],
+        jobs_max=worker.jobs_max,
         tls=directory.tls_files(name),
     )

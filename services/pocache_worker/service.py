@@ -16,7 +16,7 @@ import structlog
 
 from pocache.protocol.errors import FundsError, InputError, NotAuthorizedError, PocacheError, UnknownJobError
 from pocache.protocol.ids import ParticipantId
-from pocache.runtime.network import Genesis, Model
+from pocache.runtime.network import Genesis
 from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
 from pocache.storage.store import upsert
 from pocache.wire import messages as m
@@ -24,8 +24,9 @@ from pocache.wire import topics as t
 from pocache.wire.codec import encode
 from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import Role, Topic
-from pocache_worker.grants import verify_grant
+from pocache_worker.grants import GrantVerifier
 from pocache_worker.leaves import compute_claim_name, compute_commitment_name
+from pocache_worker.state import News
 from pocache_worker.tables import (
     CANCELLATIONS,
     CLAIMS,
@@ -51,16 +52,14 @@ class WorkerService:
     def __init__(
         self,
         participant: ParticipantId,
-        genesis: Genesis,
-        model: Model,
+        grants: GrantVerifier,
         *,
-        notify: Callable[[], None],
+        notify: Callable[[News], None],
         opens: bool = True,
     ) -> None:
-        """``notify`` is called, in the state thread, when a task may have something to do."""
+        """``notify`` is called, in the state thread, when a task may have something to do with such news."""
         self._participant = participant
-        self._genesis = genesis
-        self._model = model
+        self._grants = grants
         self._notify = notify
         self._opens = opens
         self._log = structlog.get_logger().bind(worker=participant)
@@ -90,9 +89,7 @@ class WorkerService:
             return
         key = {"job_id": body.job_id, "attempt": body.attempt}
         try:
-            grant = verify_grant(
-                body, genesis=self._genesis, model=self._model, participant=self._participant
-            )
+            grant = self._grants.verify(body)
         except PocacheError as error:
             # Kept as refused rather than raised: whoever waits for this answer must not wait for ever.
             self._log.error("lease_refused", job=body.job_id, code=error.code, reason=str(error))
@@ -108,7 +105,7 @@ class WorkerService:
             }
             upsert(unit.connection, LEASES, key, granted)
             self._log.info("leased", job=body.job_id, attempt=body.attempt)
-        self._notify()
+        self._notify(News.LEASES)
 
     def on_denied(self, unit: Unit, inbound: Inbound[m.LeaseDeniedV1]) -> None:
         """Note why the router gives us no lease."""
@@ -119,7 +116,7 @@ class WorkerService:
         deny_lease(unit, body.job_id, body.attempt, body.code, body.reason)
         level = self._log.warning if body.code == FundsError.code else self._log.info
         level("lease_denied", job=body.job_id, attempt=body.attempt, code=body.code, reason=body.reason)
-        self._notify()
+        self._notify(News.LEASES)
 
     def on_cancelled(self, unit: Unit, inbound: Inbound[m.LeaseCancelledV1]) -> None:
         """Keep the user's cancellation; whether it is the user's is checked by whoever ends an output by it."""
@@ -128,7 +125,7 @@ class WorkerService:
         key = {"job_id": body.job_id, "attempt": body.attempt}
         upsert(unit.connection, CANCELLATIONS, key, {"cancellation": body.cancellation})
         self._log.info("cancelled", job=body.job_id, attempt=body.attempt)
-        self._notify()
+        self._notify(News.CANCELLATIONS)
 
     def on_challenge(self, unit: Unit, inbound: Inbound[m.ChallengeIssuedV1]) -> None:
         """Note what must be opened, of a commitment or a claim of ours."""
@@ -156,7 +153,7 @@ class WorkerService:
         self._log.info(
             "challenged", job=body.job_id, attempt=body.attempt, stage=body.stage, retry=body.retry
         )
-        self._notify()
+        self._notify(News.OPENINGS)
 
     def on_payout(self, unit: Unit, inbound: Inbound[m.PayoutSettledV1]) -> None:
         """Forget a job: nothing of it will be asked for any more."""
@@ -171,7 +168,7 @@ class WorkerService:
             unit.connection.execute(sa.delete(table).where(table.c.job_id == job_id))
         if names:
             self._log.info("settled", job=job_id, case=inbound.body.case)
-            self._notify()
+            self._notify(News.REMOVALS)
 
     def _verify_addressee(self, inbound: Inbound[Any]) -> None:
         if inbound.tokens["worker"] != self._participant:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from pocache.engine.reference import REFERENCE_NAME
 from pocache.protocol.errors import ConfigError
@@ -11,6 +12,8 @@ from pocache.runtime.config import Settings
 from pocache_worker.cheats import Cheat, parse_cheats
 
 _ROLES = ("generate", "verify")
+JOBS_MAX: Final = 256
+"""Jobs of one identity at once, at most: a quarter of what all workers of a model may have in hand unanswered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class WorkerSettings:
     model: str
     device: str | None
     threads: int | None
+    jobs_max: int
+    """Jobs that one identity generates at once."""
     cheats: Mapping[str, Cheat]
 
 
@@ -52,6 +57,11 @@ def read_worker_settings(settings: Settings) -> WorkerSettings:
     threads = variables.get("POCACHE_WORKER_THREADS")
     if threads is not None and not (threads.isdecimal() and 1 <= int(threads) <= 1_024):
         raise ConfigError(f"POCACHE_WORKER_THREADS is {threads!r}; it must be a whole number from 1 to 1024")
+    jobs_max = variables.get("POCACHE_WORKER_JOBS_MAX", "1")
+    if not (jobs_max.isdecimal() and 1 <= int(jobs_max) <= JOBS_MAX):
+        raise ConfigError(
+            f"POCACHE_WORKER_JOBS_MAX is {jobs_max!r}; it must be a whole number from 1 to {JOBS_MAX}"
+        )
     return WorkerSettings(
         identities=identities,
         generates="generate" in roles,
@@ -59,6 +69,7 @@ def read_worker_settings(settings: Settings) -> WorkerSettings:
         model=model,
         device=device,
         threads=None if threads is None else int(threads),
+        jobs_max=int(jobs_max),
         cheats=parse_cheats(
             variables.get("POCACHE_WORKER_CHEAT", ""), identities, is_demo=settings.directory.genesis.demo
         ),

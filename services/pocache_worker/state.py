@@ -1,16 +1,17 @@
 """One identity's state as its tasks use it: transactions in the state thread, messages out of them, and a bell.
 
 Everything that is decided and everything that is said about it commit together, in the one thread that also applies
-what comes in; the bell tells waiting tasks that something may have changed, never what.
+what comes in; the bell tells waiting tasks which table to look at again, never what it says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from enum import Enum, auto
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -20,6 +21,7 @@ from pocache.runtime.metrics import Metrics
 from pocache.runtime.tracing import Tracer
 from pocache.service.process import ServiceProcess
 from pocache.service.unit import Unit
+from pocache.storage.prepared import Prepared
 from pocache.wire.envelope import seal
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Topic
@@ -27,6 +29,11 @@ from pocache_worker.tables import SENT
 
 M = TypeVar("M", bound=WireModel)
 T = TypeVar("T")
+
+_GET_SENT: Final = Prepared(sa.select(SENT.c.kind).where(SENT.c.message_hash == sa.bindparam("message_hash")))
+_ADD_SENT: Final = Prepared(
+    sa.insert(SENT).values({column: sa.bindparam(column.name) for column in SENT.columns})
+)
 
 
 class WorkerState:
@@ -73,46 +80,53 @@ class WorkerState:
         return await self._process.transact(work)
 
 
+class News(Enum):
+    """What a waiting task may have to look at again."""
+
+    LEASES = auto()
+    CANCELLATIONS = auto()
+    OPENINGS = auto()
+    REMOVALS = auto()
+
+
 class Bell:
-    """Wakes every listener; rung from any thread, listened to on one event loop."""
+    """Wakes who listens for one kind of news; rung from any thread, listened to on one event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: set[asyncio.Event] = set()
+        self._events: dict[News, set[asyncio.Event]] = {news: set() for news in News}
 
-    def ring(self) -> None:
-        """Wake all listeners. What rang it inside a transaction is visible to a transaction begun afterwards."""
-        self._loop.call_soon_threadsafe(self._set_all)
+    def ring(self, *news: News) -> None:
+        """Wake the listeners, of all news unless named. What rang inside a transaction is visible to those begun afterwards."""
+        self._loop.call_soon_threadsafe(self._set, news or tuple(News))
 
     @contextmanager
-    def listen(self) -> Iterator[asyncio.Event]:
-        """Yield an event that is set at every ring: clear it, look, then wait for it."""
+    def listen(self, news: News) -> Iterator[asyncio.Event]:
+        """Yield an event that is set at every ring for this: clear it, look, then wait for it."""
         event = asyncio.Event()
-        self._events.add(event)
+        self._events[news].add(event)
         try:
             yield event
         finally:
-            self._events.discard(event)
+            self._events[news].discard(event)
 
-    def _set_all(self) -> None:
-        for event in self._events:
-            event.set()
+    def _set(self, news: Iterable[News]) -> None:
+        for one in news:
+            for event in self._events[one]:
+                event.set()
 
 
 def send(unit: Unit, topic: Topic[M], body: M, *, job_id: bytes, attempt: int, **tokens: str | bytes) -> None:
     """Emit a message about a job and remember its hash, so that a refusal of it is understood."""
-    data, _ = unit.sign(body)
-    message_hash = hashlib.sha256(data).digest()
-    known = unit.connection.execute(
-        sa.select(SENT.c.kind).where(SENT.c.message_hash == message_hash)
-    ).one_or_none()
-    if known is None:
-        unit.connection.execute(
-            sa.insert(SENT).values(
-                message_hash=message_hash, kind=topic.model.kind, job_id=job_id, attempt=attempt
-            )
+    message_hash = hashlib.sha256(unit.emit_signed(topic, body, **tokens)).digest()
+    if _GET_SENT.first(unit.connection, message_hash=message_hash) is None:
+        _ADD_SENT.run(
+            unit.connection,
+            message_hash=message_hash,
+            kind=topic.model.kind,
+            job_id=job_id,
+            attempt=attempt,
         )
-    unit.emit(topic, body, **tokens)
 
 
 async def wait_event(event: asyncio.Event, timeout_s: float) -> bool:

@@ -19,6 +19,7 @@ from pocache.runtime.network import Model
 from pocache.service.unit import Unit
 from pocache.wire import messages as m
 from pocache.wire.topics import Role
+from pocache_worker.grants import GrantVerifier
 from pocache_worker.service import WorkerService
 from pocache_worker.tables import LEASES, OPENINGS
 
@@ -146,9 +147,8 @@ def make_bench(*, opens: bool = True) -> Bench:
     rings: list[None] = []
     service = WorkerService(
         network.keys[Role.WORKER].participant_id,
-        network.genesis,
-        network.model,
-        notify=lambda: rings.append(None),
+        GrantVerifier(network.genesis, network.model, network.keys[Role.WORKER].participant_id),
+        notify=lambda _news: rings.append(None),
         opens=opens,
     )
     return Bench(network, Harness(service, network), rings)

@@ -46,8 +46,12 @@ class PullSettler:
         self.is_superseded = False
         self.message: StoredMessage | None = None
 
-    async def ack(self) -> None:
-        await self._settle(b"+ACK")
+    async def ack(self, *, keeps_credit: bool = False) -> None:
+        await self._settle(b"+ACK", keeps_credit=keeps_credit)
+
+    def release(self) -> None:
+        if self._is_settled:
+            self._source.forget(self)
 
     async def nak(self, delay_s: float) -> None:
         delay = b" " + json.dumps({"delay": round(delay_s * _NS_PER_S)}).encode() if delay_s > 0 else b""
@@ -65,12 +69,13 @@ class PullSettler:
         if not self._is_settled:
             await self._source.say(self._reply, b"+WPI")
 
-    async def _settle(self, data: bytes) -> None:
+    async def _settle(self, data: bytes, *, keeps_credit: bool = False) -> None:
         if self._is_settled:
             return
         await self._source.say(self._reply, data)
         self._is_settled = True
-        self._source.forget(self)
+        if not keeps_credit:
+            self._source.forget(self)
 
 
 def compute_reason_text(reason: str) -> str:

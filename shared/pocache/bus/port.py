@@ -15,7 +15,8 @@ from typing import NamedTuple, NoReturn, Protocol
 class Settler(Protocol):
     """How a stored message answers the consumer that it came from; each adapter brings its own."""
 
-    async def ack(self) -> None: ...
+    async def ack(self, *, keeps_credit: bool = False) -> None: ...
+    def release(self) -> None: ...
     async def nak(self, delay_s: float) -> None: ...
     async def term(self, reason: str) -> None: ...
     async def in_progress(self) -> None: ...
@@ -38,9 +39,16 @@ class StoredMessage:
     delivered_count: int
     settler: Settler = field(repr=False)
 
-    async def ack(self) -> None:
-        """Say that its effects are durable. Safe to repeat."""
-        await self.settler.ack()
+    async def ack(self, *, keeps_credit: bool = False) -> None:
+        """Say that its effects are durable. Safe to repeat.
+
+        With ``keeps_credit`` nothing is asked for in its place before :meth:`release`: who took it is busy with it.
+        """
+        await self.settler.ack(keeps_credit=keeps_credit)
+
+    def release(self) -> None:
+        """Free the credit that an acknowledgement kept. Safe to repeat."""
+        self.settler.release()
 
     async def nak(self, delay_s: float = 0.0) -> None:
         """Ask for it again, not before ``delay_s`` seconds."""

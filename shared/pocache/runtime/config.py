@@ -35,6 +35,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "POCACHE_WORKER_CHEAT": "worker only, demonstration networks only: how to be dishonest",
     "POCACHE_WORKER_DEVICE": "worker only: cpu or cuda (default: cuda where there is one)",
     "POCACHE_WORKER_THREADS": "worker only: torch threads (default: torch's own)",
+    "POCACHE_WORKER_JOBS_MAX": "worker only: jobs that each identity generates at once (default: 1)",
     "POCACHE_BEACON_ENDPOINTS": "beacon relay only: comma-separated URLs of drand HTTP servers; one ending in /v2 is asked "
     "by chain hash and one ending in /v2/beacons by beacon id, both in drand's v2 paths, any other in its v1 paths",
     "POCACHE_BEACON_TIMEOUT_S": "beacon relay only: seconds that one request may take (default: 5)",

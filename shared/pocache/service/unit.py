@@ -59,12 +59,26 @@ class RoundView:
 
 
 @dataclass(frozen=True, slots=True)
+class _SignedEnvelope:
+    """An envelope whose signature was needed before its transaction ended."""
+
+    envelope_id: EnvelopeId
+    data: bytes
+
+    def sign(self, _key: SigningKey) -> bytes:
+        return self.data
+
+
+_Prepared = UnsignedEnvelope | _SignedEnvelope
+
+
+@dataclass(frozen=True, slots=True)
 class _Said:
     """What a unit says at its end: prepared already, or made then. ``number`` is that of its row in the outbox."""
 
     number: int
     subject: str
-    message: UnsignedEnvelope | Callable[[], UnsignedEnvelope]
+    message: _Prepared | Callable[[], _Prepared]
 
 
 class Unit:
@@ -110,6 +124,14 @@ class Unit:
         message = self._prepare(topic, subject, body)
         self._say(subject, message)
         return message.envelope_id
+
+    def emit_signed(self, topic: Topic[M], body: M, **tokens: str | bytes) -> bytes:
+        """Publish ``body`` as :meth:`emit` does, and return its envelope: for who must know a refusal of it."""
+        subject = topic.subject(**tokens)
+        message = self._prepare(topic, subject, body)
+        data = message.sign(self._key)
+        self._say(subject, _SignedEnvelope(message.envelope_id, data))
+        return data
 
     def emit_last(self, topic: Topic[M], make: Callable[[], M], **tokens: str | bytes) -> None:
         """Publish what ``make`` returns at the end of this transaction, and of several on one subject the last alone.
@@ -157,7 +179,7 @@ class Unit:
         """The number of the last message that was emitted here."""
         return self._gathered[-1].number
 
-    def _say(self, subject: str, message: UnsignedEnvelope | Callable[[], UnsignedEnvelope]) -> None:
+    def _say(self, subject: str, message: _Prepared | Callable[[], _Prepared]) -> None:
         self._gathered.append(_Said(self._outbox.allocate(), subject, message))
 
     def _prepare(self, topic: Topic[M], subject: str, body: M) -> UnsignedEnvelope:
