@@ -13,10 +13,10 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import nats.errors
 import structlog
@@ -33,8 +33,11 @@ from pocache.bus.puller import ContinuousPuller, PullSettings
 from pocache.bus.reading import get_last_record, read_records
 from pocache.bus.replies import DeniedError, NoResponderError, Replies, UnansweredError
 from pocache.bus.tls import make_client_context
-from pocache.protocol.errors import BackpressureError, BusError, ConflictError
+from pocache.protocol.errors import BackpressureError, BusError, ConflictError, PocacheError
 from pocache.runtime.network import NetworkDirectory, TlsFiles
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
 
 _LOG = structlog.get_logger(__name__)
 
@@ -45,6 +48,8 @@ _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription
 _DUPLICATE_IN_PROCESS: Final = 10158
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 _FULL: Final = re.compile(r"maximum .* exceeded|resource limits exceeded|insufficient .*resources")
+_STORED: Final = re.compile(rb'\{"stream":"[A-Z_]+", ?"seq":(\d{1,19})[,}]')
+"""How a stream says that it has stored a message: read without the cost of reading JSON, which all else is."""
 _HANDLER_FAILED_HEADER: Final = "Pocache-Error"
 
 
@@ -110,7 +115,6 @@ class NatsBus:
         self._ending: asyncio.Future[None] | None = None
         self._connected = asyncio.Event()
         self._closed = asyncio.Event()
-        self._in_flight = asyncio.Semaphore(_IN_FLIGHT_MAX)
 
     @property
     def client(self) -> Client:
@@ -191,9 +195,7 @@ class NatsBus:
         expected_last_subject_sequence: int | None = None,
         headers: dict[str, str] | None = None,
     ) -> int:
-        sent = dict(headers or {})
-        if message_id is not None:
-            sent["Nats-Msg-Id"] = message_id
+        sent = _with_id(headers, message_id)
         if expected_last_sequence is not None:
             sent["Nats-Expected-Last-Sequence"] = str(expected_last_sequence)
         if expected_last_subject_sequence is not None:
@@ -201,21 +203,41 @@ class NatsBus:
         answer = await self._request_storing(subject, data, sent, is_repeatable=message_id is not None)
         return _parse_publish_answer(subject, answer)
 
-    async def publish_many(
-        self, messages: Sequence[Outgoing | tuple[str, bytes, str | None]]
-    ) -> tuple[int, ...]:
-        async def publish_one(subject: str, data: bytes, message_id: str | None) -> int:
-            async with self._in_flight:
-                return await self.publish(subject, data, message_id=message_id)
+    async def publish_many(self, messages: Sequence[Outgoing]) -> list[int | PocacheError]:
+        outcomes: list[int | PocacheError] = []
+        for start in range(0, len(messages), _IN_FLIGHT_MAX):
+            outcomes += await self._publish_together(messages[start : start + _IN_FLIGHT_MAX])
+        return outcomes
 
-        results = await asyncio.gather(
-            *(publish_one(*message) for message in messages), return_exceptions=True
+    async def _publish_together(self, messages: Sequence[Outgoing]) -> list[int | PocacheError]:
+        """Send messages at once and wait for all; what got no answer, and may be repeated, is sent again by itself."""
+        requests = [(one.subject, one.data, _with_id(one.headers, one.message_id)) for one in messages]
+        try:
+            await self._wait_connected(asyncio.get_running_loop().time() + self._settings.publish_s)
+        except BusError as error:
+            return [error for _ in messages]
+        answers = await self._replies.request_many(requests, timeout_s=self._settings.attempt_s)
+        return await asyncio.gather(
+            *(self._conclude(one, answer) for one, answer in zip(messages, answers, strict=True))
         )
-        sequences = [result for result in results if isinstance(result, int)]
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return tuple(sequences)
+
+    async def _conclude(self, message: Outgoing, answer: Msg | PocacheError) -> int | PocacheError:
+        try:
+            if isinstance(answer, NoResponderError) or (
+                message.message_id is not None
+                and (isinstance(answer, UnansweredError) or _is_in_process(answer))
+            ):
+                return await self.publish(
+                    message.subject,
+                    message.data,
+                    message_id=message.message_id,
+                    headers=dict(message.headers or {}),
+                )
+            if isinstance(answer, PocacheError):
+                return answer
+            return _parse_publish_answer(message.subject, answer.data)
+        except PocacheError as error:
+            return error
 
     @asynccontextmanager
     async def pull(
@@ -322,11 +344,13 @@ class NatsBus:
                 if not is_repeatable or loop.time() >= started + settings.publish_s:
                     raise
             else:
-                if not _is_in_process(answer.data) or loop.time() >= started + settings.publish_s:
+                if not _is_in_process(answer) or loop.time() >= started + settings.publish_s:
                     return answer.data
                 await asyncio.sleep(settings.reconnect_wait_s)  # the first one's fate is known in a moment
 
     async def _wait_connected(self, deadline: float) -> None:
+        if self._connected.is_set() and not self._closed.is_set():
+            return
         try:
             async with asyncio.timeout_at(deadline):
                 await self._connected.wait()
@@ -426,18 +450,25 @@ def _explain_refusal(text: str, name: str) -> str:
     return ""
 
 
-def _is_in_process(data: bytes) -> bool:
+def _with_id(headers: Mapping[str, str] | None, message_id: str | None) -> dict[str, str]:
+    return {**(headers or {}), **({} if message_id is None else {"Nats-Msg-Id": message_id})}
+
+
+def _is_in_process(answer: Msg | PocacheError) -> bool:
     """Whether a cluster's stream says that it is still storing an earlier publish of this message id."""
-    if b"error" not in data:
+    if isinstance(answer, PocacheError) or b"error" not in answer.data:
         return False
     try:
-        return bool(json.loads(data)["error"]["err_code"] == _DUPLICATE_IN_PROCESS)
+        return bool(json.loads(answer.data)["error"]["err_code"] == _DUPLICATE_IN_PROCESS)
     except (ValueError, KeyError, TypeError):
         return False
 
 
 def _parse_publish_answer(subject: str, data: bytes) -> int:
     """Return the sequence in a stream's answer, or raise what its error means."""
+    stored = _STORED.match(data)
+    if stored is not None:
+        return int(stored.group(1))
     try:
         answer = json.loads(data)
         error = answer.get("error")

@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn, Protocol
 
+from pocache.protocol.errors import PocacheError
+
 
 class Settler(Protocol):
     """How a stored message answers the consumer that it came from; each adapter brings its own."""
@@ -88,6 +90,7 @@ class Outgoing(NamedTuple):
     subject: str
     data: bytes
     message_id: str | None = None
+    headers: Mapping[str, str] | None = None
 
 
 RequestHandler = Callable[[CoreMessage], Awaitable[bytes]]
@@ -127,13 +130,10 @@ class Bus(Protocol):
         """
         ...
 
-    async def publish_many(
-        self, messages: Sequence[Outgoing | tuple[str, bytes, str | None]]
-    ) -> tuple[int, ...]:
-        """Store messages with a bounded number in flight; sequences in the order given.
+    async def publish_many(self, messages: Sequence[Outgoing]) -> list[int | PocacheError]:
+        """Store messages with a bounded number in flight; return each one's sequence, or why it was not stored.
 
-        The order in the stream is theirs only among messages of one call that are not in flight together.
-        Raises the first error after every publish has finished.
+        The order in the stream is theirs, but for those that had to be sent again.
         """
         ...
 

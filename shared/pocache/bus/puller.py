@@ -30,9 +30,10 @@ from pocache.bus.port import StoredMessage
 from pocache.protocol.errors import BusError
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
+
+    from pocache.bus.client import TolerantClient
 
 _LOG = structlog.get_logger(__name__)
 
@@ -72,7 +73,7 @@ class ContinuousPuller:
     """Async context manager and iterator over lists of messages; may be iterated by several tasks."""
 
     def __init__(
-        self, client: Client, stream: str, consumer: str, settings: PullSettings, bury: Bury
+        self, client: TolerantClient, stream: str, consumer: str, settings: PullSettings, bury: Bury
     ) -> None:
         self._client = client
         self._stream = stream
@@ -230,10 +231,8 @@ class ContinuousPuller:
 
     async def _open_inbox(self) -> None:
         self._inbox = self._client.new_inbox()
-        # The credit bounds what can be pending, so the client library must not drop by its own byte count.
-        self._subscription = await self._client.subscribe(
-            f"{self._inbox}.*", cb=self._on_message, pending_bytes_limit=0
-        )
+        # The credit bounds what can be pending.
+        self._subscription = await self._client.subscribe_direct(f"{self._inbox}.*", self._on_message)
 
     async def _close_inbox(self) -> None:
         """End the interest, after which the server drops our requests, and take what it had already sent."""
@@ -247,10 +246,12 @@ class ContinuousPuller:
                 await self._subscription.unsubscribe()
         except (nats.errors.Error, TimeoutError, OSError) as error:
             _LOG.info("inbox not drained", stream=self._stream, consumer=self._consumer, error=repr(error))
+        finally:
+            self._client.forget_direct(self._subscription)
 
     # receiving
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         if message.reply.startswith(_ACK_PREFIX):
             self._on_delivery(message)
@@ -268,7 +269,7 @@ class ContinuousPuller:
         stored = StoredMessage(
             subject=message.subject,
             data=message.data,
-            headers=dict(message.headers or {}),
+            headers=message.headers or {},
             stream=delivery.stream,
             sequence=delivery.sequence,
             stored_ms=delivery.stored_ms,

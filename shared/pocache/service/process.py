@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from pocache.bus.port import Bus, CoreMessage, StoredMessage
+from pocache.bus.port import Bus, CoreMessage, Outgoing, StoredMessage
 from pocache.protocol.errors import BusError, PocacheError
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.tracing import Tracer
@@ -175,29 +175,21 @@ class ServiceProcess:
 
     async def _publish(self, rows: Sequence[OutboxRow]) -> list[int]:
         """Publish rows together and return the numbers of those that the bus has stored."""
-        outcomes = await asyncio.gather(
-            *(self._publish_row(row) for row in rows),
-            return_exceptions=True,
+        take_headers = self._dispatcher.tracer.take_headers
+        outcomes = await self._bus.publish_many(
+            [Outgoing(row.subject, row.data, row.message_id, take_headers(row.message_id)) for row in rows]
         )
         published = []
         for row, outcome in zip(rows, outcomes, strict=True):
-            if isinstance(outcome, PocacheError):
-                if self._metrics is not None:
-                    self._metrics.publish_delays.inc()
-                self._log.warning(
-                    "publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome)
-                )
-            elif isinstance(outcome, BaseException):
-                raise outcome
-            else:
+            if isinstance(outcome, int):
                 published.append(row.number)
+                continue
+            if self._metrics is not None:
+                self._metrics.publish_delays.inc()
+            self._log.warning(
+                "publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome)
+            )
         return published
-
-    async def _publish_row(self, row: OutboxRow) -> int:
-        headers = self._dispatcher.tracer.take_headers(row.message_id)
-        if headers is None:
-            return await self._bus.publish(row.subject, row.data, message_id=row.message_id)
-        return await self._bus.publish(row.subject, row.data, message_id=row.message_id, headers=headers)
 
     def _timed(self) -> AbstractContextManager[object]:
         return nullcontext() if self._metrics is None else self._metrics.apply_s.time()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
-from pocache.bus.port import StoredMessage
+from pocache.bus.port import Outgoing, StoredMessage
 from pocache.bus.provision import provision
 from pocache.bus.puller import ContinuousPuller, PullSettings
 from pocache.bus.server import EmbeddedServer
@@ -41,7 +41,7 @@ async def bus(nats_server: EmbeddedServer) -> AsyncIterator[NatsBus]:
 
 async def publish(bus: NatsBus, count: int, *, start: int = 0) -> None:
     await bus.publish_many(
-        [("tasks.a", str(index).encode(), f"id{index}") for index in range(start, start + count)]
+        [Outgoing("tasks.a", str(index).encode(), f"id{index}") for index in range(start, start + count)]
     )
 
 

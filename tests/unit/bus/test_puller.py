@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,15 +39,17 @@ class FakeClient:
     is_connected: bool = True
     is_closed: bool = False
     pending_data_size: int = 0
-    receive: Callable[[Any], Awaitable[None]] | None = None
+    receive: Callable[[Any], None] | None = None
 
     def new_inbox(self) -> str:
         return "_INBOX.test"
 
-    async def subscribe(self, _subject: str, cb: Any, pending_bytes_limit: int) -> FakeSubscription:
-        assert pending_bytes_limit == 0
-        self.receive = cb
+    async def subscribe_direct(self, _subject: str, handle: Callable[[Any], None]) -> FakeSubscription:
+        self.receive = handle
         return FakeSubscription()
+
+    def forget_direct(self, _subscription: FakeSubscription) -> None:
+        pass
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         self.sent.append((subject, data, reply))
@@ -68,7 +70,7 @@ class FakeClient:
     ) -> None:
         assert self.receive is not None
         reply = f"$JS.ACK.S.c.{delivered}.{sequence}.{sequence}.1700000000000000000.0"
-        await self.receive(FakeMessage("tasks.a", reply, b"%d" % sequence, headers))
+        self.receive(FakeMessage("tasks.a", reply, b"%d" % sequence, headers))
         await let_run()
 
     async def say(
@@ -79,7 +81,7 @@ class FakeClient:
         if pending is not None:
             headers["Nats-Pending-Messages"] = str(pending)
         inbox = [reply for _, _, reply in self.sent if reply][request]
-        await self.receive(FakeMessage(inbox, headers=headers))
+        self.receive(FakeMessage(inbox, headers=headers))
         await let_run()
 
 
