@@ -168,8 +168,8 @@ async def test_a_header_cannot_pose_as_a_status() -> None:
 async def test_a_message_of_another_consumer_is_not_taken() -> None:
     async with make_puller() as (client, puller):
         assert client.receive is not None
-        await client.receive(FakeMessage("a", "$JS.ACK.S.other.1.1.1.1700000000000000000.0"))
-        await client.receive(FakeMessage("a", "$JS.ACK.S.c.1.x.1.1700000000000000000.0"))
+        client.receive(FakeMessage("a", "$JS.ACK.S.other.1.1.1.1700000000000000000.0"))
+        client.receive(FakeMessage("a", "$JS.ACK.S.c.1.x.1.1700000000000000000.0"))
         assert puller.held_count == 0
 
 
