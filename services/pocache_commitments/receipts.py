@@ -21,7 +21,7 @@ from pocache.receipt.format import LogProof, compute_receipt_hash, encode_binary
 from pocache.runtime.network import Genesis, Model
 from pocache.service.dispatch import ROUNDS_KEPT
 from pocache.service.unit import Handler, Inbound, RoundView, Unit
-from pocache.storage.store import upsert
+from pocache.storage.rows import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.topics import Role, Topic

@@ -33,7 +33,7 @@ from pocache.protocol.errors import (
 from pocache.runtime.network import Genesis, Model
 from pocache.service.process import iterate_until
 from pocache.service.unit import Unit
-from pocache.storage.store import upsert
+from pocache.storage.rows import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.codec import decode

@@ -34,6 +34,10 @@ _PUT: Final = Prepared(
         {OUTBOX.c[name]: sa.bindparam(name) for name in ("subject", "data", "message_id")}
     )
 )
+_GET_RANDOMNESS: Final = Prepared(
+    sa.select(ROUNDS.c.randomness).where(ROUNDS.c.number == sa.bindparam("number"))
+)
+_GET_LATEST_ROUND: Final = Prepared(sa.select(sa.func.max(ROUNDS.c.number).label("number")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,21 +166,18 @@ class Unit:
         message = prepare_envelope(self._key.participant_id, self._network, body)
         if len(message) > PAYLOAD_BYTES_MAX:
             raise LimitError(f"{topic.model.kind} of {len(message)} bytes exceeds {PAYLOAD_BYTES_MAX}")
-        self._tracer.carry(
-            _compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None)
-        )
+        self._tracer.carry(_compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None))
         self.said.append(body)
         return message
 
     def get_randomness(self, round_number: int) -> bytes | None:
         """Return a verified round's randomness, None while it has not come."""
-        return self.connection.execute(
-            sa.select(ROUNDS.c.randomness).where(ROUNDS.c.number == round_number)
-        ).scalar_one_or_none()
+        randomness: bytes | None = _GET_RANDOMNESS.scalar(self.connection, number=round_number)
+        return randomness
 
     def get_latest_round(self) -> int:
         """Return the number of the latest verified round, 0 before the first."""
-        return self.connection.execute(sa.select(sa.func.max(ROUNDS.c.number))).scalar_one() or 0
+        return _GET_LATEST_ROUND.scalar(self.connection) or 0
 
 
 def _compute_message_id(subject: str, envelope_id: EnvelopeId) -> str:
