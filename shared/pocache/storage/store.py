@@ -80,6 +80,7 @@ ROUNDS: Final = sa.Table(
     comment="Beacon rounds that this service has verified itself.",
 )
 
+_BEGIN: Final = Prepared(sa.text("BEGIN IMMEDIATE"))
 _GET_META: Final = Prepared(sa.select(META.c.value).where(META.c.name == sa.bindparam("name")))
 
 Prepare = Callable[[sa.Connection], None]
@@ -104,6 +105,8 @@ class Store:
                 stack, url, WRITER_WAIT_S if writer_wait_s is None else writer_wait_s
             )
             try:
+                # One for all transactions, as there is one writer: to fetch it for each costs more than a small one.
+                self._connection = stack.enter_context(self._engine.connect())
                 with self.begin() as connection:
                     if prepare is not None:
                         prepare(connection)
@@ -124,8 +127,8 @@ class Store:
         Raises DiskFullError when there is no room for it.
         """
         try:
-            with self._engine.begin() as connection:
-                yield connection
+            with self._connection.begin():
+                yield self._connection
         except sa.exc.OperationalError as error:
             if is_disk_full(error):
                 raise DiskFullError(
@@ -227,7 +230,7 @@ def _create_sqlite(url: sa.URL) -> sa.Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        _BEGIN.run(connection)
 
     return engine
 
