@@ -12,7 +12,7 @@ from pocache.protocol.checkpoint import find_cosigners, merge_cosignatures, pars
 from pocache.protocol.errors import NotAuthorizedError, NotYetError, SignatureError, UnknownJobError
 from pocache.runtime.network import Genesis
 from pocache.service.unit import Inbound, Unit
-from pocache.storage.store import upsert
+from pocache.storage.rows import upsert
 from pocache.wire import messages as m
 from pocache.wire.codec import decode
 from pocache.wire.envelope import parse_envelope

@@ -14,9 +14,22 @@ import sqlalchemy as sa
 from pocache.protocol.encoding import lp
 from pocache.protocol.ids import Digest, EnvelopeId, JobId
 from pocache.protocol.merkle import EMPTY_ROOT, hash_leaf, hash_node
+from pocache.storage.prepared import Prepared
 from pocache_commitments.tables import LOG_NODES
 
 LOG_LEAF_DOMAIN: Final = b"pocache/v1/log-leaf"
+
+_GET_LAST: Final = Prepared(
+    sa.select(sa.func.max(LOG_NODES.c.place).label("place")).where(LOG_NODES.c.level == 0)
+)
+_GET_NODE: Final = Prepared(
+    sa.select(LOG_NODES.c.digest).where(
+        LOG_NODES.c.level == sa.bindparam("level"), LOG_NODES.c.place == sa.bindparam("place")
+    )
+)
+_ADD_NODE: Final = Prepared(
+    sa.insert(LOG_NODES).values({column: sa.bindparam(column.name) for column in LOG_NODES.columns})
+)
 
 
 def compute_log_leaf(
@@ -42,20 +55,19 @@ def append_entry(connection: sa.Connection, entry: bytes) -> int:
     """Append an entry and return its index."""
     index = get_size(connection)
     node, height, place = hash_leaf(entry), 0, index
-    _write(connection, height, place, node)
+    nodes = [{"level": height, "place": place, "digest": node}]
     while place & 1:
-        node = hash_node(_read(connection, height, place - 1), node)
+        node = hash_node(read_node(connection, height, place - 1), node)
         height, place = height + 1, place >> 1
-        _write(connection, height, place, node)
+        nodes.append({"level": height, "place": place, "digest": node})
+    _ADD_NODE.run_many(connection, nodes)
     return index
 
 
 def get_size(connection: sa.Connection) -> int:
     """Return the number of entries."""
-    last = connection.execute(
-        sa.select(sa.func.max(LOG_NODES.c.place)).where(LOG_NODES.c.level == 0)
-    ).scalar_one()
-    return 0 if last is None else int(last) + 1
+    last: int | None = _GET_LAST.scalar(connection)
+    return 0 if last is None else last + 1
 
 
 def get_root(connection: sa.Connection, size: int) -> Digest:
@@ -68,16 +80,14 @@ def get_root(connection: sa.Connection, size: int) -> Digest:
     for height in range(size.bit_length()):
         if size >> height & 1:
             start -= 1 << height
-            peak = _read(connection, height, start >> height)
+            peak = read_node(connection, height, start >> height)
             root = peak if root is None else hash_node(peak, root)
     assert root is not None
     return root
 
 
-def _read(connection: sa.Connection, level: int, place: int) -> Digest:
-    where = (LOG_NODES.c.level == level, LOG_NODES.c.place == place)
-    return Digest(connection.execute(sa.select(LOG_NODES.c.digest).where(*where)).scalar_one())
-
-
-def _write(connection: sa.Connection, level: int, place: int, digest: Digest) -> None:
-    connection.execute(sa.insert(LOG_NODES).values(level=level, place=place, digest=digest))
+def read_node(connection: sa.Connection, level: int, place: int) -> Digest:
+    """Return the root of a complete subtree."""
+    digest = _GET_NODE.scalar(connection, level=level, place=place)
+    assert digest is not None, (level, place)
+    return Digest(digest)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from pocache.protocol.ids import Digest
 from pocache.protocol.merkle import hash_node
-from pocache_commitments.tables import LOG_NODES
+from pocache_commitments.log import read_node
 
 
 def compute_inclusion_proof(connection: sa.Connection, index: int, size: int) -> tuple[Digest, ...]:
@@ -52,17 +52,12 @@ def _hash_range(connection: sa.Connection, start: int, end: int) -> Digest:
     peaks: list[Digest] = []
     while start < end:
         height = (end - start).bit_length() - 1
-        peaks.append(_read(connection, height, start >> height))
+        peaks.append(read_node(connection, height, start >> height))
         start += 1 << height
     node = peaks.pop()
     while peaks:
         node = hash_node(peaks.pop(), node)
     return node
-
-
-def _read(connection: sa.Connection, level: int, place: int) -> Digest:
-    where = (LOG_NODES.c.level == level, LOG_NODES.c.place == place)
-    return Digest(connection.execute(sa.select(LOG_NODES.c.digest).where(*where)).scalar_one())
 
 
 def _split(size: int) -> int:

@@ -21,7 +21,8 @@ from pocache.receipt.format import LogProof, compute_receipt_hash, encode_binary
 from pocache.runtime.network import Genesis, Model
 from pocache.service.dispatch import ROUNDS_KEPT
 from pocache.service.unit import Handler, Inbound, RoundView, Unit
-from pocache.storage.store import upsert
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import find_row, insert_row, update_rows, upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.topics import Role, Topic
@@ -34,6 +35,23 @@ SNAPSHOTS_KEPT: Final = 2_000
 
 _BUILT_MAX: Final = 4
 """Receipts kept in memory between the questions for their parts."""
+
+_GET_CHECKPOINT_SIZE: Final = Prepared(
+    sa.select(sa.func.max(EXHIBITS.c.number).label("number")).where(EXHIBITS.c.kind == "checkpoint")
+)
+_GET_EPOCHS: Final = Prepared(
+    sa.select(EXHIBITS.c.data).where(EXHIBITS.c.kind == "epoch").order_by(EXHIBITS.c.number)
+)
+_GET_DOSSIER: Final = Prepared(
+    sa.select(DOSSIER.c.data).where(DOSSIER.c.job_id == sa.bindparam("job_id")).order_by(DOSSIER.c.sequence)
+)
+_FORGET: Final = Prepared(
+    sa.delete(EXHIBITS).where(
+        EXHIBITS.c.kind == sa.bindparam("kind"),
+        EXHIBITS.c.number <= sa.bindparam("number"),
+        sa.not_(EXHIBITS.c.is_used),
+    )
+)
 
 
 class Receipts:
@@ -66,18 +84,14 @@ class Receipts:
             raise EnvelopeError("the subject names another job than the question")
         if inbound.sender not in (inbound.tokens["user"], self._genesis.signer(Role.OPERATOR)):
             raise NotAuthorizedError("the subject names another user than the one who asks")
-        row = (
-            unit.connection.execute(sa.select(RECEIPTS).where(RECEIPTS.c.job_id == query.job_id))
-            .mappings()
-            .one_or_none()
-        )
-        allowed = (None if row is None else row["user"], self._genesis.signer(Role.OPERATOR))
+        row = find_row(unit.connection, RECEIPTS, {"job_id": query.job_id})
+        allowed = (None if row is None else row.user, self._genesis.signer(Role.OPERATOR))
         # One answer to strangers, whether there is such a job or not.
         if inbound.sender not in allowed:
             raise NotAuthorizedError("a receipt is shown to the job's user and to the operator")
         if row is None:
             raise UnknownJobError(f"no job {query.job_id.hex()} was admitted here")
-        if not row["is_over"]:
+        if not row.is_over:
             raise NotYetError("the job is not over: there is no receipt of it yet")
         data = self._built.get(query.job_id) if query.part else None
         if data is None:
@@ -104,14 +118,13 @@ class Receipts:
 
     def _keep(self, unit: Unit, inbound: Inbound[Any]) -> None:
         job_id = inbound.body.job_id
-        unit.connection.execute(
-            sa.insert(DOSSIER).values(
-                job_id=job_id,
-                sequence=inbound.sequence,
-                subject=inbound.topic.subject(**inbound.tokens),
-                data=inbound.envelope,
-            )
-        )
+        said = {
+            "job_id": job_id,
+            "sequence": inbound.sequence,
+            "subject": inbound.topic.subject(**inbound.tokens),
+            "data": inbound.envelope,
+        }
+        insert_row(unit.connection, DOSSIER, said)
         if inbound.topic is t.JOB_ADMITTED:
             upsert(unit.connection, RECEIPTS, {"job_id": job_id}, {"user": inbound.body.user})
         is_refusal = inbound.topic is t.HOLD_REFUSED and inbound.body.purpose == "escrow"
@@ -121,31 +134,21 @@ class Receipts:
     def _complete(self, unit: Unit, job_id: bytes) -> None:
         """Fix what the receipt shows of the log, and keep the rounds and snapshots that the job was drawn from."""
         connection = unit.connection
-        log_size = connection.execute(
-            sa.select(sa.func.max(EXHIBITS.c.number)).where(EXHIBITS.c.kind == "checkpoint")
-        ).scalar_one()
-        connection.execute(
-            sa.update(RECEIPTS).where(RECEIPTS.c.job_id == job_id).values(is_over=True, log_size=log_size)
-        )
+        log_size = _GET_CHECKPOINT_SIZE.scalar(connection)
+        update_rows(connection, RECEIPTS, {"job_id": job_id}, {"is_over": True, "log_size": log_size})
         dossier = self._open_dossier(connection, job_id)
         used = {"round": dossier.get_needed_rounds(), "snapshot": dossier.get_needed_snapshots()}
         for kind, numbers in used.items():
-            connection.execute(
-                sa.update(EXHIBITS)
-                .where(EXHIBITS.c.kind == kind, EXHIBITS.c.number.in_(numbers))
-                .values(is_used=True)
-            )
+            for number in numbers:
+                update_rows(connection, EXHIBITS, {"kind": kind, "number": number}, {"is_used": True})
 
-    def _build(self, unit: Unit, row: sa.RowMapping) -> bytes:
-        connection, job_id = unit.connection, row["job_id"]
+    def _build(self, unit: Unit, row: Any) -> bytes:
+        connection, job_id = unit.connection, row.job_id
         dossier = self._open_dossier(connection, job_id)
         model_id = ModelId(read_submission(dossier).model_id)
         network = self._genesis.network_id
         epochs: list[Said[m.EpochV1]] = [
-            open_message(data, network, self._genesis, (t.EPOCH,))
-            for data in connection.execute(
-                sa.select(EXHIBITS.c.data).where(EXHIBITS.c.kind == "epoch").order_by(EXHIBITS.c.number)
-            ).scalars()
+            open_message(data, network, self._genesis, (t.EPOCH,)) for (data,) in _GET_EPOCHS.all(connection)
         ]
         receipt = assemble_receipt(
             dossier,
@@ -154,7 +157,7 @@ class Receipts:
             get_round=lambda number: _get_exhibit(connection, "round", number),
             get_snapshot=lambda number: _get_exhibit(connection, "snapshot", number),
             epochs=epochs,
-            log=_prove(connection, dossier, row["log_size"]),
+            log=_prove(connection, dossier, row.log_size),
         )
         data = encode_binary(receipt)
         self._built.pop(job_id, None)
@@ -164,11 +167,9 @@ class Receipts:
         return data
 
     def _open_dossier(self, connection: sa.Connection, job_id: bytes) -> Dossier:
-        rows = connection.execute(
-            sa.select(DOSSIER.c.data).where(DOSSIER.c.job_id == job_id).order_by(DOSSIER.c.sequence)
-        ).scalars()
+        rows = _GET_DOSSIER.all(connection, job_id=job_id)
         network = self._genesis.network_id
-        said = [open_message(data, network, self._genesis, JOB_TOPICS) for data in rows]
+        said = [open_message(data, network, self._genesis, JOB_TOPICS) for (data,) in rows]
         return Dossier(said, is_strict=False)
 
     def _keep_snapshot(self, unit: Unit, inbound: Inbound[m.SnapshotV1]) -> None:
@@ -207,10 +208,9 @@ def _keep_exhibit(unit: Unit, kind: str, number: int, data: bytes) -> None:
 
 
 def _get_exhibit(connection: sa.Connection, kind: str, number: int) -> bytes | None:
-    where = (EXHIBITS.c.kind == kind, EXHIBITS.c.number == number)
-    return connection.execute(sa.select(EXHIBITS.c.data).where(*where)).scalar_one_or_none()
+    row = find_row(connection, EXHIBITS, {"kind": kind, "number": number})
+    return None if row is None else row.data
 
 
 def _forget(unit: Unit, kind: str, number: int) -> None:
-    where = (EXHIBITS.c.kind == kind, EXHIBITS.c.number <= number, sa.not_(EXHIBITS.c.is_used))
-    unit.connection.execute(sa.delete(EXHIBITS).where(*where))
+    _FORGET.run(unit.connection, kind=kind, number=number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -18,6 +19,7 @@ from pocache.protocol.ids import Digest, JobId, ModelId
 from pocache.runtime.network import Genesis, Model
 from pocache.service.binding import bind_event
 from pocache.service.unit import Inbound, Unit
+from pocache.storage.rows import find_row, insert_row, update_rows
 from pocache.wire.messages import (
     AttemptClosedV1,
     CheckpointV1,
@@ -76,7 +78,7 @@ class Recording:
         recorded = get_commitment(unit.connection, job_id, attempt)
         if recorded is not None or _is_closed(unit.connection, job_id, attempt):
             return
-        unit.connection.execute(sa.insert(CLOSED_ATTEMPTS).values(job_id=job_id, attempt=attempt))
+        insert_row(unit.connection, CLOSED_ATTEMPTS, {"job_id": job_id, "attempt": attempt})
         unit.emit(ATTEMPT_CLOSED, AttemptClosedV1(job_id=job_id, attempt=attempt), job=job_id)
 
     def _append(self, unit: Unit, inbound: Inbound[ResultV1], lease: LeaseV1) -> None:
@@ -115,43 +117,39 @@ class Recording:
         root = log.get_root(unit.connection, size)
         note = unit.sign_checkpoint(size, root)
         unit.emit(CHECKPOINT, CheckpointV1(size=size, root=root, at_ms=recorded_ms, note=note))
-        unit.connection.execute(
-            sa.insert(COMMITMENTS).values(
-                job_id=result.job_id,
-                attempt=result.attempt,
-                generator=inbound.sender,
-                user=lease.user,
-                model_id=lease.model_id,
-                prompt_count=lease.prompt_count,
-                leaf_count=result.leaf_count,
-                root=result.root,
-                binding=result.binding,
-                result_id=inbound.envelope_id,
-                log_index=log_index,
-                recorded_ms=recorded_ms,
-                audit_round=audit_round,
-                window_close_round=window_close_round,
-                # Rounds that this service did not see when they were due extend the window.
-                window_close_tick=unit.tick + window_rounds,
-                outbox_number=unit.last_number,
-                phase=Phase.WINDOW.value,
-            )
-        )
+        commitment = {
+            "job_id": result.job_id,
+            "attempt": result.attempt,
+            "generator": inbound.sender,
+            "user": lease.user,
+            "model_id": lease.model_id,
+            "prompt_count": lease.prompt_count,
+            "leaf_count": result.leaf_count,
+            "root": result.root,
+            "binding": result.binding,
+            "result_id": inbound.envelope_id,
+            "log_index": log_index,
+            "recorded_ms": recorded_ms,
+            "audit_round": audit_round,
+            "window_close_round": window_close_round,
+            # Rounds that this service did not see when they were due extend the window.
+            "window_close_tick": unit.tick + window_rounds,
+            "outbox_number": unit.last_number,
+            "phase": Phase.WINDOW.value,
+        }
+        insert_row(unit.connection, COMMITMENTS, commitment)
 
-    def _compare(self, unit: Unit, inbound: Inbound[ResultV1], recorded: sa.RowMapping) -> None:
+    def _compare(self, unit: Unit, inbound: Inbound[ResultV1], recorded: Any) -> None:
         """Hold a further result of the leaseholder against the recorded one, however late or stale it is."""
         result = inbound.body
         if not is_equivocation(_promise_of_row(recorded), _promise_of_result(result)):
             return
-        if recorded["phase"] == Phase.CLOSED:
+        if recorded.phase == Phase.CLOSED:
             raise ConflictError("another result is recorded for this attempt, and the job is decided")
-        if recorded["phase"] == Phase.EQUIVOCATED:
+        if recorded.phase == Phase.EQUIVOCATED:
             raise ConflictError("this generator's equivocation is recorded already")
-        unit.connection.execute(
-            sa.update(COMMITMENTS)
-            .where(COMMITMENTS.c.job_id == result.job_id, COMMITMENTS.c.attempt == result.attempt)
-            .values(phase=Phase.EQUIVOCATED.value)
-        )
+        key = {"job_id": result.job_id, "attempt": result.attempt}
+        update_rows(unit.connection, COMMITMENTS, key, {"phase": Phase.EQUIVOCATED.value})
         forget_stages(unit.connection, result.job_id)
         unit.emit(
             EQUIVOCATION,
@@ -159,7 +157,7 @@ class Recording:
                 job_id=result.job_id,
                 attempt=result.attempt,
                 generator=inbound.sender,
-                first_envelope_id=recorded["result_id"],
+                first_envelope_id=recorded.result_id,
                 second_envelope_id=inbound.envelope_id,
             ),
             job=result.job_id,
@@ -187,14 +185,11 @@ class Recording:
 
 
 def _is_closed(connection: sa.Connection, job_id: bytes, attempt: int) -> bool:
-    where = (CLOSED_ATTEMPTS.c.job_id == job_id, CLOSED_ATTEMPTS.c.attempt == attempt)
-    return connection.execute(sa.select(CLOSED_ATTEMPTS.c.attempt).where(*where)).first() is not None
+    return find_row(connection, CLOSED_ATTEMPTS, {"job_id": job_id, "attempt": attempt}) is not None
 
 
-def _promise_of_row(row: sa.RowMapping) -> Promise:
-    return Promise(
-        JobId(row["job_id"]), row["attempt"], row["leaf_count"], Digest(row["root"]), Digest(row["binding"])
-    )
+def _promise_of_row(row: Any) -> Promise:
+    return Promise(JobId(row.job_id), row.attempt, row.leaf_count, Digest(row.root), Digest(row.binding))
 
 
 def _promise_of_result(result: ResultV1) -> Promise:

@@ -81,6 +81,7 @@ COMMITMENTS: Final = sa.Table(
     sa.CheckConstraint("challenge_round IS NULL OR is_challenged"),
     _one_of("phase", Phase),
     sa.Index("commitments_phase", "phase", "window_close_round"),
+    sa.Index("commitments_due", "phase", "is_challenged", "is_lottery_drawn", "audit_round"),
     comment="The one commitment of each attempt.",
 )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from pocache.protocol.ids import ParticipantId
+from pocache.protocol.ids import JobId, ParticipantId
 from pocache.protocol.lifecycle import TERMINAL_PHASES, JobState, Phase
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import find_row
 
 METADATA: Final = sa.MetaData()
 
@@ -54,26 +55,86 @@ EPOCHS: Final = sa.Table(
 )
 
 _STATE_COLUMNS: Final = tuple(JobState.__dataclass_fields__)
+_OPEN_PHASES: Final = sorted(phase.value for phase in Phase if phase not in TERMINAL_PHASES)
+
+_COUNT_OPEN: Final = Prepared(
+    sa.select(sa.func.count().label("count")).select_from(JOBS).where(JOBS.c.phase.in_(_OPEN_PHASES))
+)
+_GET_EPOCH: Final = Prepared(sa.select(EPOCHS).order_by(EPOCHS.c.number.desc()).limit(1))
+_GET_OVERDUE: Final = Prepared(
+    sa.select(JOBS.c.job_id).where(
+        sa.or_(
+            sa.and_(JOBS.c.phase == Phase.QUEUED.value, JOBS.c.expires_tick < sa.bindparam("tick")),
+            sa.and_(
+                JOBS.c.phase == Phase.GENERATING.value,
+                JOBS.c.deadline_tick <= sa.bindparam("tick"),
+                # Ticks count whole rounds and may run ahead of the clock: what the lease promised comes first.
+                JOBS.c.lease_deadline_ms < sa.bindparam("now_ms"),
+            ),
+        )
+    )
+)
+_GET_UNANSWERED: Final = Prepared(
+    sa.select(JOBS).where(
+        JOBS.c.phase == Phase.LAPSING.value,
+        JOBS.c.deadline_tick < sa.bindparam("tick"),
+        (sa.bindparam("tick", type_=sa.BigInteger) - JOBS.c.deadline_tick) % sa.bindparam("every") == 0,
+    )
+)
+_KEEP_RESULT: Final = Prepared(
+    sa.update(JOBS)
+    .where(JOBS.c.job_id == sa.bindparam("job_id"), JOBS.c.attempt == sa.bindparam("attempt"))
+    .values(result=sa.bindparam("result"))
+)
 
 
-def read_state(row: sa.Row[Any]) -> JobState:
+def get_job(connection: sa.Connection, job_id: bytes) -> Any:
+    """Return a job's row, None for one that was never admitted."""
+    return find_row(connection, JOBS, {"job_id": job_id})
+
+
+def get_epoch(connection: sa.Connection) -> Any:
+    """Return the latest epoch's row, None before the first."""
+    return _GET_EPOCH.first(connection)
+
+
+def get_overdue(connection: sa.Connection, *, tick: int, now_ms: int) -> list[JobId]:
+    """Return the queued jobs that have expired and the leases that have lapsed."""
+    return [JobId(row.job_id) for row in _GET_OVERDUE.all(connection, tick=tick, now_ms=now_ms)]
+
+
+def get_unanswered(connection: sa.Connection, *, tick: int, every: int) -> list[Any]:
+    """Return the jobs whose lapsed lease nobody has answered for, ``every`` so many ticks."""
+    return _GET_UNANSWERED.all(connection, tick=tick, every=every)
+
+
+def keep_result(connection: sa.Connection, job_id: bytes, attempt: int, result: bytes) -> None:
+    """Write down what was recorded for the current attempt."""
+    _KEEP_RESULT.run(connection, job_id=job_id, attempt=attempt, result=result)
+
+
+def read_state(row: Any) -> JobState:
     """Return the lifecycle state in a row of JOBS."""
-    values = {name: getattr(row, name) for name in _STATE_COLUMNS}
-    values["phase"] = Phase(values["phase"])
-    values["holder"] = None if values["holder"] is None else ParticipantId(values["holder"])
-    return JobState(**values)
+    return JobState(
+        phase=Phase(row.phase),
+        attempt=row.attempt,
+        attempt_max=row.attempt_max,
+        holder=None if row.holder is None else ParticipantId(row.holder),
+        deadline_tick=row.deadline_tick,
+        expires_tick=row.expires_tick,
+        cancel_requested=bool(row.cancel_requested),
+        publication=row.publication,
+        reason=row.reason,
+    )
 
 
 def compute_state_columns(state: JobState) -> dict[str, Any]:
     """Return the columns of JOBS that hold a lifecycle state."""
-    return {**asdict(state), "phase": state.phase.value}
+    columns = {name: getattr(state, name) for name in _STATE_COLUMNS}
+    return {**columns, "phase": state.phase.value}
 
 
 def count_open_jobs(connection: sa.Connection) -> int:
     """Return how many jobs are in no terminal phase."""
-    ended = [phase.value for phase in TERMINAL_PHASES]
-    return int(
-        connection.execute(
-            sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.phase.not_in(ended))
-        ).scalar_one()
-    )
+    count: int = _COUNT_OPEN.scalar(connection)
+    return count

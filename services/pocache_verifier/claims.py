@@ -7,12 +7,25 @@ did are shown by the outcome, so that anybody can tell them from who was silent.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 import sqlalchemy as sa
 
-from pocache.storage.store import upsert
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import upsert
 from pocache_verifier.jobs import Job
 from pocache_verifier.tables import CLAIMS
+
+_GET_CLAIMS: Final = Prepared(
+    sa.select(CLAIMS.c.stage, CLAIMS.c.envelope, CLAIMS.c.is_shown)
+    .where(CLAIMS.c.job_id == sa.bindparam("job_id"))
+    .order_by(CLAIMS.c.stage)
+)
+_SHOW_CLAIM: Final = Prepared(
+    sa.update(CLAIMS)
+    .where(CLAIMS.c.job_id == sa.bindparam("job_id"), CLAIMS.c.stage == sa.bindparam("stage"))
+    .values(is_shown=True)
+)
 
 
 def keep_claim(connection: sa.Connection, job: Job, seat: int, envelope: bytes) -> None:
@@ -23,17 +36,16 @@ def keep_claim(connection: sa.Connection, job: Job, seat: int, envelope: bytes) 
 
 def show_claims(connection: sa.Connection, job: Job, seats: Collection[int]) -> dict[int, bytes]:
     """Return the claims of these seats, and note that the record has them."""
-    where = (CLAIMS.c.job_id == job.job_id, CLAIMS.c.stage.in_(seats))
-    connection.execute(sa.update(CLAIMS).where(*where).values(is_shown=True))
-    rows = connection.execute(sa.select(CLAIMS.c.stage, CLAIMS.c.envelope).where(*where))
-    return {row.stage: row.envelope for row in rows}
+    shown = {
+        row.stage: row.envelope
+        for row in _GET_CLAIMS.all(connection, job_id=job.job_id)
+        if row.stage in seats
+    }
+    _SHOW_CLAIM.run_many(connection, [{"job_id": job.job_id, "stage": stage} for stage in shown])
+    return shown
 
 
 def read_hidden_claims(connection: sa.Connection, job: Job, seats: Collection[int]) -> tuple[bytes, ...]:
     """Return the claims of these seats that the record does not have yet, by seat."""
-    rows = connection.execute(
-        sa.select(CLAIMS.c.envelope)
-        .where(CLAIMS.c.job_id == job.job_id, CLAIMS.c.stage.in_(seats), sa.not_(CLAIMS.c.is_shown))
-        .order_by(CLAIMS.c.stage)
-    )
-    return tuple(row.envelope for row in rows)
+    rows = _GET_CLAIMS.all(connection, job_id=job.job_id)
+    return tuple(row.envelope for row in rows if row.stage in seats and not row.is_shown)

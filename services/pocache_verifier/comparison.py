@@ -8,6 +8,7 @@ drawn, or there is none. The verdict itself is ``pocache.protocol.matching``'s.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -17,6 +18,8 @@ from pocache.protocol.encoding import RowKey, RowKind, RowSchema, decode_leaf, u
 from pocache.protocol.errors import ConfigError, MatchingError
 from pocache.protocol.matching import Comparison, compare
 from pocache.runtime.network import Model
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import insert_row
 from pocache.wire.codec import decode, encode
 from pocache.wire.comparisons import make_comparison
 from pocache.wire.messages import ComparisonV1, OpeningV1
@@ -24,6 +27,16 @@ from pocache_verifier.jobs import Job
 from pocache_verifier.tables import COMPARISONS, OPENINGS
 
 _LAYER_KINDS = (RowKind.K, RowKind.V)
+_GET_OPENINGS: Final = Prepared(
+    sa.select(OPENINGS.c.body).where(
+        OPENINGS.c.job_id == sa.bindparam("job_id"), OPENINGS.c.participant == sa.bindparam("participant")
+    )
+)
+_GET_COMPARISONS: Final = Prepared(
+    sa.select(COMPARISONS.c.body)
+    .where(COMPARISONS.c.job_id == sa.bindparam("job_id"))
+    .order_by(COMPARISONS.c.number)
+)
 
 
 def verify_profile(model: Model) -> None:
@@ -52,13 +65,8 @@ def get_schema(job: Job, party: Party) -> RowSchema:
 
 def read_leaves(connection: sa.Connection, job: Job, participant: str) -> dict[int, bytes]:
     """Return the leaves that a party opened in the current stage, by position."""
-    rows = connection.execute(
-        sa.select(OPENINGS.c.body).where(
-            OPENINGS.c.job_id == job.job_id, OPENINGS.c.participant == participant
-        )
-    )
     leaves: dict[int, bytes] = {}
-    for row in rows:
+    for row in _GET_OPENINGS.all(connection, job_id=job.job_id, participant=participant):
         part = decode(OpeningV1, row.body)
         leaves.update(zip(unpack_tokens(part.positions), part.leaves, strict=True))
     return leaves
@@ -94,15 +102,13 @@ def keep_comparison(connection: sa.Connection, job: Job, command: Compare, compa
         left=command.ours.participant,
         right=command.theirs.participant,
     )
-    number = len(read_comparisons(connection, job)) + 1
-    connection.execute(sa.insert(COMPARISONS).values(job_id=job.job_id, number=number, body=encode(body)))
+    number = len(_GET_COMPARISONS.all(connection, job_id=job.job_id)) + 1
+    insert_row(connection, COMPARISONS, {"job_id": job.job_id, "number": number, "body": encode(body)})
 
 
 def read_comparisons(connection: sa.Connection, job: Job) -> tuple[ComparisonV1, ...]:
     """Return every comparison of a job's dispute, in order."""
-    rows = connection.execute(
-        sa.select(COMPARISONS.c.body).where(COMPARISONS.c.job_id == job.job_id).order_by(COMPARISONS.c.number)
-    )
+    rows = _GET_COMPARISONS.all(connection, job_id=job.job_id)
     return tuple(decode(ComparisonV1, row.body) for row in rows)
 
 

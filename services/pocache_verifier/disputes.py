@@ -25,7 +25,8 @@ from pocache.protocol.payoff import FIXED_FEE_COMMITTEE, UNIFIED_POOL
 from pocache.protocol.procedure import AnyEvent, State
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, Unit
-from pocache.storage.store import upsert
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import delete_rows, update_rows, upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.codec import decode, decode_value, encode, encode_value
@@ -56,6 +57,13 @@ _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
     FIXED_FEE_COMMITTEE: TypeAdapter(CommitteeState),
 }
 _VERIFIER_STAKE: Final = "verifier_stake"
+
+_GET_STATE: Final = Prepared(sa.select(DISPUTES.c.state).where(DISPUTES.c.job_id == sa.bindparam("job_id")))
+_GET_OVERDUE: Final = Prepared(
+    sa.select(DISPUTES.c.job_id)
+    .where(DISPUTES.c.phase == d.Phase.SEALING.value, DISPUTES.c.deadline_tick <= sa.bindparam("tick"))
+    .order_by(DISPUTES.c.deadline_tick, DISPUTES.c.job_id)
+)
 
 
 class Disputes:
@@ -190,12 +198,7 @@ class Disputes:
 
     def expire_due(self, unit: Unit) -> None:
         """End the wait for every claim whose deadline has passed."""
-        due = unit.connection.execute(
-            sa.select(DISPUTES.c.job_id)
-            .where(DISPUTES.c.phase == d.Phase.SEALING.value, DISPUTES.c.deadline_tick <= unit.tick)
-            .order_by(DISPUTES.c.deadline_tick, DISPUTES.c.job_id)
-        ).all()
-        for row in due:
+        for row in _GET_OVERDUE.all(unit.connection, tick=unit.tick):
             job = self._jobs.find(unit.connection, row.job_id)
             assert job is not None, "a dispute refers to its commitment"
             state = self._load(unit.connection, job)
@@ -217,7 +220,7 @@ class Disputes:
         """End a stage's openings: compare, and forget the leaves."""
         release_closing(unit.connection, job)
         self._advance(unit, job, _read_closing(body))
-        unit.connection.execute(sa.delete(OPENINGS).where(OPENINGS.c.job_id == job.job_id))
+        delete_rows(unit.connection, OPENINGS, {"job_id": job.job_id})
 
     def _advance(self, unit: Unit, job: Job, event: AnyEvent) -> None:
         """Apply an event, and the verdicts that it makes the machine ask for."""
@@ -285,9 +288,7 @@ class Disputes:
         )
         unit.emit(t.VERIFY_TASK, task, worker=command.participant)
         deadline_tick = unit.tick + self._genesis.deadlines.seal_ticks
-        unit.connection.execute(
-            sa.update(DISPUTES).where(DISPUTES.c.job_id == job.job_id).values(deadline_tick=deadline_tick)
-        )
+        update_rows(unit.connection, DISPUTES, {"job_id": job.job_id}, {"deadline_tick": deadline_tick})
 
     def _announce(self, unit: Unit, job: Job, outcome: d.Outcome) -> None:
         body = m.OutcomeV1(
@@ -338,9 +339,7 @@ class Disputes:
 
     def _load(self, connection: sa.Connection, job: Job) -> State:
         """Return a job's dispute, or the one of a job that nothing was said about yet."""
-        data = connection.execute(
-            sa.select(DISPUTES.c.state).where(DISPUTES.c.job_id == job.job_id)
-        ).scalar_one_or_none()
+        data = _GET_STATE.scalar(connection, job_id=job.job_id)
         if data is not None:
             state: State = self._adapter.validate_python(decode_value(data))
             return state

@@ -29,6 +29,8 @@ from pocache.protocol.sortition import compute_weights
 from pocache.runtime.network import Genesis
 from pocache.service.binding import bind_event
 from pocache.service.unit import Unit
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import update_rows
 from pocache.storage.store import ROUNDS
 from pocache.wire.messages import StageBoundV1, VerifierDrawnV1
 from pocache.wire.topics import STAGE_BOUND, VERIFIER_DRAWN
@@ -37,6 +39,16 @@ from pocache_verifier.membership import get_snapshot_before
 from pocache_verifier.tables import DISPUTES
 
 FIRST_STAGE: Final = 1
+
+_GET_DUE: Final = Prepared(
+    sa.select(DISPUTES.c.job_id, ROUNDS.c.number, ROUNDS.c.randomness)
+    .join(ROUNDS, ROUNDS.c.number == DISPUTES.c.draw_round)
+    .where(DISPUTES.c.phase == Phase.DRAWING.value)
+    .order_by(DISPUTES.c.draw_round, DISPUTES.c.job_id)
+)
+_GET_DRAW: Final = Prepared(
+    sa.select(DISPUTES.c.draw_round, DISPUTES.c.snapshot).where(DISPUTES.c.job_id == sa.bindparam("job_id"))
+)
 
 
 def bind_stage(genesis: Genesis, unit: Unit, job: Job, command: AwaitDraw) -> None:
@@ -55,13 +67,7 @@ def bind_stage(genesis: Genesis, unit: Unit, job: Job, command: AwaitDraw) -> No
 
 def read_due(connection: sa.Connection) -> list[tuple[bytes, RoundDrawn]]:
     """Return job and round of every dispute whose stage can be drawn."""
-    rows = connection.execute(
-        sa.select(DISPUTES.c.job_id, ROUNDS.c.number, ROUNDS.c.randomness)
-        .join(ROUNDS, ROUNDS.c.number == DISPUTES.c.draw_round)
-        .where(DISPUTES.c.phase == Phase.DRAWING.value)
-        .order_by(DISPUTES.c.draw_round, DISPUTES.c.job_id)
-    )
-    return [(row.job_id, RoundDrawn(row.number, row.randomness)) for row in rows]
+    return [(row.job_id, RoundDrawn(row.number, row.randomness)) for row in _GET_DUE.all(connection)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +146,7 @@ def _open_stream(genesis: Genesis, job: Job, drawn: RoundDrawn, tag: Tag, stage:
 
 def announce_drawn(unit: Unit, job: Job, command: RequestHold) -> None:
     """Say who was drawn, and from what."""
-    row = unit.connection.execute(
-        sa.select(DISPUTES.c.draw_round, DISPUTES.c.snapshot).where(DISPUTES.c.job_id == job.job_id)
-    ).one()
+    row = _GET_DRAW.first(unit.connection, job_id=job.job_id)
     drawn = VerifierDrawnV1(
         job_id=job.job_id,
         attempt=job.attempt,
@@ -156,4 +160,4 @@ def announce_drawn(unit: Unit, job: Job, command: RequestHold) -> None:
 
 
 def _update(unit: Unit, job: Job, **values: int | None) -> None:
-    unit.connection.execute(sa.update(DISPUTES).where(DISPUTES.c.job_id == job.job_id).values(**values))
+    update_rows(unit.connection, DISPUTES, {"job_id": job.job_id}, values)

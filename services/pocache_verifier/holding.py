@@ -6,16 +6,27 @@ stage stays open, so that a challenge or an equivocation comes before the end of
 
 from __future__ import annotations
 
+from typing import Final
+
 import sqlalchemy as sa
 
 from pocache.protocol import dispute_terms as d
 from pocache.protocol.matching import Verdict
 from pocache.protocol.procedure import Procedure, State
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import update_rows
 from pocache.wire.codec import decode, encode
 from pocache.wire.messages import OpeningsClosedV1
 from pocache_verifier.comparison import compare_parties
 from pocache_verifier.jobs import Job
 from pocache_verifier.tables import DISPUTES
+
+_GET_HELD: Final = Prepared(sa.select(DISPUTES.c.held).where(DISPUTES.c.job_id == sa.bindparam("job_id")))
+_GET_HELD_DUE: Final = Prepared(
+    sa.select(DISPUTES.c.job_id, DISPUTES.c.held)
+    .where(DISPUTES.c.held_until <= sa.bindparam("latest_round"))
+    .order_by(DISPUTES.c.held_until, DISPUTES.c.job_id)
+)
 
 
 def is_partial_match(
@@ -44,21 +55,15 @@ def release_closing(connection: sa.Connection, job: Job) -> None:
 
 def read_held(connection: sa.Connection, job: Job) -> OpeningsClosedV1 | None:
     """Return the end of openings that is held of a job."""
-    data = connection.execute(
-        sa.select(DISPUTES.c.held).where(DISPUTES.c.job_id == job.job_id)
-    ).scalar_one_or_none()
+    data = _GET_HELD.scalar(connection, job_id=job.job_id)
     return None if data is None else decode(OpeningsClosedV1, data)
 
 
 def read_held_due(connection: sa.Connection, latest_round: int) -> list[tuple[bytes, OpeningsClosedV1]]:
     """Return what need not be held any longer, by job."""
-    rows = connection.execute(
-        sa.select(DISPUTES.c.job_id, DISPUTES.c.held)
-        .where(DISPUTES.c.held_until <= latest_round)
-        .order_by(DISPUTES.c.held_until, DISPUTES.c.job_id)
-    ).all()
+    rows = _GET_HELD_DUE.all(connection, latest_round=latest_round)
     return [(row.job_id, decode(OpeningsClosedV1, row.held)) for row in rows]
 
 
 def _update(connection: sa.Connection, job: Job, **values: bytes | int | None) -> None:
-    connection.execute(sa.update(DISPUTES).where(DISPUTES.c.job_id == job.job_id).values(**values))
+    update_rows(connection, DISPUTES, {"job_id": job.job_id}, values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -18,6 +19,8 @@ from pocache.protocol.ids import Digest, EnvelopeId, JobId, ModelId, Participant
 from pocache.protocol.limits import TOKEN_BYTES
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, Unit
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import delete_rows, find_row, insert_row, update_rows
 from pocache.wire.codec import encode
 from pocache.wire.envelope import OpenedEnvelope, open_envelope
 from pocache.wire.messages import (
@@ -30,6 +33,12 @@ from pocache.wire.messages import (
 )
 from pocache.wire.topics import Role
 from pocache_verifier.tables import CLAIMS, COMMITMENTS, COMPARISONS, JOBS, OPENINGS
+
+_GET_COMMITTED: Final = Prepared(
+    sa.select(COMMITMENTS, JOBS.c.user, JOBS.c.prompt, JOBS.c.is_settled)
+    .join(JOBS, JOBS.c.job_id == COMMITMENTS.c.job_id)
+    .where(COMMITMENTS.c.job_id == sa.bindparam("job_id"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,70 +78,58 @@ class Jobs:
     def admit(self, unit: Unit, inbound: Inbound[JobAdmittedV1]) -> None:
         """Keep a job's prompt."""
         body = inbound.body
-        if _get_row(unit.connection, body.job_id) is not None:
+        if find_row(unit.connection, JOBS, {"job_id": body.job_id}) is not None:
             return
         opened = open_envelope(body.submission, self._genesis.network_id, SubmissionV1)
         if (opened.envelope_id, opened.sender) != (body.job_id, body.user):
             raise EnvelopeError("the submission is not the one that this job is called after")
-        unit.connection.execute(
-            sa.insert(JOBS).values(
-                job_id=body.job_id, user=body.user, prompt=opened.body.prompt, is_settled=False
-            )
-        )
+        job = {"job_id": body.job_id, "user": body.user, "prompt": opened.body.prompt, "is_settled": False}
+        insert_row(unit.connection, JOBS, job)
 
     def record(self, unit: Unit, inbound: Inbound[CommitmentRecordedV1]) -> None:
         """Keep what a job's verification starts from."""
         body = inbound.body
-        job = _get_row(unit.connection, body.job_id)
+        job = find_row(unit.connection, JOBS, {"job_id": body.job_id})
         if job is None:
             raise NotYetError("the job's admission has not arrived")
-        if job["is_settled"] or self.find(unit.connection, body.job_id) is not None:
+        if job.is_settled or self.find(unit.connection, body.job_id) is not None:
             return
         result, lease = open_result(self._genesis, body.result, generator=body.generator)
         if ModelId(lease.model_id) not in self._models:
             raise UnknownModelError(f"model {lease.model_id.hex()} is not served here")
-        unit.connection.execute(
-            sa.insert(COMMITMENTS).values(
-                job_id=body.job_id,
-                attempt=body.attempt,
-                generator=body.generator,
-                model_id=lease.model_id,
-                root=result.body.root,
-                leaf_count=result.body.leaf_count,
-                binding=result.body.binding,
-                result_id=result.envelope_id,
-                window_close_round=body.window_close_round,
-                prompt_count=len(job["prompt"]) // TOKEN_BYTES,
-                output=result.body.output,
-                sampling=encode(lease.sampling),
-                seed=lease.seed,
-            )
-        )
+        commitment = {
+            "job_id": body.job_id,
+            "attempt": body.attempt,
+            "generator": body.generator,
+            "model_id": lease.model_id,
+            "root": result.body.root,
+            "leaf_count": result.body.leaf_count,
+            "binding": result.body.binding,
+            "result_id": result.envelope_id,
+            "window_close_round": body.window_close_round,
+            "prompt_count": len(job.prompt) // TOKEN_BYTES,
+            "output": result.body.output,
+            "sampling": encode(lease.sampling),
+            "seed": lease.seed,
+        }
+        insert_row(unit.connection, COMMITMENTS, commitment)
 
     def refuse(self, unit: Unit, job_id: bytes) -> None:
         """Forget a job whose escrow the ledger refused: nothing will be committed for it."""
         if self.find(unit.connection, job_id) is None:
-            unit.connection.execute(sa.delete(JOBS).where(JOBS.c.job_id == job_id))
+            delete_rows(unit.connection, JOBS, {"job_id": job_id})
 
     def settle(self, unit: Unit, inbound: Inbound[PayoutSettledV1]) -> None:
         """Forget a job's tokens, openings, claims and comparisons: its pool is empty, nothing will be verified any more."""
-        job_id = inbound.body.job_id
+        key = {"job_id": inbound.body.job_id}
         for table in (OPENINGS, CLAIMS, COMPARISONS):
-            unit.connection.execute(sa.delete(table).where(table.c.job_id == job_id))
-        unit.connection.execute(
-            sa.update(COMMITMENTS).where(COMMITMENTS.c.job_id == job_id).values(output=b"")
-        )
-        unit.connection.execute(
-            sa.update(JOBS).where(JOBS.c.job_id == job_id).values(prompt=b"", is_settled=True)
-        )
+            delete_rows(unit.connection, table, key)
+        update_rows(unit.connection, COMMITMENTS, key, {"output": b""})
+        update_rows(unit.connection, JOBS, key, {"prompt": b"", "is_settled": True})
 
     def find(self, connection: sa.Connection, job_id: bytes) -> Job | None:
         """Return a committed job, None before its commitment has arrived."""
-        row = connection.execute(
-            sa.select(COMMITMENTS, JOBS.c.user, JOBS.c.prompt, JOBS.c.is_settled)
-            .join(JOBS, JOBS.c.job_id == COMMITMENTS.c.job_id)
-            .where(COMMITMENTS.c.job_id == job_id)
-        ).one_or_none()
+        row = _GET_COMMITTED.first(connection, job_id=job_id)
         if row is None:
             return None
         return Job(
@@ -151,7 +148,7 @@ class Jobs:
             output=row.output,
             sampling=row.sampling,
             seed=row.seed,
-            is_settled=row.is_settled,
+            is_settled=bool(row.is_settled),
         )
 
     def get(self, connection: sa.Connection, job_id: bytes, attempt: int) -> Job:
@@ -175,7 +172,3 @@ def open_result(
     if (generator, generator) != (result.sender, lease.body.generator):
         raise EnvelopeError("the result is not by the generator that holds the lease")
     return result, lease.body
-
-
-def _get_row(connection: sa.Connection, job_id: bytes) -> sa.RowMapping | None:
-    return connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).mappings().one_or_none()

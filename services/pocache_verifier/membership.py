@@ -22,7 +22,9 @@ from pocache.protocol.ids import ModelId
 from pocache.protocol.limits import MEMBERS_MAX, OWNERS_MAX, PAYLOAD_BYTES_MAX
 from pocache.runtime.network import Genesis, Model
 from pocache.service.unit import Inbound, RoundView, Unit
-from pocache.storage.store import get_meta, set_meta, upsert
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import find_row, insert_row, upsert
+from pocache.storage.store import get_meta, set_meta
 from pocache.wire.codec import decode, encode
 from pocache.wire.messages import MemberV1, OwnedV1, OwnerV1, SnapshotMemberV1, SnapshotV1, StakePostedV1
 from pocache.wire.topics import SNAPSHOT_TAKEN
@@ -40,6 +42,14 @@ _OWNED_BYTES: Final = 140
 """More than two keys and their field names take in a snapshot."""
 _SNAPSHOT_BYTES_MAX: Final = PAYLOAD_BYTES_MAX * 9 // 10
 
+_GET_SNAPSHOT: Final = Prepared(sa.select(SNAPSHOTS.c.body).order_by(SNAPSHOTS.c.number.desc()).limit(1))
+_GET_SNAPSHOT_BEFORE: Final = Prepared(
+    sa.select(SNAPSHOTS.c.body)
+    .where(SNAPSHOTS.c.taken_ms < sa.bindparam("time_ms"))
+    .order_by(SNAPSHOTS.c.taken_ms.desc(), SNAPSHOTS.c.number.desc())
+    .limit(1)
+)
+
 
 class Membership:
     """Handles announcements and stakes, and takes snapshots."""
@@ -53,9 +63,7 @@ class Membership:
         body = inbound.body
         if body.announced_ms > unit.now_ms + self._genesis.bounds.submission_age_ms_max:
             raise ExpiredError(f"announced at {body.announced_ms} ms, and it is {unit.now_ms} ms now")
-        known = unit.connection.execute(
-            sa.select(MEMBERS).where(MEMBERS.c.participant == inbound.sender)
-        ).one_or_none()
+        known = find_row(unit.connection, MEMBERS, {"participant": inbound.sender})
         if known is not None and known.announced_ms >= body.announced_ms:
             return
         model_ids = sorted(
@@ -74,9 +82,7 @@ class Membership:
     def post_stake(self, unit: Unit, inbound: Inbound[StakePostedV1]) -> None:
         """Note a participant's whole stake: what is locked for one job still counts for the draw of another."""
         body = inbound.body
-        known = unit.connection.execute(
-            sa.select(STAKES).where(STAKES.c.participant == body.participant)
-        ).one_or_none()
+        known = find_row(unit.connection, STAKES, {"participant": body.participant})
         if known is not None and known.entry > body.entry:
             return
         upsert(
@@ -91,9 +97,7 @@ class Membership:
     def declare_owner(self, unit: Unit, inbound: Inbound[OwnerV1]) -> None:
         """Note whose a participant is, as the operator attests. Raises LimitError where a snapshot would not hold it."""
         body = inbound.body
-        known = unit.connection.execute(
-            sa.select(OWNERS).where(OWNERS.c.participant == body.participant)
-        ).one_or_none()
+        known = find_row(unit.connection, OWNERS, {"participant": body.participant})
         if known is not None and known.declared_ms >= body.declared_ms:
             return
         count = unit.connection.execute(sa.select(sa.func.count()).select_from(OWNERS)).scalar_one()
@@ -127,11 +131,8 @@ class Membership:
                 unit.now_ms, compute_round_time_ms(chain, max(view.number, unit.get_latest_round()))
             ),
         )
-        unit.connection.execute(
-            sa.insert(SNAPSHOTS).values(
-                number=snapshot.number, taken_ms=snapshot.taken_ms, body=encode(snapshot)
-            )
-        )
+        taken = {"number": snapshot.number, "taken_ms": snapshot.taken_ms, "body": encode(snapshot)}
+        insert_row(unit.connection, SNAPSHOTS, taken)
         unit.connection.execute(
             sa.delete(SNAPSHOTS).where(SNAPSHOTS.c.number <= snapshot.number - SNAPSHOTS_KEPT)
         )
@@ -144,20 +145,13 @@ class Membership:
 
 def get_snapshot_before(connection: sa.Connection, time_ms: int) -> SnapshotV1 | None:
     """Return the latest snapshot that was taken before a time, None when there is none."""
-    row = connection.execute(
-        sa.select(SNAPSHOTS.c.body)
-        .where(SNAPSHOTS.c.taken_ms < time_ms)
-        .order_by(SNAPSHOTS.c.taken_ms.desc(), SNAPSHOTS.c.number.desc())
-        .limit(1)
-    ).one_or_none()
-    return None if row is None else decode(SnapshotV1, row.body)
+    body = _GET_SNAPSHOT_BEFORE.scalar(connection, time_ms=time_ms)
+    return None if body is None else decode(SnapshotV1, body)
 
 
 def _get_latest(connection: sa.Connection) -> SnapshotV1 | None:
-    row = connection.execute(
-        sa.select(SNAPSHOTS.c.body).order_by(SNAPSHOTS.c.number.desc()).limit(1)
-    ).one_or_none()
-    return None if row is None else decode(SnapshotV1, row.body)
+    body = _GET_SNAPSHOT.scalar(connection)
+    return None if body is None else decode(SnapshotV1, body)
 
 
 def _read_members(connection: sa.Connection, bytes_max: int) -> tuple[SnapshotMemberV1, ...]:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pocache.protocol.errors import PocacheError
 from pocache.service.unit import Unit
 from pocache.storage.prepared import Prepared
-from pocache.storage.store import upsert
+from pocache.storage.rows import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.codec import decode

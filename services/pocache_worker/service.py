@@ -18,7 +18,7 @@ from pocache.protocol.errors import FundsError, InputError, NotAuthorizedError, 
 from pocache.protocol.ids import ParticipantId
 from pocache.runtime.network import Genesis
 from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
-from pocache.storage.store import upsert
+from pocache.storage.rows import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.codec import encode

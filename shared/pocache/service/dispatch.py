@@ -54,6 +54,10 @@ _GET_APPLIED: Final = Prepared(
 _ADD_APPLIED: Final = Prepared(
     sa.insert(APPLIED).values({column: sa.bindparam(column.name) for column in APPLIED.columns})
 )
+_ADD_ROUND: Final = Prepared(
+    sa.insert(ROUNDS).values({column: sa.bindparam(column.name) for column in ROUNDS.columns})
+)
+_FORGET_ROUNDS: Final = Prepared(sa.delete(ROUNDS).where(ROUNDS.c.number <= sa.bindparam("last")))
 _Open = Callable[[], Inbound[Any]]
 """Returns a message whose envelope was verified, or raises why it was not."""
 _PARTICIPANT_ROLES: Final = frozenset({Role.USER, Role.WORKER})
@@ -318,8 +322,8 @@ class Dispatcher:
         )
         if unit.get_randomness(body.round_number) is not None:
             return
-        unit.connection.execute(sa.insert(ROUNDS).values(number=body.round_number, randomness=randomness))
-        unit.connection.execute(sa.delete(ROUNDS).where(ROUNDS.c.number <= body.round_number - ROUNDS_KEPT))
+        _ADD_ROUND.run(unit.connection, number=body.round_number, randomness=randomness)
+        _FORGET_ROUNDS.run(unit.connection, last=body.round_number - ROUNDS_KEPT)
         age_ms = unit.now_ms - compute_round_time_ms(self._chain, body.round_number)
         if self.metrics is not None:
             self.metrics.round.set(body.round_number)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sa
 
@@ -22,12 +22,18 @@ from pocache.protocol.limits import PAYLOAD_BYTES_MAX
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.tracing import NO_TRACER, Tracer
 from pocache.service.outbox import Outbox, OutboxRow, OutboxTransaction
+from pocache.storage.prepared import Prepared
 from pocache.storage.store import ROUNDS
 from pocache.wire.envelope import UnsignedEnvelope, prepare_envelope, seal_identified
 from pocache.wire.model import WireModel
 from pocache.wire.topics import Role, Topic
 
 M = TypeVar("M", bound=WireModel)
+
+_GET_RANDOMNESS: Final = Prepared(
+    sa.select(ROUNDS.c.randomness).where(ROUNDS.c.number == sa.bindparam("number"))
+)
+_GET_LATEST_ROUND: Final = Prepared(sa.select(sa.func.max(ROUNDS.c.number).label("number")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +198,12 @@ class Unit:
 
     def get_randomness(self, round_number: int) -> bytes | None:
         """Return a verified round's randomness, None while it has not come."""
-        return self.connection.execute(
-            sa.select(ROUNDS.c.randomness).where(ROUNDS.c.number == round_number)
-        ).scalar_one_or_none()
+        randomness: bytes | None = _GET_RANDOMNESS.scalar(self.connection, number=round_number)
+        return randomness
 
     def get_latest_round(self) -> int:
         """Return the number of the latest verified round, 0 before the first."""
-        return self.connection.execute(sa.select(sa.func.max(ROUNDS.c.number))).scalar_one() or 0
+        return _GET_LATEST_ROUND.scalar(self.connection) or 0
 
 
 def _compute_message_id(subject: str, envelope_id: EnvelopeId) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -23,6 +23,8 @@ from sqlalchemy import event
 from sqlalchemy.pool import StaticPool
 
 from pocache.protocol.errors import ConfigError, PocacheError
+from pocache.storage.prepared import Prepared
+from pocache.storage.rows import upsert
 from pocache.storage.schema import WHAT_TO_DO, prepare_tables
 
 SCHEMA_VERSION: Final = 1
@@ -78,6 +80,9 @@ ROUNDS: Final = sa.Table(
     comment="Beacon rounds that this service has verified itself.",
 )
 
+_BEGIN: Final = Prepared(sa.text("BEGIN IMMEDIATE"))
+_GET_META: Final = Prepared(sa.select(META.c.value).where(META.c.name == sa.bindparam("name")))
+
 Prepare = Callable[[sa.Connection], None]
 """Brings a database to the schema that a service needs, or raises ConfigError saying how to."""
 
@@ -100,6 +105,8 @@ class Store:
                 stack, url, WRITER_WAIT_S if writer_wait_s is None else writer_wait_s
             )
             try:
+                # One for all transactions, as there is one writer: to fetch it for each costs more than a small one.
+                self._connection = stack.enter_context(self._engine.connect())
                 with self.begin() as connection:
                     if prepare is not None:
                         prepare(connection)
@@ -120,8 +127,8 @@ class Store:
         Raises DiskFullError when there is no room for it.
         """
         try:
-            with self._engine.begin() as connection:
-                yield connection
+            with self._connection.begin():
+                yield self._connection
         except sa.exc.OperationalError as error:
             if is_disk_full(error):
                 raise DiskFullError(
@@ -165,25 +172,13 @@ def is_disk_full(error: sa.exc.OperationalError) -> bool:
 
 def get_meta(connection: sa.Connection, name: str) -> str | None:
     """Return a setting, None when it was never set."""
-    return connection.execute(sa.select(META.c.value).where(META.c.name == name)).scalar_one_or_none()
+    value: str | None = _GET_META.scalar(connection, name=name)
+    return value
 
 
 def set_meta(connection: sa.Connection, name: str, value: str) -> None:
     """Set a setting."""
     upsert(connection, META, {"name": name}, {"value": value})
-
-
-def upsert(
-    connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]
-) -> None:
-    """Update the row of ``key`` with ``values``, or insert it."""
-    condition = sa.and_(*(table.c[name] == value for name, value in key.items()))
-    if values:
-        done = connection.execute(sa.update(table).where(condition).values(**values)).rowcount
-    else:
-        done = connection.execute(sa.select(sa.func.count()).select_from(table).where(condition)).scalar_one()
-    if not done:
-        connection.execute(sa.insert(table).values(**key, **values))
 
 
 def _create_engine(stack: ExitStack, url: str, writer_wait_s: float) -> sa.Engine:
@@ -235,7 +230,7 @@ def _create_sqlite(url: sa.URL) -> sa.Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        _BEGIN.run(connection)
 
     return engine
 
