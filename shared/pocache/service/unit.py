@@ -8,7 +8,7 @@ all. Time and randomness are in the unit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -88,8 +88,11 @@ class Unit:
         tick: int,
         is_gathering: bool = False,
         tracer: Tracer = NO_TRACER,
+        books: TransactionBooks | None = None,
     ) -> None:
         self.connection = connection
+        self.books = books
+        """The service's own tables in memory, where it keeps them so."""
         self.now_ms = now_ms
         self.tick = tick
         self._key = key
@@ -123,16 +126,29 @@ class Unit:
         subject = topic.subject(**tokens)
         self._say(_Said(subject, lambda: self._prepare(topic, subject, make())))
 
-    def mark(self) -> tuple[int, int]:
-        """Return how much was said so far, for :meth:`rewind`."""
-        return len(self._gathered), len(self.said)
+    def mark(self) -> tuple[int, int, Any]:
+        """Return how much was said and changed in memory so far, for :meth:`rewind`."""
+        return len(self._gathered), len(self.said), None if self.books is None else self.books.mark()
 
-    def rewind(self, mark: tuple[int, int]) -> None:
-        """Forget what was said since ``mark``: its message was refused, and the database forgets the rest."""
+    def rewind(self, mark: tuple[int, int, Any]) -> None:
+        """Forget what was said and changed since ``mark``: its message was refused."""
         del self._gathered[mark[0] :], self.said[mark[1] :]
+        if self.books is not None:
+            self.books.rewind(mark[2])
+
+    def forget(self, mark: tuple[int, int, Any]) -> None:
+        """Forget what was said since ``mark``, and what was read: the database has gone back to where it was then."""
+        del self._gathered[mark[0] :], self.said[mark[1] :]
+        if self.books is not None:
+            self.books.forget()
 
     def flush(self) -> None:
-        """Sign what was gathered, and write it into the outbox."""
+        """Write what lies in memory: the service's tables, then what was said, signed, into the outbox."""
+        if self.books is not None:
+            self.books.flush()
+        self._flush_said()
+
+    def _flush_said(self) -> None:
         latest = {said.subject: at for at, said in enumerate(self._gathered) if callable(said.message)}
         messages = [
             (said.subject, said.message() if callable(said.message) else said.message)
@@ -156,15 +172,13 @@ class Unit:
     def _say(self, said: _Said) -> None:
         self._gathered.append(said)
         if not self._is_gathering:
-            self.flush()
+            self._flush_said()
 
     def _prepare(self, topic: Topic[M], subject: str, body: M) -> UnsignedEnvelope:
         message = prepare_envelope(self._key.participant_id, self._network, body)
         if len(message) > PAYLOAD_BYTES_MAX:
             raise LimitError(f"{topic.model.kind} of {len(message)} bytes exceeds {PAYLOAD_BYTES_MAX}")
-        self._tracer.carry(
-            _compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None)
-        )
+        self._tracer.carry(_compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None))
         self.said.append(body)
         return message
 
@@ -208,6 +222,36 @@ class Service(Protocol):
     def on_round(self, unit: Unit, view: RoundView) -> None:
         """Do what is due in this round. Called once per round, in order of arrival."""
         ...
+
+
+class TransactionBooks(Protocol):
+    """A service's tables as one transaction works on them: changed in memory, written together."""
+
+    def mark(self) -> Any:
+        """Return how much was changed so far."""
+
+    def rewind(self, mark: Any) -> None:
+        """Take back what was changed since ``mark``."""
+
+    def flush(self) -> None:
+        """Write what was changed. IntegrityError where it breaks a rule of the database's."""
+
+    def forget(self) -> None:
+        """Know nothing any more: the database went back to where it was."""
+
+
+@runtime_checkable
+class BookKeeper(Protocol):
+    """A service that handles messages in memory; those of other topics work on the database as anywhere else."""
+
+    kept_in_books: frozenset[Topic[Any]]
+    """Topics whose handlers use the unit's books and never its connection."""
+
+    def open_books(self, connection: sa.Connection) -> TransactionBooks:
+        """Return the books of one transaction."""
+
+    def look_up(self, books: TransactionBooks, inbounds: Sequence[Inbound[Any]]) -> None:
+        """Read at once what these messages will need; what is missed is read when it is needed."""
 
 
 @runtime_checkable
