@@ -240,19 +240,21 @@ def compute_entry_hash(previous: bytes, number: int, operation: Operation, at_ms
     SHA256(lp(domain, previous) ‖ u64 number ‖ u64 time in ms ‖ lp(kind, subject, cause) ‖ u32 count ‖ lines),
     each line lp(account) ‖ i72 amount; all integers big-endian.
     """
+    lines = [
+        len(name := line.account.encode()).to_bytes(4, "big")
+        + name
+        + line.amount_micro.to_bytes(_AMOUNT_BYTES, "big", signed=True)
+        for line in operation.postings
+    ]
     head = _lp(_ENTRY_DOMAIN, previous) + number.to_bytes(8, "big") + at_ms.to_bytes(8, "big")
     body = _lp(operation.kind.encode(), operation.subject, operation.cause)
-    lines = b"".join(
-        _lp(line.account.encode()) + line.amount_micro.to_bytes(_AMOUNT_BYTES, "big", signed=True)
-        for line in operation.postings
-    )
-    count = len(operation.postings).to_bytes(4, "big")
-    return Digest(hashlib.sha256(head + body + count + lines).digest())
+    count = len(lines).to_bytes(4, "big")
+    return Digest(hashlib.sha256(b"".join((head, body, count, *lines))).digest())
 
 
 def compute_subject(job_id: bytes, *parts: int | str) -> bytes:
     """Return what an operation on a job is about, as canonical bytes."""
-    return _lp(job_id, *(str(part).encode() for part in parts))
+    return _lp(job_id, *[str(part).encode() for part in parts])
 
 
 def compute_participant_subject(participant: str, nonce: bytes) -> bytes:
@@ -309,4 +311,4 @@ def _read_entries(connection: sa.Connection) -> Generator[tuple[Any, tuple[Posti
 
 
 def _lp(*parts: bytes) -> bytes:
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])

@@ -7,7 +7,7 @@ nothing is locked then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Final
@@ -119,12 +119,25 @@ def place(
 def reduce(books: Books, job_id: bytes, hold: Hold, amount_micro: int) -> None:
     """Write down that of a hold only this much is still in the pool."""
     assert 0 <= amount_micro <= hold.amount_micro, (hold, amount_micro)
-    _replace(books, job_id, {hold.key: hold._replace(amount_micro=amount_micro)})
+    holds = books.holds.get(job_id) or ()
+    reduced = hold._replace(amount_micro=amount_micro)
+    books.holds.put(job_id, tuple([reduced if one.key == hold.key else one for one in holds]))
 
 
-def end(books: Books, job_id: bytes, holds: Iterable[Hold]) -> None:
-    """Write down that these holds are over: nothing of theirs is in the pool any more."""
-    _replace(books, job_id, {hold.key: hold._replace(amount_micro=0, is_held=False) for hold in holds})
+def end(books: Books, job_id: bytes, only: Hold | None = None) -> None:
+    """Write down that a job's holds are over, or one of them: nothing of theirs is in the pool any more."""
+    holds = books.holds.get(job_id) or ()
+    books.holds.put(
+        job_id,
+        tuple(
+            [
+                Hold(hold.purpose, hold.attempt, hold.stage, hold.party, 0, is_held=False)
+                if only is None or hold is only
+                else hold
+                for hold in holds
+            ]
+        ),
+    )
 
 
 def charge_attempt(unit: Unit, body: AttemptChargedV1, *, fee_max_micro: int, cause: bytes) -> bool:
@@ -167,7 +180,7 @@ def charge_attempt(unit: Unit, body: AttemptChargedV1, *, fee_max_micro: int, ca
         now_ms=unit.now_ms,
     )
     unbonding.take(unit.connection, hold.party, from_unbonding)
-    end(books, body.job_id, [hold])
+    end(books, body.job_id, hold)
     announce_stakes(unit, [hold.party], entry)
     return True
 
@@ -175,8 +188,9 @@ def charge_attempt(unit: Unit, body: AttemptChargedV1, *, fee_max_micro: int, ca
 def announce_stakes(unit: Unit, participants: Sequence[str], entry: int) -> None:
     """Tell everybody what these participants have at stake after a journal entry."""
     books = get_books(unit)
+    participants = tuple(dict.fromkeys(participants))
     books.ask_locked(participants)
-    for participant in dict.fromkeys(participants):
+    for participant in participants:
         unit.emit_last(
             t.STAKE_POSTED, partial(_compute_stake, books, participant, entry), participant=participant
         )
@@ -240,8 +254,3 @@ def _compute_subject(request: HoldRequestV1) -> bytes:
 def _find(books: Books, job_id: bytes, wanted: Hold) -> Hold | None:
     """Return the hold of a job's with the key of ``wanted``, ended or not."""
     return next((hold for hold in books.holds.get(job_id) or () if hold.key == wanted.key), None)
-
-
-def _replace(books: Books, job_id: bytes, changed: Mapping[tuple[str, int, int], Hold]) -> None:
-    holds = books.holds.get(job_id) or ()
-    books.holds.put(job_id, tuple([changed.get(hold.key, hold) for hold in holds]))

@@ -178,7 +178,7 @@ def settle(unit: Unit, rules: RuleSet, job: Job, ending: Ending, cause: bytes) -
         if account in _HOUSE:
             postings.append(Posting(_HOUSE[account], amount))
             continue
-        staked = sum(needed for hold, needed in needs if hold.party == account and hold.purpose in STAKES)
+        staked = sum([needed for hold, needed in needs if hold.party == account and hold.purpose in STAKES])
         returned = 0 if account in settlement.slashed else min(amount, staked)
         postings += [Posting(stake_account(account), returned), Posting(account, amount - returned)]
     held: dict[str, int] = {RESERVE: settlement.drawn}
@@ -186,9 +186,11 @@ def settle(unit: Unit, rules: RuleSet, job: Job, ending: Ending, cause: bytes) -
         held[hold.party] = held.get(hold.party, 0) + needed
     payouts = {_HOUSE.get(account, account): amount for account, amount in settlement.payouts}
     lines = tuple(
-        PayoutLineV1(account=account, amount_micro=payouts.get(account, 0), held_micro=held.get(account, 0))
-        for account in dict.fromkeys([*held, *payouts])
-        if payouts.get(account, 0) or held.get(account, 0)
+        [
+            PayoutLineV1(account=account, amount_micro=amount, held_micro=had)
+            for account in dict.fromkeys([*held, *payouts])
+            if (amount := payouts.get(account, 0)) | (had := held.get(account, 0))
+        ]
     )
     _empty_pool(unit, job, str(ending.case), holds, postings, cause)
     unit.emit(
@@ -249,14 +251,14 @@ def _empty_pool(
     """Post the payouts against the whole pool, end its holds, close it for ever."""
     books = get_books(unit)
     pool = pool_account(job.job_id)
-    total = sum(hold.amount_micro for hold in holds)
+    total = sum([hold.amount_micro for hold in holds])
     assert (get_balance(books, pool) or 0) == total, "a pool holds what is held for its job"
     entry = post(
         books,
         Operation("settle", compute_subject(job.job_id), cause, (Posting(pool, -total), *postings)),
         now_ms=unit.now_ms,
     )
-    end(books, job.job_id, holds)
+    end(books, job.job_id)
     close(books, pool)
     books.jobs.put(job.job_id, job._replace(phase=SETTLED, settled_as=case))
     announce_stakes(unit, [hold.party for hold in holds if hold.purpose in STAKES], entry)

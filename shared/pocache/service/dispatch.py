@@ -182,6 +182,7 @@ class Dispatcher:
             is_gathering=self._service.gathers,
             tracer=self.tracer,
             books=None if self._keeper is None else self._keeper.open_books(connection),
+            aside=self._opener,
         )
 
     def _open_all(self, unit: Unit, applied: Applied, deliveries: Sequence[Delivery]) -> Iterator[_Opened]:

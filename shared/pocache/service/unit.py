@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sa
@@ -29,11 +31,12 @@ from pocache.wire.topics import Role, Topic
 
 M = TypeVar("M", bound=WireModel)
 
+_PUT_NAMES: Final = ("subject", "data", "message_id")
 _PUT: Final = Prepared(
-    sa.insert(OUTBOX).values(
-        {OUTBOX.c[name]: sa.bindparam(name) for name in ("subject", "data", "message_id")}
-    )
+    sa.insert(OUTBOX).values({OUTBOX.c[name]: sa.bindparam(name) for name in _PUT_NAMES}), *_PUT_NAMES
 )
+ASIDE_MIN: Final = 4
+"""Fewer signatures are not worth another thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,10 @@ class Unit:
         is_gathering: bool = False,
         tracer: Tracer = NO_TRACER,
         books: TransactionBooks | None = None,
+        aside: Executor | None = None,
     ) -> None:
         self.connection = connection
+        self._aside = aside
         self.books = books
         """The service's own tables in memory, where it keeps them so."""
         self.now_ms = now_ms
@@ -144,11 +149,19 @@ class Unit:
 
     def flush(self) -> None:
         """Write what lies in memory: the service's tables, then what was said, signed, into the outbox."""
+        signing = self._sign_aside()
         if self.books is not None:
             self.books.flush()
-        self._flush_said()
+        self._flush_said({} if signing is None else signing.result())
 
-    def _flush_said(self) -> None:
+    def _sign_aside(self) -> Future[dict[EnvelopeId, bytes]] | None:
+        """Have another thread sign while this one writes: both let go of the interpreter for most of it."""
+        ready = [said.message for said in self._gathered if isinstance(said.message, UnsignedEnvelope)]
+        if self._aside is None or self.books is None or len(ready) < ASIDE_MIN:
+            return None
+        return self._aside.submit(lambda: {one.envelope_id: one.sign(self._key) for one in ready})
+
+    def _flush_said(self, signed: Mapping[EnvelopeId, bytes] = MappingProxyType({})) -> None:
         latest = {said.subject: at for at, said in enumerate(self._gathered) if callable(said.message)}
         messages = [
             (said.subject, said.message() if callable(said.message) else said.message)
@@ -156,18 +169,17 @@ class Unit:
             if not callable(said.message) or latest[said.subject] == at
         ]
         self._gathered.clear()
-        if messages:
-            _PUT.run_many(
-                self.connection,
-                [
-                    {
-                        "subject": subject,
-                        "data": message.sign(self._key),
-                        "message_id": _compute_message_id(subject, message.envelope_id),
-                    }
-                    for subject, message in messages
-                ],
-            )
+        _PUT.run_rows(
+            self.connection,
+            [
+                (
+                    subject,
+                    signed.get(message.envelope_id) or message.sign(self._key),
+                    _compute_message_id(subject, message.envelope_id),
+                )
+                for subject, message in messages
+            ],
+        )
 
     def _say(self, said: _Said) -> None:
         self._gathered.append(said)
