@@ -60,7 +60,7 @@ def look_up(books: Books, job_ids: Sequence[bytes], operation_ids: Iterable[byte
         if job is not None:
             accounts.append(job.user)
         for hold in books.holds.get(job_id) or ():
-            accounts += (hold.party, stake_account(hold.party))
+            accounts += (hold.party, hold.home)
     books.accounts.look_up(accounts)
 
 

@@ -187,28 +187,27 @@ def settle(unit: Unit, rules: RuleSet, job: Job, ending: Ending, cause: bytes) -
     payouts = {_HOUSE.get(account, account): amount for account, amount in settlement.payouts}
     lines = tuple(
         [
-            PayoutLineV1(account=account, amount_micro=amount, held_micro=had)
+            {"account": account, "amount_micro": amount, "held_micro": had}
             for account in dict.fromkeys([*held, *payouts])
             if (amount := payouts.get(account, 0)) | (had := held.get(account, 0))
         ]
     )
     _empty_pool(unit, job, str(ending.case), holds, postings, cause)
-    unit.emit(
-        t.PAYOUT_SETTLED,
-        PayoutSettledV1(
-            job_id=job.job_id,
-            attempt=job.attempt,
-            case=ending.case.value,
-            stage=ending.stage,
-            pool_micro=settlement.pool,
-            generation_micro=generation_micro,
-            verification_micro=ending.verification_micro,
-            reserve_micro=reserve_micro,
-            lines=lines,
-            slashed=settlement.slashed,
-        ),
-        job=job.job_id,
+    payout = PayoutSettledV1.model_validate(
+        {
+            "job_id": job.job_id,
+            "attempt": job.attempt,
+            "case": ending.case.value,
+            "stage": ending.stage,
+            "pool_micro": settlement.pool,
+            "generation_micro": generation_micro,
+            "verification_micro": ending.verification_micro,
+            "reserve_micro": reserve_micro,
+            "lines": lines,
+            "slashed": settlement.slashed,
+        }
     )
+    unit.emit(t.PAYOUT_SETTLED, payout, job=job.job_id)
 
 
 def get_operation_id(job_id: bytes) -> bytes:

@@ -108,6 +108,8 @@ class Dispatcher:
         self._clock_ms = clock_ms
         self._handlers = service.handlers()
         self._queries = service.queries()
+        role = service.role.value
+        self._names = {topic.pattern: f"{role} {topic.model.kind}" for topic in self._handlers}
         self._late_until_ms = 0
         self._opener: ThreadPoolExecutor | None = None
         self._log = structlog.get_logger().bind(service=service.role.value)
@@ -271,9 +273,8 @@ class Dispatcher:
             job_id = getattr(inbound.body, "job_id", None)
             if inbound.topic is JOB_SUBMITTED:
                 job_id = inbound.envelope_id
-            with self.tracer.working(
-                f"{self._service.role.value} {inbound.topic.model.kind}", job_id, delivery.headers
-            ):
+            what = self._names[inbound.topic.pattern]
+            with self.tracer.working(what, job_id, delivery.headers):
                 self._handlers[inbound.topic](unit, inbound)
         applied.add(inbound.envelope_id, position)
 

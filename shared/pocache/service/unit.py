@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sa
 
@@ -67,12 +67,18 @@ class RoundView:
     """As it came: for who has to show it to others."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
+class _Ready(NamedTuple):
+    """A message that needs a signature and nothing else."""
+
+    message: UnsignedEnvelope
+    message_id: str
+
+
+class _Said(NamedTuple):
     """What a unit says at its end: prepared already, or made then."""
 
     subject: str
-    message: UnsignedEnvelope | Callable[[], UnsignedEnvelope]
+    message: _Ready | Callable[[], _Ready]
 
 
 class Unit:
@@ -121,7 +127,7 @@ class Unit:
         subject = topic.subject(**tokens)
         message = self._prepare(topic, subject, body)
         self._say(_Said(subject, message))
-        return message.envelope_id
+        return message.message.envelope_id
 
     def emit_last(self, topic: Topic[M], make: Callable[[], M], **tokens: str | bytes) -> None:
         """Publish what ``make`` returns at the end of this transaction, and of several on one subject the last alone.
@@ -156,43 +162,42 @@ class Unit:
 
     def _sign_aside(self) -> Future[dict[EnvelopeId, bytes]] | None:
         """Have another thread sign while this one writes: both let go of the interpreter for most of it."""
-        ready = [said.message for said in self._gathered if isinstance(said.message, UnsignedEnvelope)]
+        ready = [message.message for _, message in self._gathered if isinstance(message, _Ready)]
         if self._aside is None or self.books is None or len(ready) < ASIDE_MIN:
             return None
         return self._aside.submit(lambda: {one.envelope_id: one.sign(self._key) for one in ready})
 
     def _flush_said(self, signed: Mapping[EnvelopeId, bytes] = MappingProxyType({})) -> None:
-        latest = {said.subject: at for at, said in enumerate(self._gathered) if callable(said.message)}
-        messages = [
-            (said.subject, said.message() if callable(said.message) else said.message)
-            for at, said in enumerate(self._gathered)
-            if not callable(said.message) or latest[said.subject] == at
-        ]
+        latest = {
+            subject: at
+            for at, (subject, message) in enumerate(self._gathered)
+            if not isinstance(message, _Ready)
+        }
+        rows: list[tuple[str, bytes, str]] = []
+        for at, (subject, said) in enumerate(self._gathered):
+            if isinstance(said, _Ready):
+                message, message_id = said
+            elif latest[subject] == at:
+                message, message_id = said()
+            else:
+                continue
+            rows.append((subject, signed.get(message.envelope_id) or message.sign(self._key), message_id))
         self._gathered.clear()
-        _PUT.run_rows(
-            self.connection,
-            [
-                (
-                    subject,
-                    signed.get(message.envelope_id) or message.sign(self._key),
-                    _compute_message_id(subject, message.envelope_id),
-                )
-                for subject, message in messages
-            ],
-        )
+        _PUT.run_rows(self.connection, rows)
 
     def _say(self, said: _Said) -> None:
         self._gathered.append(said)
         if not self._is_gathering:
             self._flush_said()
 
-    def _prepare(self, topic: Topic[M], subject: str, body: M) -> UnsignedEnvelope:
+    def _prepare(self, topic: Topic[M], subject: str, body: M) -> _Ready:
         message = prepare_envelope(self._key.participant_id, self._network, body)
         if len(message) > PAYLOAD_BYTES_MAX:
             raise LimitError(f"{topic.model.kind} of {len(message)} bytes exceeds {PAYLOAD_BYTES_MAX}")
-        self._tracer.carry(_compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None))
+        message_id = _compute_message_id(subject, message.envelope_id)
+        self._tracer.carry(message_id, getattr(body, "job_id", None))
         self.said.append(body)
-        return message
+        return _Ready(message, message_id)
 
     def get_randomness(self, round_number: int) -> bytes | None:
         """Return a verified round's randomness, None while it has not come."""

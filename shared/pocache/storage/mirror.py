@@ -8,18 +8,10 @@ table asks for :meth:`Mirror.take_changes` and writes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-
-class Change(NamedTuple, Generic[K, V]):
-    """What a key's value is now, and what the database has; None where there is no row."""
-
-    key: K
-    before: V | None
-    after: V | None
 
 
 class Mirror(Generic[K, V]):
@@ -43,9 +35,11 @@ class Mirror(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """Return the value of a key, None where there is no such row."""
-        if key not in self._now:
+        try:
+            return self._now[key]
+        except KeyError:
             self.look_up((key,))
-        return self._now[key]
+            return self._now[key]
 
     def put(self, key: K, value: V) -> None:
         """Set the value of a key."""
@@ -63,15 +57,17 @@ class Mirror(Generic[K, V]):
             key, value = undo.pop()
             self._now[key] = value
 
-    def take_changes(self) -> list[Change[K, V]]:
-        """Return what differs from the database, in the order of its first change; it is to be written now."""
+    def take_changes(self) -> list[tuple[K, V | None, V | None]]:
+        """Return what differs from the database, in the order of its first change; it is to be written now.
+
+        Each is a key, what the database has, and what it is now; None where there is no row.
+        """
         before: dict[K, V | None] = {}
         for key, value in self._undo:
             before.setdefault(key, value)
         self._undo.clear()
-        return [
-            Change(key, value, after) for key, value in before.items() if (after := self._now[key]) != value
-        ]
+        now = self._now
+        return [(key, value, after) for key, value in before.items() if (after := now[key]) != value]
 
     def forget(self) -> None:
         """Know nothing any more: the database went back, or was changed by others."""
