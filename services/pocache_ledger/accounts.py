@@ -12,10 +12,10 @@ ledger published (``pocache_ledger.statements``) show that, up to the last of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
@@ -24,53 +24,21 @@ import sqlalchemy as sa
 from pocache.protocol.errors import ConflictError, FundsError, LedgerError, LimitError
 from pocache.protocol.ids import Digest
 from pocache.protocol.limits import MICRO_MAX
-from pocache.storage.prepared import Prepared
-from pocache_ledger.tables import ACCOUNTS, JOURNAL_CHECKPOINTS, OPERATIONS, POSTINGS, WORLD
+from pocache_ledger.books import STAKE_PREFIX, Account, Books, Entry
+from pocache_ledger.tables import ACCOUNTS, OPERATIONS, POSTINGS, WORLD
 
 TREASURY: Final = "treasury"
 RESERVE: Final = "reserve"
 """What the levy on every job fills, and audits that nobody asked for are paid from (`fixed-fee-committee`)."""
-STAKE_PREFIX: Final = "stake:"
 UNBONDING_PREFIX: Final = "unbonding:"
 POOL_PREFIX: Final = "pool:"
 JOURNAL_START: Final = Digest(hashlib.sha256(b"pocache/journal/v1").digest())
 """What stands before the first entry."""
 
-CHECKPOINT_ENTRIES: Final = 64
-"""After every so many entries the journal's head is signed and published."""
-
-_GET_BALANCE: Final = Prepared(
-    sa.select(ACCOUNTS.c.balance_micro).where(ACCOUNTS.c.name == sa.bindparam("account"))
-)
-_SET_BALANCE: Final = Prepared(
-    sa.update(ACCOUNTS)
-    .where(ACCOUNTS.c.name == sa.bindparam("account"))
-    .values(balance_micro=sa.bindparam("balance"))
-)
-_ADD_ACCOUNT: Final = Prepared(
-    sa.insert(ACCOUNTS).values(
-        name=sa.bindparam("account"), balance_micro=sa.bindparam("balance"), is_closed=sa.literal(value=False)
-    )
-)
-_CLOSE_ACCOUNT: Final = Prepared(
-    sa.update(ACCOUNTS).where(ACCOUNTS.c.name == sa.bindparam("account")).values(is_closed=True)
-)
-_GET_NUMBER: Final = Prepared(
-    sa.select(OPERATIONS.c.number).where(OPERATIONS.c.operation_id == sa.bindparam("operation_id"))
-)
-_GET_HEAD: Final = Prepared(
-    sa.select(OPERATIONS.c.number, OPERATIONS.c.entry_hash).order_by(OPERATIONS.c.number.desc()).limit(1)
-)
-_ADD_OPERATION: Final = Prepared(
-    sa.insert(OPERATIONS).values({column: sa.bindparam(column.name) for column in OPERATIONS.columns})
-)
-_ADD_POSTING: Final = Prepared(
-    sa.insert(POSTINGS).values({column: sa.bindparam(column.name) for column in POSTINGS.columns})
-)
-
 _OPERATION_DOMAIN: Final = b"pocache/operation/v1"
 _ENTRY_DOMAIN: Final = b"pocache/journal-entry/v1"
 _AMOUNT_BYTES: Final = 9
+_IDS_KEPT: Final = 4_096
 _ROWS_AT_ONCE: Final = 1_000
 
 
@@ -89,16 +57,14 @@ def pool_account(job_id: bytes) -> str:
     return POOL_PREFIX + job_id.hex()
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(NamedTuple):
     """One line: what an account gains, or loses when negative."""
 
     account: str
     amount_micro: int
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """One effect on money: what kind, about what, because of which envelope, and its lines."""
 
     kind: str
@@ -110,66 +76,52 @@ class Operation:
     @property
     def operation_id(self) -> Digest:
         """SHA-256 of kind and subject: there is one operation of each."""
-        return Digest(hashlib.sha256(_lp(_OPERATION_DOMAIN, self.kind.encode(), self.subject)).digest())
+        return compute_operation_id(self.kind, self.subject)
 
 
-def post(connection: sa.Connection, operation: Operation, *, now_ms: int) -> int:
+@lru_cache(maxsize=_IDS_KEPT)
+def compute_operation_id(kind: str, subject: bytes) -> Digest:
+    """Return SHA-256 of kind and subject."""
+    return Digest(hashlib.sha256(_lp(_OPERATION_DOMAIN, kind.encode(), subject)).digest())
+
+
+def post(books: Books, operation: Operation, *, now_ms: int) -> int:
     """Apply an operation, write it to the journal, and return its entry's number.
 
     An operation that was applied before with the same lines is a no-op. Raises ConflictError for other lines,
     FundsError when an account has too little, LimitError when the network's money outgrows a column.
     """
-    lines = tuple(line for line in operation.postings if line.amount_micro)
-    assert sum(line.amount_micro for line in lines) == 0, "an operation's lines must sum to zero"
+    lines = tuple([line for line in operation.postings if line.amount_micro])
+    assert sum([line.amount_micro for line in lines]) == 0, "an operation's lines must sum to zero"
     operation_id = operation.operation_id
-    known = _GET_NUMBER.scalar(connection, operation_id=operation_id)
+    known = books.numbers.get(operation_id)
     if known is not None:
-        if _get_lines(connection, known) != lines:
+        if tuple(Posting(line.account, line.amount_micro) for line in books.get_lines(known)) != lines:
             raise ConflictError(f"{operation.kind} was done before with other amounts (entry {known})")
-        return int(known)
-    _move(connection, lines)
-    number, previous = _get_head(connection)
+        return known
+    _move(books, lines)
+    number, previous = _get_head(books)
     number += 1
-    entry_hash = compute_entry_hash(previous, number, replace(operation, postings=lines), now_ms)
-    _ADD_OPERATION.run(
-        connection,
-        number=number,
-        operation_id=operation_id,
-        kind=operation.kind,
-        subject=operation.subject,
-        cause=operation.cause,
-        at_ms=now_ms,
-        entry_hash=entry_hash,
-    )
-    if lines:
-        _ADD_POSTING.run_many(
-            connection,
-            [
-                {"number": number, "line": index, "account": line.account, "amount_micro": line.amount_micro}
-                for index, line in enumerate(lines)
-            ],
-        )
-    if number % CHECKPOINT_ENTRIES == 0:
-        connection.execute(sa.insert(JOURNAL_CHECKPOINTS).values(entries=number, head=entry_hash))
+    kind, subject, cause, _ = operation
+    entry_hash = compute_entry_hash(previous, number, Operation(kind, subject, cause, lines), now_ms)
+    books.add_entry(Entry(number, operation_id, kind, subject, cause, now_ms, entry_hash), lines)
     return number
 
 
-def is_posted(connection: sa.Connection, operation: Operation) -> bool:
+def is_posted(books: Books, operation: Operation) -> bool:
     """Whether there was an operation of this kind and subject, whatever its lines."""
-    return _GET_NUMBER.scalar(connection, operation_id=operation.operation_id) is not None
+    return books.numbers.get(operation.operation_id) is not None
 
 
-def get_balance(connection: sa.Connection, account: str) -> int | None:
+def get_balance(books: Books, account: str) -> int | None:
     """Return an account's balance, None when it never had money."""
-    balance: int | None = _GET_BALANCE.scalar(connection, account=account)
-    return balance
+    found = books.accounts.get(account)
+    return None if found is None else found.balance_micro
 
 
-def close(connection: sa.Connection, account: str) -> None:
+def close(books: Books, account: str) -> None:
     """Close an account for ever; the database refuses while it holds anything, and any money after that."""
-    if not _CLOSE_ACCOUNT.run(connection, account=account):
-        _ADD_ACCOUNT.run(connection, account=account, balance=0)
-        _CLOSE_ACCOUNT.run(connection, account=account)
+    books.accounts.put(account, Account(get_balance(books, account) or 0, is_closed=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +162,7 @@ def compute_totals(connection: sa.Connection) -> Totals:
         open_pool_count=open_count,
         treasury_micro=treasury,
         reserve_micro=reserve,
-        journal_entries=_get_head(connection)[0],
+        journal_entries=get_entry_count(connection),
     )
 
 
@@ -279,7 +231,7 @@ def verify_journal(connection: sa.Connection, checkpoints: Mapping[int, bytes] |
 
 def get_entry_count(connection: sa.Connection) -> int:
     """Return how many entries the journal has."""
-    return _get_head(connection)[0]
+    return _get_head(Books(connection))[0]
 
 
 def compute_entry_hash(previous: bytes, number: int, operation: Operation, at_ms: int) -> Digest:
@@ -288,19 +240,21 @@ def compute_entry_hash(previous: bytes, number: int, operation: Operation, at_ms
     SHA256(lp(domain, previous) ‖ u64 number ‖ u64 time in ms ‖ lp(kind, subject, cause) ‖ u32 count ‖ lines),
     each line lp(account) ‖ i72 amount; all integers big-endian.
     """
+    lines = [
+        len(name := line.account.encode()).to_bytes(4, "big")
+        + name
+        + line.amount_micro.to_bytes(_AMOUNT_BYTES, "big", signed=True)
+        for line in operation.postings
+    ]
     head = _lp(_ENTRY_DOMAIN, previous) + number.to_bytes(8, "big") + at_ms.to_bytes(8, "big")
     body = _lp(operation.kind.encode(), operation.subject, operation.cause)
-    lines = b"".join(
-        _lp(line.account.encode()) + line.amount_micro.to_bytes(_AMOUNT_BYTES, "big", signed=True)
-        for line in operation.postings
-    )
-    count = len(operation.postings).to_bytes(4, "big")
-    return Digest(hashlib.sha256(head + body + count + lines).digest())
+    count = len(lines).to_bytes(4, "big")
+    return Digest(hashlib.sha256(b"".join((head, body, count, *lines))).digest())
 
 
 def compute_subject(job_id: bytes, *parts: int | str) -> bytes:
     """Return what an operation on a job is about, as canonical bytes."""
-    return _lp(job_id, *(str(part).encode() for part in parts))
+    return _lp(job_id, *[str(part).encode() for part in parts])
 
 
 def compute_participant_subject(participant: str, nonce: bytes) -> bytes:
@@ -308,62 +262,35 @@ def compute_participant_subject(participant: str, nonce: bytes) -> bytes:
     return _lp(participant.encode(), nonce)
 
 
-def _move(connection: sa.Connection, lines: Iterable[Posting]) -> None:
-    """Change the balances; all of them are checked before the first is written."""
+def _move(books: Books, lines: Iterable[Posting]) -> None:
+    """Change the balances; all of them are checked before the first is changed."""
     changes: dict[str, int] = {}
-    for line in lines:
-        changes[line.account] = changes.get(line.account, 0) + line.amount_micro
-    changed: list[dict[str, Any]] = []
-    added: list[dict[str, Any]] = []
-    balances = _get_balances(connection, tuple(changes))
+    for account, amount in lines:
+        changes[account] = changes.get(account, 0) + amount
+    accounts = books.accounts
+    accounts.look_up(changes)
+    after: list[tuple[str, Account]] = []
     for account, change in changes.items():
-        balance = balances.get(account)
-        after = (balance or 0) + change
-        (added if balance is None else changed).append({"account": account, "balance": after})
-        if after < 0 and account != WORLD:
-            raise FundsError(_describe_shortage(account, balance, -change))
-        if not -MICRO_MAX <= after <= MICRO_MAX:
-            raise LimitError(f"account {account} would hold {after}, more than {MICRO_MAX} micro-units")
-    if changed:
-        _SET_BALANCE.run_many(connection, changed)
-    if added:
-        _ADD_ACCOUNT.run_many(connection, added)
+        known = accounts.get(account)
+        balance = change if known is None else known.balance_micro + change
+        if balance < 0 and account != WORLD:
+            raise FundsError(_describe_shortage(account, known, -change))
+        if not -MICRO_MAX <= balance <= MICRO_MAX:
+            raise LimitError(f"account {account} would hold {balance}, more than {MICRO_MAX} micro-units")
+        after.append((account, Account(balance, known is not None and known.is_closed)))
+    for account, now in after:
+        accounts.put(account, now)
 
 
-def _get_balances(connection: sa.Connection, accounts: Sequence[str]) -> dict[str, int]:
-    """Return the balances of those accounts that there are."""
-    if not accounts:
-        return {}
-    rows = _prepare_balances(len(accounts)).all(
-        connection, **{f"account_{index}": account for index, account in enumerate(accounts)}
-    )
-    return {row.name: row.balance_micro for row in rows}
-
-
-@cache
-def _prepare_balances(count: int) -> Prepared:
-    names: list[sa.BindParameter[str]] = [sa.bindparam(f"account_{index}") for index in range(count)]
-    return Prepared(sa.select(ACCOUNTS.c.name, ACCOUNTS.c.balance_micro).where(ACCOUNTS.c.name.in_(names)))
-
-
-def _describe_shortage(account: str, balance: int | None, needed: int) -> str:
-    if balance is None:
+def _describe_shortage(account: str, known: Account | None, needed: int) -> str:
+    if known is None:
         return f"unknown account {account}: nothing was ever deposited"
-    return f"account {account} has {balance} micro-units, {needed} are needed"
+    return f"account {account} has {known.balance_micro} micro-units, {needed} are needed"
 
 
-def _get_head(connection: sa.Connection) -> tuple[int, Digest]:
-    head = _GET_HEAD.first(connection)
-    return (0, JOURNAL_START) if head is None else (head.number, Digest(head.entry_hash))
-
-
-def _get_lines(connection: sa.Connection, number: int) -> tuple[Posting, ...]:
-    rows = connection.execute(
-        sa.select(POSTINGS.c.account, POSTINGS.c.amount_micro)
-        .where(POSTINGS.c.number == number)
-        .order_by(POSTINGS.c.line)
-    )
-    return tuple(Posting(row.account, row.amount_micro) for row in rows)
+def _get_head(books: Books) -> tuple[int, bytes]:
+    last = books.get_last()
+    return (0, JOURNAL_START) if last is None else (last.number, last.entry_hash)
 
 
 def _read_entries(connection: sa.Connection) -> Generator[tuple[Any, tuple[Posting, ...]], None, None]:
@@ -384,4 +311,4 @@ def _read_entries(connection: sa.Connection) -> Generator[tuple[Any, tuple[Posti
 
 
 def _lp(*parts: bytes) -> bytes:
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])

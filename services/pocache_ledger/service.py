@@ -7,7 +7,7 @@ counted in rounds, is over. Halts rather than skip a message that it failed to h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -29,7 +29,7 @@ from pocache.protocol.limits import TOKEN_BYTES
 from pocache.protocol.payoff import Case
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis, Model
-from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
+from pocache.service.unit import Handler, Inbound, Query, RoundView, TransactionBooks, Unit
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
@@ -45,14 +45,28 @@ from pocache_ledger.accounts import (
     sum_accounts,
     verify_journal,
 )
+from pocache_ledger.books import ESCROW, STAKES, VERIFIER_STAKE, Books, Job
 from pocache_ledger.settlement import Ending
 from pocache_ledger.statements import announce_checkpoints, compute_statement, read_checkpoints
-from pocache_ledger.tables import JOBS, METADATA, WORLD
+from pocache_ledger.tables import METADATA, WORLD
 from pocache_ledger.unbonding import compute_open_micro
 from pocache_ledger.withdrawals import pay_matured, withdraw
 
 _WAITING_MAX: Final = 100_000
 """Messages whose patience is counted at once; beyond that all counts start again: a longer wait, no loss."""
+
+
+_ABOUT_JOBS: Final[frozenset[Topic[Any]]] = frozenset(
+    {
+        t.JOB_ADMITTED,
+        t.ROUTER_HOLD_REQUESTED,
+        t.VERIFIER_HOLD_REQUESTED,
+        t.COMMITMENT_RECORDED,
+        t.WINDOW_CLOSED,
+        t.OUTCOME_DECIDED,
+        t.JOB_ABANDONED,
+    }
+)
 
 
 class UnknownPricesError(ConfigError):
@@ -67,6 +81,7 @@ class LedgerService:
     role = Role.LEDGER
     metadata = METADATA
     halts_on_poison = True
+    kept_in_books: frozenset[Topic[Any]] = _ABOUT_JOBS | {t.DEPOSITED}
 
     def __init__(self, *, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
         """Keep the rules of the network and what its models cost."""
@@ -81,7 +96,9 @@ class LedgerService:
         """Set what the accounts add up to, as the database sums it."""
         totals = sum_accounts(connection)
         metrics.observe_totals(
-            deposited_micro=totals.deposited_micro, held_micro=totals.held_micro, open_pools=totals.open_pool_count
+            deposited_micro=totals.deposited_micro,
+            held_micro=totals.held_micro,
+            open_pools=totals.open_pool_count,
         )
 
     def handlers(self) -> Mapping[Topic[Any], Handler]:
@@ -108,6 +125,16 @@ class LedgerService:
             t.TOTALS_QUERY: self._on_totals_query,
         }
 
+    def open_books(self, connection: sa.Connection) -> Books:
+        """Return the accounts, jobs, holds and journal of one transaction."""
+        return Books(connection)
+
+    def look_up(self, books: TransactionBooks, inbounds: Sequence[Inbound[Any]]) -> None:
+        """Read the jobs, holds and accounts that these messages are about, and whether they were posted before."""
+        assert isinstance(books, Books), books
+        bodies = [inbound.body for inbound in inbounds if inbound.topic in _ABOUT_JOBS]
+        holds.look_up(books, [body.job_id for body in bodies], [_get_operation_id(body) for body in bodies])
+
     def on_round(self, unit: Unit, view: RoundView) -> None:
         """Pay out what has unbonded, publish the journal's checkpoints, forget the waits that ended."""
         pay_matured(unit)
@@ -125,7 +152,7 @@ class LedgerService:
             cause=inbound.envelope_id,
             postings=(Posting(WORLD, -body.amount_micro), Posting(account, body.amount_micro)),
         )
-        entry = post(unit.connection, operation, now_ms=unit.now_ms)
+        entry = post(holds.get_books(unit), operation, now_ms=unit.now_ms)
         if is_stake:
             holds.announce_stakes(unit, [body.participant], entry)
 
@@ -137,7 +164,7 @@ class LedgerService:
         submission = open_envelope(body.submission, self._genesis.network_id, m.SubmissionV1)
         if submission.envelope_id != body.job_id or submission.sender != body.user:
             raise EnvelopeError("the submission is not that of this job and user")
-        facts = {
+        facts: dict[str, Any] = {
             "user": body.user,
             "model_id": submission.body.model_id,
             "prompt_count": len(submission.body.prompt) // TOKEN_BYTES,
@@ -145,21 +172,20 @@ class LedgerService:
             "verification_max_micro": body.verification_max_micro,
         }
         self._get_model(submission.body.model_id)
-        known = holds.get_job(unit.connection, body.job_id)
+        books = holds.get_books(unit)
+        known = books.jobs.get(body.job_id)
         if known is None:
-            unit.connection.execute(
-                sa.insert(JOBS).values(job_id=body.job_id, phase=holds.OPEN, attempt=0, **facts)
-            )
+            books.jobs.put(body.job_id, Job(job_id=body.job_id, phase=holds.OPEN, **facts))
         elif {name: getattr(known, name) for name in facts} != facts:
             raise ConflictError("this job was admitted before with other terms")
 
     def _on_router_hold(self, unit: Unit, inbound: Inbound[m.HoldRequestV1]) -> None:
-        if inbound.body.purpose == holds.VERIFIER_STAKE:
+        if inbound.body.purpose == VERIFIER_STAKE:
             raise NotAuthorizedError("only the verifier pool asks for a verifier's stake")
         self._hold(unit, inbound)
 
     def _on_verifier_hold(self, unit: Unit, inbound: Inbound[m.HoldRequestV1]) -> None:
-        if inbound.body.purpose != holds.VERIFIER_STAKE:
+        if inbound.body.purpose != VERIFIER_STAKE:
             raise NotAuthorizedError("the verifier pool asks for verifiers' stakes and for nothing else")
         job = self._await_job(unit, inbound)
         if job.phase == holds.OPEN:
@@ -174,7 +200,9 @@ class LedgerService:
         job = self._await_job(unit, inbound)
         body = inbound.body
         try:
-            entry = holds.place(unit, self._rules, job, body, inbound.envelope_id)
+            entry = holds.place(
+                holds.get_books(unit), self._rules, job, body, cause=inbound.envelope_id, now_ms=unit.now_ms
+            )
         except PocacheError as error:
             self._log.info("hold_refused", job=body.job_id.hex(), purpose=body.purpose, code=error.code)
             refused = m.HoldRefusedV1(
@@ -199,7 +227,7 @@ class LedgerService:
             publication=body.publication,
         )
         unit.emit(t.HOLD_PLACED, placed, job=body.job_id)
-        if entry is not None and body.purpose in holds.STAKES:
+        if entry is not None and body.purpose in STAKES:
             holds.announce_stakes(unit, [body.party], entry)
 
     def _on_commitment(self, unit: Unit, inbound: Inbound[m.CommitmentRecordedV1]) -> None:
@@ -240,6 +268,7 @@ class LedgerService:
             raise LedgerError(
                 f"the window of attempt {inbound.body.attempt}; money is held for {job.attempt}"
             )
+        assert job.verification_micro is not None, "a commitment fixed it"
         ending = Ending(case=Case.NO_CHALLENGE, stage=0, verification_micro=job.verification_micro)
         settlement.settle(unit, self._rules, job, ending, inbound.envelope_id)
 
@@ -261,12 +290,12 @@ class LedgerService:
 
     def _on_balance_query(self, unit: Unit, inbound: Inbound[m.BalanceQueryV1]) -> m.BalanceReplyV1:
         participant = self._verify_asker(inbound)
-        purposes = (holds.ESCROW, *holds.STAKES)
+        books = holds.get_books(unit)
         return m.BalanceReplyV1(
             participant=participant,
-            available_micro=get_balance(unit.connection, participant) or 0,
-            stake_micro=get_balance(unit.connection, stake_account(participant)) or 0,
-            locked_micro=holds.get_locked(unit.connection, participant, purposes),
+            available_micro=get_balance(books, participant) or 0,
+            stake_micro=get_balance(books, stake_account(participant)) or 0,
+            locked_micro=holds.get_locked(books, participant, (ESCROW, *STAKES)),
             unbonding_micro=compute_open_micro(unit.connection, participant),
         )
 
@@ -306,17 +335,17 @@ class LedgerService:
             journal_intact=is_intact,
         )
 
-    def _await_job(self, unit: Unit, inbound: Inbound[Any]) -> sa.Row[Any]:
+    def _await_job(self, unit: Unit, inbound: Inbound[Any]) -> Job:
         """Return the job of a message.
 
         Raises NotYetError while its admission may still come, then UnknownJobError.
         """
-        job = holds.get_job(unit.connection, inbound.body.job_id)
+        job = holds.get_books(unit).jobs.get(inbound.body.job_id)
         if job is None:
             raise self._not_yet(unit, inbound, "the job was not admitted yet")
         return job
 
-    def _await_commitment(self, unit: Unit, inbound: Inbound[Any]) -> sa.Row[Any] | None:
+    def _await_commitment(self, unit: Unit, inbound: Inbound[Any]) -> Job | None:
         """Return a committed job, None when it is settled: nothing is paid a second time."""
         job = self._await_job(unit, inbound)
         if job.phase == holds.SETTLED:
@@ -348,3 +377,12 @@ class LedgerService:
                 f"no entry of model {model_id.hex()}: add it to the network directory, restart"
             )
         return model
+
+
+def _get_operation_id(body: Any) -> bytes | None:
+    """Return what a message about a job will be posted under, where it is one of the many."""
+    if isinstance(body, m.HoldRequestV1):
+        return holds.get_operation_id(body)
+    if isinstance(body, (m.WindowClosedV1, m.OutcomeV1, m.JobAbandonedV1)):
+        return settlement.get_operation_id(body.job_id)
+    return None

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-import sqlalchemy as sa
+from typing import Final
 
 from pocache.protocol import payoff
 from pocache.protocol.commitment import compute_leaf_count
@@ -21,7 +19,6 @@ from pocache.protocol.limits import TOKEN_BYTES
 from pocache.protocol.payoff import Case, RuleSet, VerifierStanding
 from pocache.runtime.network import Model
 from pocache.service.unit import Unit
-from pocache.storage.prepared import Prepared
 from pocache.wire import topics as t
 from pocache.wire.messages import CornerV1, OutcomeV1, PayoutLineV1, PayoutSettledV1, ResultV1
 from pocache_ledger.accounts import (
@@ -30,37 +27,28 @@ from pocache_ledger.accounts import (
     Operation,
     Posting,
     close,
+    compute_operation_id,
     compute_subject,
     get_balance,
     pool_account,
     post,
     stake_account,
 )
+from pocache_ledger.books import ESCROW, GENERATOR_STAKE, STAKES, VERIFIER_STAKE, Hold, Job
 from pocache_ledger.holds import (
     COMMITTED,
-    ESCROW,
-    GENERATOR_STAKE,
     SETTLED,
-    STAKES,
-    VERIFIER_STAKE,
-    Hold,
     announce_stakes,
     end,
+    get_books,
     get_holds,
     reduce,
 )
-from pocache_ledger.tables import JOBS
 
 REFUNDED: Final = "refunded"
 
 _HOUSE: Final[Mapping[str, str]] = {payoff.TREASURY: TREASURY, payoff.RESERVE: RESERVE}
 """Accounts of nobody's: as the rules name them, and as they are called here."""
-
-_SETTLE_JOB: Final = Prepared(
-    sa.update(JOBS)
-    .where(JOBS.c.job_id == sa.bindparam("of_job"))
-    .values(phase=SETTLED, settled_as=sa.bindparam("case"))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +69,7 @@ def release_surplus(
     unit: Unit,
     rules: RuleSet,
     model: Model,
-    job: sa.Row[Any],
+    job: Job,
     result: ResultV1,
     *,
     generator: str,
@@ -92,6 +80,7 @@ def release_surplus(
     The escrow keeps the rules' deposit, the generator's stake βCg. Raises LedgerError when the commitment is not one
     that the holds were placed for.
     """
+    books = get_books(unit)
     output_count = len(result.output) // TOKEN_BYTES
     leaf_count = compute_leaf_count(job.prompt_count, output_count)
     layer_count = model.schema.layer_count
@@ -104,7 +93,7 @@ def release_surplus(
     # A charge for an earlier attempt may still be on its way: its stake is not this attempt's.
     holds = {
         hold.purpose: hold
-        for hold in get_holds(unit.connection, job.job_id)
+        for hold in get_holds(books, job.job_id)
         if hold.purpose == ESCROW or hold.attempt == result.attempt
     }
     postings: list[Posting] = []
@@ -116,30 +105,27 @@ def release_surplus(
             )
         surplus = hold.amount_micro - keep
         postings += [Posting(pool_account(job.job_id), -surplus), Posting(hold.home, surplus)]
-        reduce(unit, job.job_id, hold, keep)
+        reduce(books, job.job_id, hold, keep)
     if holds[GENERATOR_STAKE].party != generator:
         raise LedgerError(f"the stake of attempt {result.attempt} is another worker's than {generator}'s")
     entry = post(
-        unit.connection,
+        books,
         Operation("surplus", compute_subject(job.job_id, result.attempt), cause, tuple(postings)),
         now_ms=unit.now_ms,
     )
-    unit.connection.execute(
-        sa.update(JOBS)
-        .where(JOBS.c.job_id == job.job_id)
-        .values(
-            phase=COMMITTED,
-            attempt=result.attempt,
-            generator=generator,
-            leaf_count=leaf_count,
-            generation_micro=cg,
-            verification_micro=cv,
-        )
+    committed = job._replace(
+        phase=COMMITTED,
+        attempt=result.attempt,
+        generator=generator,
+        leaf_count=leaf_count,
+        generation_micro=cg,
+        verification_micro=cv,
     )
+    books.jobs.put(job.job_id, committed)
     announce_stakes(unit, [generator], entry)
 
 
-def compute_ending(model: Model, job: sa.Row[Any], outcome: OutcomeV1) -> Ending:
+def compute_ending(model: Model, job: Job, outcome: OutcomeV1) -> Ending:
     """Return an outcome in the rules' own terms; LedgerError for another attempt or an impossible corner."""
     if outcome.attempt != job.attempt:
         raise LedgerError(f"an outcome of attempt {outcome.attempt}; money is held for attempt {job.attempt}")
@@ -157,7 +143,7 @@ def compute_ending(model: Model, job: sa.Row[Any], outcome: OutcomeV1) -> Ending
     )
 
 
-def settle(unit: Unit, rules: RuleSet, job: sa.Row[Any], ending: Ending, cause: bytes) -> None:
+def settle(unit: Unit, rules: RuleSet, job: Job, ending: Ending, cause: bytes) -> None:
     """Return every surplus, pay by the rules what is left and what they draw from the reserve, close the pool, say so.
 
     The announced lines are the rules' own: what each account had in the pool of Cg and Cv, and what it got.
@@ -165,15 +151,19 @@ def settle(unit: Unit, rules: RuleSet, job: sa.Row[Any], ending: Ending, cause: 
     """
     if ending.stage > rules.seat_max:
         raise LedgerError(f"an outcome at stage {ending.stage}: the rules have {rules.seat_max}")
-    holds = get_holds(unit.connection, job.job_id)
-    reserve_micro = get_balance(unit.connection, RESERVE) or 0
+    books = get_books(unit)
+    generator, generation_micro = job.generator, job.generation_micro
+    assert generator is not None, "a job that is settled has its commitment"
+    assert generation_micro is not None, "a job that is settled has its commitment"
+    holds = get_holds(books, job.job_id)
+    reserve_micro = get_balance(books, RESERVE) or 0
     settlement = payoff.settle(
         rules,
         case=ending.case,
-        cg=job.generation_micro,
+        cg=generation_micro,
         cv=ending.verification_micro,
         user=ParticipantId(job.user),
-        generator=ParticipantId(job.generator),
+        generator=ParticipantId(generator),
         verifiers=ending.verifiers,
         deciding=ending.deciding,
         prior=ending.prior,
@@ -188,7 +178,7 @@ def settle(unit: Unit, rules: RuleSet, job: sa.Row[Any], ending: Ending, cause: 
         if account in _HOUSE:
             postings.append(Posting(_HOUSE[account], amount))
             continue
-        staked = sum(needed for hold, needed in needs if hold.party == account and hold.purpose in STAKES)
+        staked = sum([needed for hold, needed in needs if hold.party == account and hold.purpose in STAKES])
         returned = 0 if account in settlement.slashed else min(amount, staked)
         postings += [Posting(stake_account(account), returned), Posting(account, amount - returned)]
     held: dict[str, int] = {RESERVE: settlement.drawn}
@@ -196,32 +186,39 @@ def settle(unit: Unit, rules: RuleSet, job: sa.Row[Any], ending: Ending, cause: 
         held[hold.party] = held.get(hold.party, 0) + needed
     payouts = {_HOUSE.get(account, account): amount for account, amount in settlement.payouts}
     lines = tuple(
-        PayoutLineV1(account=account, amount_micro=payouts.get(account, 0), held_micro=held.get(account, 0))
-        for account in dict.fromkeys([*held, *payouts])
-        if payouts.get(account, 0) or held.get(account, 0)
+        [
+            {"account": account, "amount_micro": amount, "held_micro": had}
+            for account in dict.fromkeys([*held, *payouts])
+            if (amount := payouts.get(account, 0)) | (had := held.get(account, 0))
+        ]
     )
     _empty_pool(unit, job, str(ending.case), holds, postings, cause)
-    unit.emit(
-        t.PAYOUT_SETTLED,
-        PayoutSettledV1(
-            job_id=job.job_id,
-            attempt=job.attempt,
-            case=ending.case.value,
-            stage=ending.stage,
-            pool_micro=settlement.pool,
-            generation_micro=job.generation_micro,
-            verification_micro=ending.verification_micro,
-            reserve_micro=reserve_micro,
-            lines=lines,
-            slashed=settlement.slashed,
-        ),
-        job=job.job_id,
+    payout = PayoutSettledV1.model_validate(
+        {
+            "job_id": job.job_id,
+            "attempt": job.attempt,
+            "case": ending.case.value,
+            "stage": ending.stage,
+            "pool_micro": settlement.pool,
+            "generation_micro": generation_micro,
+            "verification_micro": ending.verification_micro,
+            "reserve_micro": reserve_micro,
+            "lines": lines,
+            "slashed": settlement.slashed,
+        }
     )
+    unit.emit(t.PAYOUT_SETTLED, payout, job=job.job_id)
 
 
-def refund(unit: Unit, job: sa.Row[Any], cause: bytes) -> None:
+def get_operation_id(job_id: bytes) -> bytes:
+    """Return the id of the operation that empties a job's pool."""
+    return compute_operation_id("settle", compute_subject(job_id))
+
+
+def refund(unit: Unit, job: Job, cause: bytes) -> None:
     """Return everything that is held for a job that will not be done, close its pool, and say so."""
-    holds = get_holds(unit.connection, job.job_id)
+    books = get_books(unit)
+    holds = get_holds(books, job.job_id)
     _empty_pool(unit, job, REFUNDED, holds, [Posting(hold.home, hold.amount_micro) for hold in holds], cause)
     returned: dict[str, int] = {}
     for hold in holds:
@@ -236,7 +233,7 @@ def refund(unit: Unit, job: sa.Row[Any], cause: bytes) -> None:
             pool_micro=sum(returned.values()),
             generation_micro=0,
             verification_micro=0,
-            reserve_micro=get_balance(unit.connection, RESERVE) or 0,
+            reserve_micro=get_balance(books, RESERVE) or 0,
             lines=tuple(
                 PayoutLineV1(account=account, amount_micro=amount, held_micro=amount)
                 for account, amount in returned.items()
@@ -248,30 +245,30 @@ def refund(unit: Unit, job: sa.Row[Any], cause: bytes) -> None:
 
 
 def _empty_pool(
-    unit: Unit, job: sa.Row[Any], case: str, holds: Sequence[Hold], postings: Sequence[Posting], cause: bytes
+    unit: Unit, job: Job, case: str, holds: Sequence[Hold], postings: Sequence[Posting], cause: bytes
 ) -> None:
     """Post the payouts against the whole pool, end its holds, close it for ever."""
+    books = get_books(unit)
     pool = pool_account(job.job_id)
-    total = sum(hold.amount_micro for hold in holds)
-    assert (get_balance(unit.connection, pool) or 0) == total, "a pool holds what is held for its job"
+    total = sum([hold.amount_micro for hold in holds])
+    assert (get_balance(books, pool) or 0) == total, "a pool holds what is held for its job"
     entry = post(
-        unit.connection,
+        books,
         Operation("settle", compute_subject(job.job_id), cause, (Posting(pool, -total), *postings)),
         now_ms=unit.now_ms,
     )
-    end(unit, job.job_id, holds)
-    close(unit.connection, pool)
-    _SETTLE_JOB.run(unit.connection, of_job=job.job_id, case=case)
+    end(books, job.job_id)
+    close(books, pool)
+    books.jobs.put(job.job_id, job._replace(phase=SETTLED, settled_as=case))
     announce_stakes(unit, [hold.party for hold in holds if hold.purpose in STAKES], entry)
 
 
-def _compute_needs(
-    rules: RuleSet, job: sa.Row[Any], ending: Ending, holds: Sequence[Hold]
-) -> list[tuple[Hold, int]]:
+def _compute_needs(rules: RuleSet, job: Job, ending: Ending, holds: Sequence[Hold]) -> list[tuple[Hold, int]]:
     """Return each hold with what the rules need of it; who is not in the outcome gets all of its own back.
 
     Raises LedgerError when nothing is held for somebody who stood in the dispute.
     """
+    assert job.generation_micro is not None, "a job that is settled has its commitment"
     products = rules.compute_products(job.generation_micro, ending.verification_micro)
     standing = {(verifier.participant, verifier.stage) for verifier in ending.verifiers}
     needs: list[tuple[Hold, int]] = []
@@ -291,7 +288,8 @@ def _compute_needs(
     return needs
 
 
-def _compute_corner_cost(model: Model, job: sa.Row[Any], corner: CornerV1) -> int:
+def _compute_corner_cost(model: Model, job: Job, corner: CornerV1) -> int:
+    assert job.leaf_count is not None, "an outcome is of a job with a commitment"
     layer_count = model.schema.layer_count
     if corner.layer_max >= layer_count or corner.position_max >= job.leaf_count:
         raise LedgerError(

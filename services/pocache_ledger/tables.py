@@ -111,11 +111,13 @@ HOLDS: Final = sa.Table(
     sa.Column("purpose", sa.String(16), primary_key=True),
     sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("stage", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("party", sa.String(56), nullable=False, index=True),
+    sa.Column("party", sa.String(56), nullable=False),
     sa.Column("amount_micro", sa.BigInteger, nullable=False),
     sa.Column("is_held", sa.Boolean, nullable=False, default=True),
     sa.CheckConstraint("purpose IN ('escrow', 'generator_stake', 'verifier_stake')", name="holds_purpose"),
     sa.CheckConstraint("amount_micro >= 0", name="holds_never_negative"),
     sa.CheckConstraint("is_held OR amount_micro = 0", name="holds_ended_empty"),
+    # What somebody has at stake now is not to take longer the more jobs it ever had.
+    sa.Index("holds_of_party", "party", "is_held"),
     comment="Whose money lies in a job's pool; the held amounts of a job are its pool's balance.",
 )

@@ -23,7 +23,8 @@ from pocache_ledger.accounts import (
     stake_account,
     unbonding_account,
 )
-from pocache_ledger.holds import ESCROW, STAKES, announce_stakes, get_locked
+from pocache_ledger.books import ESCROW, STAKES
+from pocache_ledger.holds import announce_stakes, get_books, get_locked
 from pocache_ledger.tables import WORLD
 
 _PAID_PER_ROUND_MAX: Final = 1_000
@@ -39,19 +40,20 @@ def withdraw(unit: Unit, inbound: Inbound[WithdrawalRequestV1], *, unbonding_tic
     is_stake = body.bucket == "stake"
     source = stake_account(participant) if is_stake else participant
     target = unbonding_account(participant) if is_stake else WORLD
+    books = get_books(unit)
     operation = Operation(
         kind="withdrawal",
         subject=compute_participant_subject(participant, body.nonce),
         cause=inbound.envelope_id,
         postings=(Posting(source, -body.amount_micro), Posting(target, body.amount_micro)),
     )
-    if is_posted(unit.connection, operation):
+    if is_posted(books, operation):
         # Also for the same: one request has many encodings, so many envelopes, and it is said and paid once.
         raise ConflictError("a withdrawal was asked for under this nonce before")
     try:
-        entry = post(unit.connection, operation, now_ms=unit.now_ms)
+        entry = post(books, operation, now_ms=unit.now_ms)
     except FundsError as error:
-        locked = get_locked(unit.connection, participant, STAKES if is_stake else (ESCROW,))
+        locked = get_locked(books, participant, STAKES if is_stake else (ESCROW,))
         if not locked:
             raise
         raise FundsError(f"{error}; {locked} more are locked in jobs") from error
@@ -69,6 +71,7 @@ def withdraw(unit: Unit, inbound: Inbound[WithdrawalRequestV1], *, unbonding_tic
 
 def pay_matured(unit: Unit) -> None:
     """Pay out every unbonding whose tick has come, less what was slashed of it."""
+    books = get_books(unit)
     for one in unbonding.get_due(unit.connection, unit.tick, _PAID_PER_ROUND_MAX):
         subject = compute_participant_subject(one.participant, one.nonce)
         operation = Operation(
@@ -80,7 +83,7 @@ def pay_matured(unit: Unit) -> None:
                 Posting(WORLD, one.amount_micro),
             ),
         )
-        entry = post(unit.connection, operation, now_ms=unit.now_ms)
+        entry = post(books, operation, now_ms=unit.now_ms)
         unbonding.end(unit.connection, one)
         slashed = one.requested_micro - one.amount_micro
         _announce_paid(unit, one.participant, "stake", one.nonce, one.amount_micro, slashed, entry)

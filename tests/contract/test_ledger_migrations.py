@@ -100,9 +100,12 @@ def test_an_older_ledger_goes_on_after_the_migration(database_url: str) -> None:
 
 def _post_as_the_first_release_did(connection: sa.Connection, participant: str) -> None:
     from pocache_ledger.accounts import Operation, Posting, post
+    from pocache_ledger.books import Books
 
     lines = (Posting("world", -1_000), Posting(f"stake:{participant}", 1_000))
-    post(connection, Operation("deposit", b"wire", bytes(32), lines), now_ms=1)
+    books = Books(connection)
+    post(books, Operation("deposit", b"wire", bytes(32), lines), now_ms=1)
+    books.flush()
     assert connection.execute(sa.select(sa.func.count()).select_from(OPERATIONS)).scalar_one() == 1
 
 

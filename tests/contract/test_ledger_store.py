@@ -100,6 +100,57 @@ def test_the_same_messages_make_the_same_rows_everywhere(ledger: LedgerHarness, 
     reference.close()
 
 
+@pytest.mark.parametrize("size", [2, 7, 100])
+def test_a_batch_leaves_what_its_messages_leave_one_by_one(
+    ledger: LedgerHarness, network: Network, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was refused between them, whatever was read ahead of it, whatever came twice: the same rows."""
+    reference = make_ledger(network)
+    deliveries = play(reference)
+    deliveries += deliveries[::3]
+    for start in range(0, len(deliveries), size):
+        batch = deliveries[start : start + size]
+        # The clock is read once for the batch, then once for each message.
+        times = iter([batch[0].stored_ms, *(delivery.stored_ms for delivery in batch)])
+        monkeypatch.setattr(ledger.dispatcher, "_clock_ms", lambda times=times: next(times))
+        ledger.dispatcher.apply(batch)
+    assert ledger.dump() == reference.dump()
+    assert ledger.verify_journal() == reference.verify_journal()
+    reference.close()
+
+
+def test_a_batch_that_breaks_a_rule_of_the_database_stops_at_the_message_that_does(
+    ledger: LedgerHarness, network: Network
+) -> None:
+    """What came before it is kept; nothing of itself is, and nothing after it is done."""
+    ledger.fund(USER, available=FUNDS)
+    workers = ("worker", "verifier-1", "verifier-2")
+    for worker in workers:
+        ledger.fund(make_key(worker), stake=FUNDS)
+    jobs = [Job(network, worker, generator_name=worker) for worker in workers]
+    for job in jobs:
+        ledger.commit(job)
+    with ledger.store.begin() as connection:  # our own code knows of no closed account of a participant's
+        row = {"name": V1.participant_id, "balance_micro": 0, "is_closed": True}
+        connection.execute(sa.insert(ACCOUNTS).values(**row))
+    ledger.drain()
+    key = network.keys[t.WINDOW_CLOSED.signer]
+    batch = [
+        Delivery(
+            t.WINDOW_CLOSED.subject(job=job.job_id),
+            network.seal(key, job.window_closed()),
+            "RECORD",
+            10_000 + index,
+            ledger.clock_ms,
+        )
+        for index, job in enumerate(jobs)
+    ]
+    assert [decision.action for decision in ledger.dispatcher.apply(batch)] == ["ack", "halt", "halt"]
+    assert [one.job_id for one in ledger.outbox_of(t.PAYOUT_SETTLED)] == [jobs[0].job_id]
+    assert [ledger.money(make_key(worker)).available > 0 for worker in workers] == [True, False, False]
+    ledger.totals()
+
+
 def test_everything_again_changes_nothing(ledger: LedgerHarness) -> None:
     """Every message redelivered, and again at another position of its stream, before and after a restart."""
     deliveries = play(ledger)

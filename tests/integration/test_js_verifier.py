@@ -85,12 +85,13 @@ def test_both_agree_with_the_committed_vectors() -> None:
         if isinstance(cases, list)
     }
     assert report["counts"] == sections
-    assert len(files) == 7
+    assert len(files) == 8
 
 
 def test_a_vector_that_says_otherwise_is_found(tmp_path: Path) -> None:
     """The harness would notice: one digit of a distance, one verdict on a proof, one payout."""
     changes: tuple[tuple[str, str, dict[str, object]], ...] = (
+        ("committee_v1", "settlements", {"found": {"pool": "1"}}),
         ("distances_v1", "distances", {"log2_q16": 1}),
         ("envelopes_v1", "msgpack", {"valid": False}),
         ("merkle_v1", "multiproofs", {"valid": False}),

@@ -156,6 +156,7 @@ const CHECKS = {
   },
   sortition_v1: { orders: judgeOrder },
   payoffs_v1: { settlements: judgeSettlement },
+  committee_v1: { settlements: judgeCommittee },
 };
 
 async function judgeOrder({ seed, stakes }) {
@@ -163,12 +164,39 @@ async function judgeOrder({ seed, stakes }) {
   return { order: order ?? null };
 }
 
+function fraction(text) {
+  const [numerator, denominator = "1"] = text.split("/");
+  return { numerator: BigInt(numerator), denominator: BigInt(denominator) };
+}
+
+async function judgeCommittee(one) {
+  const names = ["alpha", "beta_generator", "beta_verifier", "phi", "levy", "bounty", "bonus"];
+  const rules = {
+    name: "fixed-fee-committee",
+    ...Object.fromEntries(names.map((name, at) => [name, fraction(one.rules[at])])),
+    committee_size: one.rules[7],
+    committee_count: one.rules[8],
+  };
+  const ending = {
+    case: one.case,
+    cg: BigInt(one.costs[0]),
+    cv: BigInt(one.costs[1]),
+    user: one.user,
+    generator: one.generator,
+    verifiers: one.seats.map(([stage, opened, upheld]) => ({ participant: `v${stage}`, stage, opened, upheld })),
+    deciding: null,
+    prior: one.prior,
+    isChallenged: one.challenged,
+    reserve: BigInt(one.reserve),
+  };
+  const found = await judge(() => v.settleCommittee(rules, ending));
+  if (!found) return { found: null };
+  const payouts = [...found.payouts].map(([name, amount]) => [name, String(amount)]).sort();
+  return { found: { payouts, pool: String(found.pool), slashed: found.slashed, drawn: String(found.drawn) } };
+}
+
 async function judgeSettlement(one) {
   const [alpha, beta, stageMax] = one.rules;
-  const fraction = (text) => {
-    const [numerator, denominator = "1"] = text.split("/");
-    return { numerator: BigInt(numerator), denominator: BigInt(denominator) };
-  };
   const ending = {
     case: one.case,
     cg: BigInt(one.costs[0]),

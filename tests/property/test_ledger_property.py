@@ -51,6 +51,8 @@ NAMES = USERS + WORKERS
 MEMORY = Path("/dev/shm")
 """Where no power is cut, a commit need not wait for the disk; tests/integration/test_ledger_kills.py is on one."""
 STAGE_MAX = 3
+MESSAGE_STEPS, BATCH_STEPS = 16, 26
+"""About as many statements as one message takes, and a deposit with a withdrawal behind it."""
 CASES = {
     "agree": range(1, 2),
     "confirm_generator": range(2, STAGE_MAX + 1),
@@ -508,7 +510,7 @@ class LedgerMachine(RuleBasedStateMachine):
         topic, body = data.draw(st.sampled_from(ends))
         assert self.tell(topic, body) == "ack"
 
-    @rule(step=st.integers(1, 40), name=st.sampled_from(WORKERS), amount=st.integers(1, 1_000))
+    @rule(step=st.integers(1, BATCH_STEPS), name=st.sampled_from(WORKERS), amount=st.integers(1, 1_000))
     def crash(self, step: int, name: str, amount: int) -> None:
         """The process dies at some statement of a batch; the bus delivers all of it again to the next one."""
         key, reference = make_key(name), f"crash {len(self.deliveries)}"
@@ -549,7 +551,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.deposited += amount
         self.unbonding.append((self.tick + UNBONDING_TICKS, name, amount))
 
-    @rule(step=st.integers(1, 40))
+    @rule(step=st.integers(1, MESSAGE_STEPS))
     def die_soon(self, step: int) -> None:
         """The process dies at some statement of whatever message comes next."""
         self.dies_at = step

@@ -17,6 +17,7 @@ ROOT: Final = Path(__file__).parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / name) for name in ("tests", "shared", "services")]
 
+from kit.vectors.committees import make_committees  # noqa: E402
 from kit.vectors.draws import make_payoffs, make_sortition  # noqa: E402
 from kit.vectors.envelopes import make_envelopes  # noqa: E402
 from kit.vectors.proofs import make_merkle  # noqa: E402
@@ -33,6 +34,7 @@ MAKERS: Final[dict[str, Callable[[], Sections]]] = {
     "envelopes_v1": make_envelopes,
     "sortition_v1": make_sortition,
     "payoffs_v1": make_payoffs,
+    "committee_v1": make_committees,
 }
 
 

@@ -1,7 +1,7 @@
 """From bytes on a subject to a handler's effects: decode, verify, apply once, say why not.
 
-Every message of a batch gets a savepoint of its own in one transaction: a refused message leaves no trace but its
-refusal. Decisions say what becomes of each message on the bus. Refused before any handler sees them: envelopes of
+All messages of a batch are one transaction, each with a savepoint of its own, or a mark in the service's books where it
+is handled in memory: a refused message leaves no trace but its refusal. Decisions say what becomes of each message on the bus. Refused before any handler sees them: envelopes of
 another network, wrong signers, signers other than the participant named in the subject, replays.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -28,10 +28,11 @@ from pocache.protocol.limits import PAYLOAD_BYTES_MAX
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis
 from pocache.runtime.tracing import NO_TRACER, Tracer
+from pocache.service.applied import Applied
 from pocache.service.outbox import Outbox
-from pocache.service.unit import Inbound, RoundView, Service, StateObserver, Unit
+from pocache.service.unit import BookKeeper, Inbound, RoundView, Service, StateObserver, Unit
 from pocache.storage.prepared import Prepared, savepoint
-from pocache.storage.store import APPLIED, ROUNDS, Store, get_meta, set_meta
+from pocache.storage.store import ROUNDS, Store, get_meta, set_meta
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import BeaconRoundV1, RefusalV1
 from pocache.wire.topics import BEACON_ROUND, JOB_SUBMITTED, REFUSALS, Role, Stream, Topic
@@ -46,20 +47,14 @@ FRESH_PERIODS_MAX: Final = 2
 """A round that is older when it arrives counts as no tick, and neither does one that comes while messages are late."""
 ROUNDS_KEPT: Final = 20_000
 """Verified rounds a service remembers; a stage, window or recheck is over long before."""
-_GET_APPLIED: Final = Prepared(
-    sa.select(APPLIED.c.stream, APPLIED.c.sequence).where(
-        APPLIED.c.envelope_id == sa.bindparam("envelope_id")
-    )
-)
-_ADD_APPLIED: Final = Prepared(
-    sa.insert(APPLIED).values({column: sa.bindparam(column.name) for column in APPLIED.columns})
-)
 _ADD_ROUND: Final = Prepared(
     sa.insert(ROUNDS).values({column: sa.bindparam(column.name) for column in ROUNDS.columns})
 )
 _FORGET_ROUNDS: Final = Prepared(sa.delete(ROUNDS).where(ROUNDS.c.number <= sa.bindparam("last")))
-_Open = Callable[[], Inbound[Any]]
-"""Returns a message whose envelope was verified, or raises why it was not."""
+LOOK_UP_MAX: Final = 32
+"""Messages whose rows are read at once: those after them are being opened meanwhile."""
+_Opened = Inbound[Any] | Exception
+"""A message whose envelope was verified, or why it was not."""
 _PARTICIPANT_ROLES: Final = frozenset({Role.USER, Role.WORKER})
 _REASON_CHARS_MAX: Final = 500
 
@@ -86,6 +81,7 @@ class Decision:
 
 
 ACK: Final = Decision("ack")
+POISON: Final = Decision("halt", reason="a handler failed on a stream that carries money")
 
 
 def read_clock_ms() -> int:
@@ -111,6 +107,8 @@ class Dispatcher:
         self.tracer = tracer
         self.outbox = Outbox(store)
         self._service = service
+        self._keeper = service if isinstance(service, BookKeeper) else None
+        self._kept = frozenset[Topic[Any]]() if self._keeper is None else self._keeper.kept_in_books
         self._store = store
         self._key = key
         self._genesis = genesis
@@ -119,18 +117,40 @@ class Dispatcher:
         self._clock_ms = clock_ms
         self._handlers = service.handlers()
         self._queries = service.queries()
+        role = service.role.value
+        self._names = {topic.pattern: f"{role} {topic.model.kind}" for topic in self._handlers}
         self._late_until_ms = 0
         self._opener: ThreadPoolExecutor | None = None
         self._log = structlog.get_logger().bind(service=service.role.value)
 
     def apply(self, deliveries: Sequence[Delivery]) -> list[Decision]:
         """Apply a batch in one durable transaction and return each message's decision, in order."""
+        try:
+            return self._apply(deliveries)
+        except sa.exc.IntegrityError:
+            if self._keeper is None:
+                raise
+            if len(deliveries) == 1:
+                self._log.exception("handler_failed", subject=deliveries[0].subject)
+                return [POISON]
+        # What was written together broke a rule of the database's: by itself each message shows which it was.
+        decisions: list[Decision] = []
+        for delivery in deliveries:
+            is_halted = bool(decisions) and decisions[-1].action == "halt"
+            decisions += [decisions[-1]] if is_halted else self.apply([delivery])
+        return decisions
+
+    def _apply(self, deliveries: Sequence[Delivery]) -> list[Decision]:
         with self._begin() as unit:
+            applied = Applied(unit.connection)
             decisions: list[Decision] = []
-            for delivery, open_it in zip(deliveries, self._open_ahead(deliveries), strict=True):
+            for delivery, opened in zip(deliveries, self._open_all(unit, applied, deliveries), strict=True):
                 is_halted = bool(decisions) and decisions[-1].action == "halt"
                 # What follows a message that halts the service waits for it: nothing is applied past it.
-                decisions.append(decisions[-1] if is_halted else self._apply_one(unit, delivery, open_it))
+                decisions.append(
+                    decisions[-1] if is_halted else self._apply_one(unit, applied, delivery, opened)
+                )
+            applied.flush()
         self._count(deliveries, decisions, unit)
         return decisions
 
@@ -170,83 +190,99 @@ class Dispatcher:
     @contextmanager
     def _begin(self) -> Iterator[Unit]:
         with self.outbox.begin() as transaction:
+            connection = transaction.connection
             unit = Unit(
                 transaction,
                 self.outbox,
                 key=self._key,
                 network=self._network,
                 now_ms=self._clock_ms(),
-                tick=int(get_meta(transaction.connection, "tick") or "0"),
+                tick=int(get_meta(connection, "tick") or "0"),
                 tracer=self.tracer,
+                books=None if self._keeper is None else self._keeper.open_books(connection),
+                aside=self._opener,
             )
             yield unit
             unit.flush()
 
-    def _open_ahead(self, deliveries: Sequence[Delivery]) -> Iterator[_Open]:
-        """Yield how to get each message opened, in order.
+    def _open_all(self, unit: Unit, applied: Applied, deliveries: Sequence[Delivery]) -> Iterator[_Opened]:
+        """Yield each message opened, in order, after what some of them need was read together."""
+        opened = self._open_ahead(deliveries)
+        while chunk := list(islice(opened, LOOK_UP_MAX)):
+            inbounds = [one for one in chunk if not isinstance(one, Exception)]
+            applied.look_up(inbound.envelope_id for inbound in inbounds)
+            if self._keeper is not None and unit.books is not None:
+                self._keeper.look_up(unit.books, inbounds)
+            yield from chunk
+
+    def _open_ahead(self, deliveries: Sequence[Delivery]) -> Iterator[_Opened]:
+        """Yield each message opened, in order.
 
         Of a batch a second thread opens them, so that signatures are verified while the messages before are applied:
         the check of one lets go of the interpreter, as the database does.
         """
         topics = (*self._handlers, BEACON_ROUND)
         if len(deliveries) < AHEAD_MIN:
-            yield from (partial(self._open, delivery, topics) for delivery in deliveries)
+            yield from (self._try_open(delivery, topics) for delivery in deliveries)
             return
         if self._opener is None:
             self._opener = ThreadPoolExecutor(1, thread_name_prefix="envelopes")
-        opened: SimpleQueue[Inbound[Any] | Exception] = SimpleQueue()
+        opened: SimpleQueue[_Opened] = SimpleQueue()
 
         def open_all() -> None:
             for delivery in deliveries:
-                try:
-                    opened.put(self._open(delivery, topics))
-                except Exception as error:  # noqa: BLE001 - it is raised where the message is handled
-                    opened.put(error)
-
-        def take() -> Inbound[Any]:
-            found = opened.get()
-            if isinstance(found, Exception):
-                raise found
-            return found
+                opened.put(self._try_open(delivery, topics))
 
         self._opener.submit(open_all)
         for _ in deliveries:
-            yield take
+            yield opened.get()
 
-    def _apply_one(self, unit: Unit, delivery: Delivery, open_it: _Open) -> Decision:
+    def _try_open(self, delivery: Delivery, topics: Sequence[Topic[Any]]) -> _Opened:
+        try:
+            return self._open(delivery, topics)
+        except Exception as error:  # noqa: BLE001 - it is raised where the message is handled
+            return error
+
+    def _apply_one(self, unit: Unit, applied: Applied, delivery: Delivery, opened: _Opened) -> Decision:
         # Read again for each: a batch takes time, and what is decided in it must not count as older than it is.
         unit.now_ms = self._clock_ms()
-        decision = self._decide_one(unit, delivery, unit.tick, open_it)
+        decision = self._decide_one(unit, applied, delivery, opened)
         if decision.action in {"ack", "term"}:
             self._note_lateness(unit.now_ms, delivery)
         return decision
 
-    def _decide_one(self, unit: Unit, delivery: Delivery, tick: int, open_it: _Open) -> Decision:
-        mark = unit.mark()
+    def _decide_one(self, unit: Unit, applied: Applied, delivery: Delivery, opened: _Opened) -> Decision:
+        is_kept = isinstance(opened, Exception) or opened.topic in self._kept
+        if not is_kept and unit.books is not None:
+            unit.books.flush()  # its handler works on the database, and has to find there what came before
+        mark, tick = unit.mark(), unit.tick
         try:
-            with savepoint(unit.connection):
-                self._handle(unit, delivery, open_it())
-        except PocacheError as error:
-            unit.tick = tick
-            unit.rewind(mark)
-            return self._decide(unit, delivery, error)
+            if isinstance(opened, Exception):
+                raise opened
+            if is_kept:
+                self._handle(unit, applied, delivery, opened)
+            else:
+                with savepoint(unit.connection):
+                    self._handle(unit, applied, delivery, opened)
+                    if unit.books is not None:
+                        unit.books.flush()
         except sa.exc.OperationalError:
             raise  # the database is away or full: nothing is acknowledged, and the process ends rather than skip
-        except Exception:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             unit.tick = tick
-            unit.rewind(mark)
+            (unit.rewind if is_kept else unit.forget)(mark)
+            if isinstance(error, PocacheError):
+                return self._decide(unit, delivery, error)
             # A task's boundary: our own bug must neither pass for success nor take the process down unseen.
             self._log.exception("handler_failed", subject=delivery.subject, sequence=delivery.sequence)
-            if self._service.halts_on_poison:
-                return Decision("halt", reason="a handler failed on a stream that carries money")
-            return Decision("nak", delay_s=POISON_DELAY_S)
+            return POISON if self._service.halts_on_poison else Decision("nak", delay_s=POISON_DELAY_S)
         return ACK
 
-    def _handle(self, unit: Unit, delivery: Delivery, inbound: Inbound[Any]) -> None:
-        seen = _GET_APPLIED.first(unit.connection, envelope_id=inbound.envelope_id)
+    def _handle(self, unit: Unit, applied: Applied, delivery: Delivery, inbound: Inbound[Any]) -> None:
+        position = (delivery.stream, delivery.sequence)
+        seen = applied.get(inbound.envelope_id)
         if seen is not None:
-            is_redelivery = (seen.stream, seen.sequence) == (delivery.stream, delivery.sequence)
-            if not is_redelivery and inbound.topic.signer in _PARTICIPANT_ROLES:
+            if seen != position and inbound.topic.signer in _PARTICIPANT_ROLES:
                 raise ConflictError("this envelope was handled before; nothing was done a second time")
             return
         if inbound.topic is BEACON_ROUND:
@@ -255,16 +291,10 @@ class Dispatcher:
             job_id = getattr(inbound.body, "job_id", None)
             if inbound.topic is JOB_SUBMITTED:
                 job_id = inbound.envelope_id
-            with self.tracer.working(
-                f"{self._service.role.value} {inbound.topic.model.kind}", job_id, delivery.headers
-            ):
+            what = self._names[inbound.topic.pattern]
+            with self.tracer.working(what, job_id, delivery.headers):
                 self._handlers[inbound.topic](unit, inbound)
-        _ADD_APPLIED.run(
-            unit.connection,
-            envelope_id=inbound.envelope_id,
-            stream=delivery.stream,
-            sequence=delivery.sequence,
-        )
+        applied.add(inbound.envelope_id, position)
 
     def _open(self, delivery: Delivery, topics: Sequence[Topic[Any]]) -> Inbound[Any]:
         """Return the message of ``delivery``, its topic, envelope and signer checked."""

@@ -27,14 +27,18 @@ _LIFE_BITS: Final = 40
 """Each life of a process numbers its rows anew, beyond all numbers of the lives before it."""
 _LIFE: Final = "outbox_life"
 
+_COLUMNS: Final = ("number", "subject", "data", "message_id")
 _PUT: Final = Prepared(
-    sa.insert(OUTBOX).values({column: sa.bindparam(column.name) for column in OUTBOX.columns})
+    sa.insert(OUTBOX).values({OUTBOX.c[name]: sa.bindparam(name) for name in _COLUMNS}), *_COLUMNS
 )
 _DELETE: Final = Prepared(
-    sa.delete(OUTBOX).where(OUTBOX.c.number >= sa.bindparam("first"), OUTBOX.c.number <= sa.bindparam("last"))
+    sa.delete(OUTBOX).where(
+        OUTBOX.c.number >= sa.bindparam("first"), OUTBOX.c.number <= sa.bindparam("last")
+    ),
+    *("first", "last"),
 )
 _READ: Final = Prepared(
-    sa.select(OUTBOX.c.number, OUTBOX.c.subject, OUTBOX.c.data, OUTBOX.c.message_id)
+    sa.select(*(OUTBOX.c[name] for name in _COLUMNS))
     .where(OUTBOX.c.number > sa.bindparam("after"))
     .order_by(OUTBOX.c.number)
     .limit(QUEUE_MAX)
@@ -59,9 +63,8 @@ class OutboxTransaction:
 
     def put(self, rows: Sequence[OutboxRow]) -> None:
         """Write rows that are to be published once this transaction is durable."""
-        if rows:
-            _PUT.run_many(self.connection, [row._asdict() for row in rows])
-            self.rows.extend(rows)
+        _PUT.run_rows(self.connection, rows)
+        self.rows.extend(rows)
 
 
 class Outbox:
@@ -103,7 +106,7 @@ class Outbox:
         with self._store.begin() as connection:
             transaction = OutboxTransaction(connection)
             if confirmed_count:
-                _DELETE.run_many(connection, list(_join(self._confirmed[:confirmed_count])))
+                _DELETE.run_rows(connection, list(_join(self._confirmed[:confirmed_count])))
             yield transaction
         del self._confirmed[:confirmed_count]
         self._add(transaction.rows)
@@ -141,14 +144,13 @@ class Outbox:
             self._read_to = rows[-1].number
 
 
-def _join(numbers: Iterable[int]) -> Iterator[dict[str, int]]:
+def _join(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Yield the first and the last of each run of consecutive numbers."""
-    first = last = None
-    for number in sorted(numbers):
-        if first is None or last is None or number != last + 1:
-            if first is not None and last is not None:
-                yield {"first": first, "last": last}
+    ordered = sorted(numbers)
+    first = last = ordered[0]
+    for number in ordered[1:]:
+        if number != last + 1:
+            yield first, last
             first = number
         last = number
-    if first is not None and last is not None:
-        yield {"first": first, "last": last}
+    yield first, last

@@ -8,9 +8,10 @@ all. Time and randomness are in the unit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sa
 
@@ -34,6 +35,8 @@ _GET_RANDOMNESS: Final = Prepared(
     sa.select(ROUNDS.c.randomness).where(ROUNDS.c.number == sa.bindparam("number"))
 )
 _GET_LATEST_ROUND: Final = Prepared(sa.select(sa.func.max(ROUNDS.c.number).label("number")))
+ASIDE_MIN: Final = 4
+"""Fewer signatures are not worth another thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,19 @@ class _SignedEnvelope:
         return self.data
 
 
-_Prepared = UnsignedEnvelope | _SignedEnvelope
+class _Ready(NamedTuple):
+    """A message that needs a signature and nothing else."""
+
+    message: UnsignedEnvelope | _SignedEnvelope
+    message_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
+class _Said(NamedTuple):
     """What a unit says at its end: prepared already, or made then. ``number`` is that of its row in the outbox."""
 
     number: int
     subject: str
-    message: _Prepared | Callable[[], _Prepared]
+    message: _Ready | Callable[[], _Ready]
 
 
 class Unit:
@@ -103,10 +109,15 @@ class Unit:
         now_ms: int,
         tick: int,
         tracer: Tracer = NO_TRACER,
+        books: TransactionBooks | None = None,
+        aside: Executor | None = None,
     ) -> None:
         self.connection = transaction.connection
         self._transaction = transaction
         self._outbox = outbox
+        self._aside = aside
+        self.books = books
+        """The service's own tables in memory, where it keeps them so."""
         self.now_ms = now_ms
         self.tick = tick
         self._key = key
@@ -129,14 +140,14 @@ class Unit:
         subject = topic.subject(**tokens)
         message = self._prepare(topic, subject, body)
         self._say(subject, message)
-        return message.envelope_id
+        return message.message.envelope_id
 
     def emit_signed(self, topic: Topic[M], body: M, **tokens: str | bytes) -> bytes:
         """Publish ``body`` as :meth:`emit` does, and return its envelope: for who must know a refusal of it."""
         subject = topic.subject(**tokens)
-        message = self._prepare(topic, subject, body)
+        message, message_id = self._prepare(topic, subject, body)
         data = message.sign(self._key)
-        self._say(subject, _SignedEnvelope(message.envelope_id, data))
+        self._say(subject, _Ready(_SignedEnvelope(message.envelope_id, data), message_id))
         return data
 
     def emit_last(self, topic: Topic[M], make: Callable[[], M], **tokens: str | bytes) -> None:
@@ -147,34 +158,50 @@ class Unit:
         subject = topic.subject(**tokens)
         self._say(subject, lambda: self._prepare(topic, subject, make()))
 
-    def mark(self) -> tuple[int, int]:
-        """Return how much was said so far, for :meth:`rewind`."""
-        return len(self._gathered), len(self.said)
+    def mark(self) -> tuple[int, int, Any]:
+        """Return how much was said and changed in memory so far, for :meth:`rewind`."""
+        return len(self._gathered), len(self.said), None if self.books is None else self.books.mark()
 
-    def rewind(self, mark: tuple[int, int]) -> None:
-        """Forget what was said since ``mark``: its message was refused, and the database forgets the rest."""
+    def rewind(self, mark: tuple[int, int, Any]) -> None:
+        """Forget what was said and changed since ``mark``: its message was refused."""
         del self._gathered[mark[0] :], self.said[mark[1] :]
+        if self.books is not None:
+            self.books.rewind(mark[2])
+
+    def forget(self, mark: tuple[int, int, Any]) -> None:
+        """Forget what was said since ``mark``, and what was read: the database has gone back to where it was then."""
+        del self._gathered[mark[0] :], self.said[mark[1] :]
+        if self.books is not None:
+            self.books.forget()
 
     def flush(self) -> None:
-        """Sign what was gathered, and write it into the outbox."""
-        latest = {said.subject: at for at, said in enumerate(self._gathered) if callable(said.message)}
-        messages = [
-            (said.number, said.subject, said.message() if callable(said.message) else said.message)
-            for at, said in enumerate(self._gathered)
-            if not callable(said.message) or latest[said.subject] == at
-        ]
+        """Write what lies in memory: the service's tables, then what was said, signed, into the outbox."""
+        signing = self._sign_aside()
+        if self.books is not None:
+            self.books.flush()
+        self._flush_said({} if signing is None else signing.result())
+
+    def _sign_aside(self) -> Future[dict[EnvelopeId, bytes]] | None:
+        """Have another thread sign while this one writes: both let go of the interpreter for most of it."""
+        ready = [said.message.message for said in self._gathered if isinstance(said.message, _Ready)]
+        if self._aside is None or self.books is None or len(ready) < ASIDE_MIN:
+            return None
+        return self._aside.submit(lambda: {one.envelope_id: one.sign(self._key) for one in ready})
+
+    def _flush_said(self, signed: Mapping[EnvelopeId, bytes]) -> None:
+        latest = {said.subject: said.number for said in self._gathered if callable(said.message)}
+        rows: list[OutboxRow] = []
+        for number, subject, said in self._gathered:
+            if not callable(said):
+                message, message_id = said
+            elif latest[subject] == number:
+                message, message_id = said()
+            else:
+                continue
+            data = signed.get(message.envelope_id) or message.sign(self._key)
+            rows.append(OutboxRow(number, subject, data, message_id))
         self._gathered.clear()
-        self._transaction.put(
-            [
-                OutboxRow(
-                    number,
-                    subject,
-                    message.sign(self._key),
-                    _compute_message_id(subject, message.envelope_id),
-                )
-                for number, subject, message in messages
-            ]
-        )
+        self._transaction.put(rows)
 
     def is_unpublished(self, number: int) -> bool:
         """Whether the message of this number, ours now or earlier, still waits to be stored by the bus."""
@@ -185,16 +212,17 @@ class Unit:
         """The number of the last message that was emitted here."""
         return self._gathered[-1].number
 
-    def _say(self, subject: str, message: _Prepared | Callable[[], _Prepared]) -> None:
+    def _say(self, subject: str, message: _Ready | Callable[[], _Ready]) -> None:
         self._gathered.append(_Said(self._outbox.allocate(), subject, message))
 
-    def _prepare(self, topic: Topic[M], subject: str, body: M) -> UnsignedEnvelope:
+    def _prepare(self, topic: Topic[M], subject: str, body: M) -> _Ready:
         message = prepare_envelope(self._key.participant_id, self._network, body)
         if len(message) > PAYLOAD_BYTES_MAX:
             raise LimitError(f"{topic.model.kind} of {len(message)} bytes exceeds {PAYLOAD_BYTES_MAX}")
-        self._tracer.carry(_compute_message_id(subject, message.envelope_id), getattr(body, "job_id", None))
+        message_id = _compute_message_id(subject, message.envelope_id)
+        self._tracer.carry(message_id, getattr(body, "job_id", None))
         self.said.append(body)
-        return message
+        return _Ready(message, message_id)
 
     def get_randomness(self, round_number: int) -> bytes | None:
         """Return a verified round's randomness, None while it has not come."""
@@ -233,6 +261,36 @@ class Service(Protocol):
     def on_round(self, unit: Unit, view: RoundView) -> None:
         """Do what is due in this round. Called once per round, in order of arrival."""
         ...
+
+
+class TransactionBooks(Protocol):
+    """A service's tables as one transaction works on them: changed in memory, written together."""
+
+    def mark(self) -> Any:
+        """Return how much was changed so far."""
+
+    def rewind(self, mark: Any) -> None:
+        """Take back what was changed since ``mark``."""
+
+    def flush(self) -> None:
+        """Write what was changed. IntegrityError where it breaks a rule of the database's."""
+
+    def forget(self) -> None:
+        """Know nothing any more: the database went back to where it was."""
+
+
+@runtime_checkable
+class BookKeeper(Protocol):
+    """A service that handles messages in memory; those of other topics work on the database as anywhere else."""
+
+    kept_in_books: frozenset[Topic[Any]]
+    """Topics whose handlers use the unit's books and never its connection."""
+
+    def open_books(self, connection: sa.Connection) -> TransactionBooks:
+        """Return the books of one transaction."""
+
+    def look_up(self, books: TransactionBooks, inbounds: Sequence[Inbound[Any]]) -> None:
+        """Read at once what these messages will need; what is missed is read when it is needed."""
 
 
 @runtime_checkable

@@ -3,7 +3,8 @@
 Building and executing a Core statement costs many times what a small indexed statement costs in the database itself.
 Used inside a transaction of a :class:`pocache.storage.store.Store`; errors are SQLAlchemy's own. For statements whose
 parameters and columns are integers, text, bytes and booleans only: nothing is converted on the way (a boolean comes
-back from SQLite as 0 or 1). A list parameter has a fixed length, that of ``values`` at its making.
+back from SQLite as 0 or 1). A list parameter has a fixed length, that of ``values`` at its making; ``PreparedIn`` asks
+for as many keys as there are.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 _CURSOR: Final = "pocache cursor"
+_KEYS_MAX: Final = 256
 
 
 class Prepared:
-    """One statement with named parameters (``sa.bindparam``), compiled for each kind of database when first needed."""
+    """One statement with named parameters (``sa.bindparam``), compiled for each kind of database when first needed.
 
-    def __init__(self, statement: sa.Select[Any] | sa.Insert | sa.Update | sa.Delete | sa.TextClause) -> None:
+    ``order`` names the parameters in the order in which :meth:`rows` and :meth:`run_rows` are given them.
+    """
+
+    def __init__(
+        self, statement: sa.Select[Any] | sa.Insert | sa.Update | sa.Delete | sa.TextClause, *order: str
+    ) -> None:
         self._statement = statement
+        self._named = order
         self._compiled: dict[str, _Compiled] = {}
 
     def run(self, connection: sa.Connection, **values: Any) -> int:
@@ -35,6 +43,18 @@ class Prepared:
         """Execute it once for each mapping of parameters."""
         compiled = self._compile(connection)
         compiled.execute(connection, [compiled.arrange(row) for row in rows], is_many=True)
+
+    def run_rows(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Execute it once for each tuple of parameters, in the order named at its making."""
+        if rows:
+            compiled = self._compile(connection)
+            compiled.execute(connection, compiled.arrange_rows(rows), is_many=True)
+
+    def rows(self, connection: sa.Connection, *values: Any) -> list[tuple[Any, ...]]:
+        """Return its rows as plain tuples; parameters in the order named at its making."""
+        compiled = self._compile(connection)
+        (parameters,) = compiled.arrange_rows((values,))
+        return compiled.execute(connection, parameters).fetchall()  # type: ignore[no-any-return]
 
     def all(self, connection: sa.Connection, **values: Any) -> list[Any]:
         """Return its rows, whose cells are named as its columns are."""
@@ -60,14 +80,37 @@ class Prepared:
         name = connection.dialect.name
         found = self._compiled.get(name)
         if found is None:
-            found = self._compiled[name] = _Compiled(self._statement, connection.dialect)
+            found = self._compiled[name] = _Compiled(self._statement, self._named, connection.dialect)
+        return found
+
+
+class PreparedIn:
+    """A query by a list of keys of any length: compiled for a few lengths, and shorter lists filled up by repetition."""
+
+    def __init__(self, make: Callable[[list[sa.BindParameter[Any]]], sa.Select[Any]]) -> None:
+        """Keep how the statement is made of its list of parameters."""
+        self._make = make
+        self._prepared: dict[int, Prepared] = {}
+
+    def rows(self, connection: sa.Connection, keys: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Return the rows of all keys, as plain tuples, each once where each key is given once."""
+        found: list[tuple[Any, ...]] = []
+        for start in range(0, len(keys), _KEYS_MAX):
+            part = tuple(keys[start : start + _KEYS_MAX])
+            length = 1 << (len(part) - 1).bit_length()
+            prepared = self._prepared.get(length)
+            if prepared is None:
+                names = [f"key_{index}" for index in range(length)]
+                statement = self._make([sa.bindparam(name) for name in names])
+                prepared = self._prepared[length] = Prepared(statement, *names)
+            found += prepared.rows(connection, *part, *part[:1] * (length - len(part)))
         return found
 
 
 class _Compiled:
     """A statement's text for one kind of database, and how its parameters are passed."""
 
-    def __init__(self, statement: Any, dialect: sa.Dialect) -> None:
+    def __init__(self, statement: Any, named: tuple[str, ...], dialect: sa.Dialect) -> None:
         # Which values an INSERT or UPDATE sets follows from its own bound parameters.
         compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
         self._sql: str = str(compiled)
@@ -76,6 +119,7 @@ class _Compiled:
         self._pick: Callable[[Mapping[str, Any]], Any] | None = (
             itemgetter(*self._order) if self._order and len(self._order) > 1 else None
         )
+        self._named = named
         self._errors = dialect.loaded_dbapi.Error
         columns = list(statement.selected_columns.keys()) if isinstance(statement, sa.Select) else []
         make_type: Any = namedtuple  # noqa: PYI024 - its columns are known at run time only
@@ -89,6 +133,12 @@ class _Compiled:
         if self._pick is not None:
             return self._pick(values)
         return dict(values) if self._order is None else tuple(values[name] for name in self._order)
+
+    def arrange_rows(self, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+        """Return tuples in the order named as the driver takes them."""
+        if self._order == self._named:
+            return rows
+        return [self.arrange(dict(zip(self._named, row, strict=True))) for row in rows]
 
     def execute(self, connection: sa.Connection, parameters: Any, *, is_many: bool = False) -> Any:
         """Return the driver's cursor after execution."""

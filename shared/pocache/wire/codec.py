@@ -22,6 +22,7 @@ M = TypeVar("M", bound=WireModel)
 _ERRORS_SHOWN_MAX: Final = 3
 _UINT64_MAX: Final = 2**64 - 1
 _INT64_MIN: Final = -(2**63)
+_CONTAINERS: Final = frozenset((dict, tuple, list))
 _SCALARS: Final = frozenset((str, bytes, bool, type(None)))
 
 
@@ -129,11 +130,14 @@ def _check_shape(value: object) -> None:
             kind = type(item)
             if kind in _SCALARS:  # most are: looked up by the exact type, which costs least
                 continue
-            if kind is int or isinstance(item, int):
+            if kind is int:
+                if not _INT64_MIN <= item <= _UINT64_MAX:
+                    raise LimitError("integer outside 64 bits")
+            elif kind in _CONTAINERS or isinstance(item, (dict, tuple, list)):
+                pending.append((item, depth + 1))
+            elif isinstance(item, int):
                 if not (isinstance(item, bool) or _INT64_MIN <= item <= _UINT64_MAX):
                     raise LimitError("integer outside 64 bits")
-            elif isinstance(item, (dict, tuple, list)):
-                pending.append((item, depth + 1))
             elif not isinstance(item, (str, bytes)):
                 raise CodecError(f"{kind.__name__} is not allowed on the wire")
 

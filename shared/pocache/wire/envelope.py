@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
 from pocache.protocol.errors import EnvelopeError
@@ -29,6 +30,7 @@ ENVELOPE_BYTES_MAX: Final = PAYLOAD_BYTES_MAX + 512
 KIND_CHARS_MAX: Final = 64
 KID_CHARS: Final = 56
 SIGNATURE_BYTES: Final = 64
+_FRAMES_KEPT: Final = 256
 _FIELDS: Final = frozenset({"kind", "payload", "kid", "sig"})
 
 # A map header, four short keys, and kind, kid and sig with their headers fit what an envelope may add.
@@ -89,9 +91,19 @@ def prepare_envelope(kid: ParticipantId, network: NetworkId, model: WireModel) -
     """Return the envelope of ``model`` up to its signature. Raises LimitError for one that is too large."""
     payload = encode(model)
     preimage = compute_preimage(network, model.kind, payload)
-    fields = {"kind": model.kind, "payload": payload, "kid": kid, "sig": bytes(SIGNATURE_BYTES)}
+    before, after = _frame(model.kind, kid)
+    # The payload within its bound, what is around it fits: asserted above.
+    head = before + encode_value(payload, bytes_max=ENVELOPE_BYTES_MAX) + after
+    return UnsignedEnvelope(compute_envelope_id(preimage, kid), preimage, head)
+
+
+@lru_cache(maxsize=_FRAMES_KEPT)
+def _frame(kind: str, kid: ParticipantId) -> tuple[bytes, bytes]:
+    """Return an envelope's bytes before its payload, and between that and its signature: the same for all of a kind."""
+    fields = {"kind": kind, "payload": b"", "kid": kid, "sig": bytes(SIGNATURE_BYTES)}
     data = encode_value(fields, bytes_max=ENVELOPE_BYTES_MAX)
-    return UnsignedEnvelope(compute_envelope_id(preimage, kid), preimage, data[:-SIGNATURE_BYTES])
+    cut = len(encode_value({"kind": kind, "payload": b""})) - len(encode_value(b""))
+    return data[:cut], data[cut + len(encode_value(b"")) : -SIGNATURE_BYTES]
 
 
 def open_envelope(
@@ -130,7 +142,12 @@ def parse_envelope(data: bytes) -> Envelope:
 
 def compute_preimage(network: NetworkId, kind: str, payload: bytes) -> bytes:
     """Return what is signed: 0xFF ‖ "pocache/v1" ‖ lp(network) ‖ lp(kind) ‖ lp(payload)."""
-    return DOMAIN + _lp(network) + _lp(kind.encode()) + _lp(payload)
+    return _compute_context(network, kind) + _lp(payload)
+
+
+@lru_cache(maxsize=_FRAMES_KEPT)
+def _compute_context(network: NetworkId, kind: str) -> bytes:
+    return DOMAIN + _lp(network) + _lp(kind.encode())
 
 
 def compute_envelope_id(preimage: bytes, kid: ParticipantId) -> EnvelopeId:

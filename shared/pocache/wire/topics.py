@@ -88,7 +88,9 @@ class Topic(Generic[M]):
 
     def matches(self, subject: str) -> bool:
         """Whether ``subject`` is one of this topic's."""
-        return _compile_pattern(self.pattern).fullmatch(subject) is not None
+        # Most subjects are told apart by how they begin.
+        is_like = subject.startswith(_get_start(self.pattern))
+        return is_like and _compile_pattern(self.pattern).fullmatch(subject) is not None
 
 
 _NO_SUBJECT = re.compile("[*> ]")
@@ -98,6 +100,12 @@ _NO_SUBJECT = re.compile("[*> ]")
 def _compile_pattern(pattern: str) -> re.Pattern[str]:
     """Return what a pattern's subjects look like: each token is anything without a dot."""
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]*)", re.escape(pattern)), re.DOTALL)
+
+
+@cache
+def _get_start(pattern: str) -> str:
+    """Return what all of a pattern's subjects begin with."""
+    return pattern.partition("{")[0]
 
 
 _R = Role

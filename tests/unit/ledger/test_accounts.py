@@ -20,6 +20,7 @@ from pocache_ledger.accounts import (
     post,
     verify_journal,
 )
+from pocache_ledger.books import Books
 from pocache_ledger.tables import ACCOUNTS, METADATA, OPERATIONS, POSTINGS, WORLD
 
 
@@ -32,98 +33,110 @@ def connection() -> Iterator[sa.Connection]:
     store.close()
 
 
+@pytest.fixture
+def books(connection: sa.Connection) -> Books:
+    """Its books."""
+    return Books(connection)
+
+
 def move(source: str, target: str, amount_micro: int, subject: str) -> Operation:
     """Return a transfer."""
     postings = (Posting(source, -amount_micro), Posting(target, amount_micro))
     return Operation("transfer", subject.encode(), b"\x07" * 32, postings)
 
 
-def fill(connection: sa.Connection) -> None:
+def fill(books: Books) -> None:
     """Post three operations."""
-    post(connection, move(WORLD, "alice", 100, "one"), now_ms=1)
-    post(connection, move("alice", "bob", 30, "two"), now_ms=2)
-    post(connection, move("bob", "alice", 10, "three"), now_ms=3)
+    post(books, move(WORLD, "alice", 100, "one"), now_ms=1)
+    post(books, move("alice", "bob", 30, "two"), now_ms=2)
+    post(books, move("bob", "alice", 10, "three"), now_ms=3)
+    books.flush()
 
 
-def test_balances_follow_the_lines(connection: sa.Connection) -> None:
+def test_balances_follow_the_lines(connection: sa.Connection, books: Books) -> None:
     """Three transfers, and nothing is lost."""
-    fill(connection)
-    assert (get_balance(connection, "alice"), get_balance(connection, "bob")) == (80, 20)
+    fill(books)
+    assert (get_balance(books, "alice"), get_balance(books, "bob")) == (80, 20)
     totals = compute_totals(connection)
     assert (totals.deposited_micro, totals.held_micro, totals.journal_entries) == (100, 100, 3)
     assert verify_journal(connection) == 3
 
 
-def test_the_same_operation_again_changes_nothing(connection: sa.Connection) -> None:
+def test_the_same_operation_again_changes_nothing(connection: sa.Connection, books: Books) -> None:
     """One id, one effect; the first entry is named."""
-    fill(connection)
-    assert post(connection, move("alice", "bob", 30, "two"), now_ms=9) == 2
-    assert get_balance(connection, "bob") == 20
+    fill(books)
+    assert post(books, move("alice", "bob", 30, "two"), now_ms=9) == 2
+    assert get_balance(books, "bob") == 20
     assert verify_journal(connection) == 3
 
 
-def test_the_same_id_with_other_lines_is_a_conflict(connection: sa.Connection) -> None:
+def test_the_same_id_with_other_lines_is_a_conflict(books: Books) -> None:
     """Another amount, or another account."""
-    fill(connection)
+    fill(books)
     for other in (move("alice", "bob", 31, "two"), move("alice", "carol", 30, "two")):
         with pytest.raises(ConflictError):
-            post(connection, other, now_ms=9)
-    assert get_balance(connection, "bob") == 20
+            post(books, other, now_ms=9)
+    assert get_balance(books, "bob") == 20
 
 
-def test_lines_that_do_not_sum_to_zero_are_our_own_bug(connection: sa.Connection) -> None:
+def test_lines_that_do_not_sum_to_zero_are_our_own_bug(books: Books) -> None:
     """Money cannot be made."""
     with pytest.raises(AssertionError):
-        post(connection, Operation("gift", b"", b"", (Posting("alice", 1),)), now_ms=1)
+        post(books, Operation("gift", b"", b"", (Posting("alice", 1),)), now_ms=1)
 
 
 @pytest.mark.parametrize("is_credit_first", [True, False])
-def test_too_little_money_moves_nothing(connection: sa.Connection, is_credit_first: bool) -> None:
+def test_too_little_money_moves_nothing(connection: sa.Connection, books: Books, is_credit_first: bool) -> None:
     """The refusal comes before the first balance changes, in whatever order the lines are."""
-    fill(connection)
+    fill(books)
     lines = (Posting("carol", 81), Posting("alice", -81))
     operation = Operation("transfer", b"four", b"", lines if is_credit_first else lines[::-1])
     with pytest.raises(FundsError, match="alice has 80"):
-        post(connection, operation, now_ms=4)
-    assert get_balance(connection, "carol") is None
+        post(books, operation, now_ms=4)
+    assert get_balance(books, "carol") is None
     assert verify_journal(connection) == 3
 
 
-def test_an_unknown_account_is_called_so(connection: sa.Connection) -> None:
+def test_an_unknown_account_is_called_so(books: Books) -> None:
     """Nothing was ever deposited."""
     with pytest.raises(FundsError, match="unknown account nobody"):
-        post(connection, move("nobody", "alice", 1, "one"), now_ms=1)
+        post(books, move("nobody", "alice", 1, "one"), now_ms=1)
 
 
-def test_no_account_outgrows_its_column(connection: sa.Connection) -> None:
+def test_no_account_outgrows_its_column(connection: sa.Connection, books: Books) -> None:
     """The network's money is bounded by what one account can hold."""
-    post(connection, move(WORLD, "alice", MICRO_MAX, "one"), now_ms=1)
+    post(books, move(WORLD, "alice", MICRO_MAX, "one"), now_ms=1)
     with pytest.raises(LimitError):
-        post(connection, move(WORLD, "bob", 1, "two"), now_ms=2)
+        post(books, move(WORLD, "bob", 1, "two"), now_ms=2)
+    books.flush()
     assert verify_journal(connection) == 1
 
 
-def test_the_database_itself_refuses_a_negative_balance(connection: sa.Connection) -> None:
+def test_the_database_itself_refuses_a_negative_balance(connection: sa.Connection, books: Books) -> None:
     """The constraint holds without our code, and lets the outside world be negative."""
-    fill(connection)
+    fill(books)
     with pytest.raises(sa.exc.IntegrityError, match="never_negative"):
         connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == "bob").values(balance_micro=-1))
 
 
-def test_a_closed_account_is_empty_and_stays_so(connection: sa.Connection) -> None:
+def test_a_closed_account_is_empty_and_stays_so(books: Books) -> None:
     """It closes at zero only, and takes nothing afterwards."""
-    fill(connection)
+    fill(books)
+    close(books, "bob")
     with pytest.raises(sa.exc.IntegrityError, match="closed_empty"):
-        close(connection, "bob")
-    post(connection, move("bob", "alice", 20, "four"), now_ms=4)
-    close(connection, "bob")
+        books.flush()
+    books.forget()
+    post(books, move("bob", "alice", 20, "four"), now_ms=4)
+    close(books, "bob")
+    books.flush()
+    post(books, move("alice", "bob", 1, "five"), now_ms=5)
     with pytest.raises(sa.exc.IntegrityError, match="closed_empty"):
-        post(connection, move("alice", "bob", 1, "five"), now_ms=5)
+        books.flush()
 
 
-def test_an_operation_id_exists_once(connection: sa.Connection) -> None:
+def test_an_operation_id_exists_once(connection: sa.Connection, books: Books) -> None:
     """The database refuses a second entry of an operation."""
-    fill(connection)
+    fill(books)
     first = connection.execute(sa.select(OPERATIONS).where(OPERATIONS.c.number == 1)).one()
     with pytest.raises(sa.exc.IntegrityError, match="operation_id"):
         connection.execute(sa.insert(OPERATIONS).values(**{**first._asdict(), "number": 4}))
@@ -187,18 +200,18 @@ def _rehash(connection: sa.Connection) -> None:
     ids=["kind", "subject", "cause", "time", "id", "account", "amount", "sum", "removed", "hash"],
 )
 def test_the_journal_names_the_entry_that_was_changed(
-    connection: sa.Connection, tamper: Callable[[sa.Connection], None]
+    connection: sa.Connection, books: Books, tamper: Callable[[sa.Connection], None]
 ) -> None:
     """Each field of an entry and of its lines is covered; the first broken entry is the one that is named."""
-    fill(connection)
+    fill(books)
     tamper(connection)
     with pytest.raises(LedgerError, match="entry 2"):
         verify_journal(connection)
 
 
-def test_a_removed_entry_is_called_missing(connection: sa.Connection) -> None:
+def test_a_removed_entry_is_called_missing(connection: sa.Connection, books: Books) -> None:
     """Not merely broken: an operator looks for another thing then."""
-    fill(connection)
+    fill(books)
     _remove(connection)
     with pytest.raises(LedgerError, match="entry 2 is missing"):
         verify_journal(connection)
@@ -218,35 +231,35 @@ def _forge(connection: sa.Connection, number: int, lines: tuple[Posting, ...]) -
     )
 
 
-def test_a_forged_entry_breaks_the_next_one(connection: sa.Connection) -> None:
+def test_a_forged_entry_breaks_the_next_one(connection: sa.Connection, books: Books) -> None:
     """The chain: an entry's hash covers the one before it."""
-    fill(connection)
+    fill(books)
     _forge(connection, 2, (Posting("alice", -31), Posting("bob", 31)))
     with pytest.raises(LedgerError, match="entry 3 is broken"):
         verify_journal(connection)
 
 
-def test_a_forged_last_entry_must_still_sum_to_zero(connection: sa.Connection) -> None:
+def test_a_forged_last_entry_must_still_sum_to_zero(connection: sa.Connection, books: Books) -> None:
     """Its hash is right and so is the balance; the money is not."""
-    fill(connection)
+    fill(books)
     _forge(connection, 3, (Posting("bob", -10), Posting("alice", 11)))
     connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == "alice").values(balance_micro=81))
     with pytest.raises(LedgerError, match="entry 3 does not sum to zero"):
         verify_journal(connection)
 
 
-def test_an_entry_cut_off_the_end_shows_in_the_balances(connection: sa.Connection) -> None:
+def test_an_entry_cut_off_the_end_shows_in_the_balances(connection: sa.Connection, books: Books) -> None:
     """The chain of the rest is whole; the account is named."""
-    fill(connection)
+    fill(books)
     connection.execute(sa.delete(POSTINGS).where(POSTINGS.c.number == 3))
     connection.execute(sa.delete(OPERATIONS).where(OPERATIONS.c.number == 3))
     with pytest.raises(LedgerError, match="account alice has 80, its lines up to entry 2 make 70"):
         verify_journal(connection)
 
 
-def test_a_changed_balance_shows(connection: sa.Connection) -> None:
+def test_a_changed_balance_shows(connection: sa.Connection, books: Books) -> None:
     """Money without an entry."""
-    fill(connection)
+    fill(books)
     connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == "bob").values(balance_micro=21))
     with pytest.raises(LedgerError, match="account bob"):
         verify_journal(connection)

@@ -12,7 +12,6 @@ from pocache.protocol.errors import LedgerError
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache_ledger.accounts import (
-    CHECKPOINT_ENTRIES,
     JOURNAL_START,
     Operation,
     Posting,
@@ -20,6 +19,7 @@ from pocache_ledger.accounts import (
     get_entry_count,
     verify_journal,
 )
+from pocache_ledger.books import CHECKPOINT_ENTRIES
 from pocache_ledger.statements import read_checkpoints
 from pocache_ledger.tables import JOURNAL_CHECKPOINTS, OPERATIONS, POSTINGS
 

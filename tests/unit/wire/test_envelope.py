@@ -161,6 +161,15 @@ def test_the_largest_payload_fits() -> None:
         seal(KEY, NETWORK, Note(data=note.data + b"x"))
 
 
+@pytest.mark.parametrize("size", [0, 1, 200, 246, 247, 248, 249, 65_525, 65_526, 65_527, 65_528, 100_000])
+def test_an_envelope_is_one_map_whatever_the_size_of_its_payload(size: int) -> None:
+    """It is put together of parts: the bytes are those of msgpack's own encoding of the four fields, in their order."""
+    sealed = seal(KEY, NETWORK, Note(data=b"x" * size))
+    fields = unpack(sealed)
+    assert list(fields) == ["kind", "payload", "kid", "sig"]
+    assert msgpack.packb(fields, use_bin_type=True) == sealed
+
+
 def test_the_id_does_not_depend_on_how_the_envelope_is_encoded() -> None:
     """Another field order is the same statement, so it has the same effects."""
     fields = unpack(SEALED)
