@@ -25,7 +25,8 @@ QUEUE_MAX: Final = 4_096
 """Messages that wait in memory; the rest waits in the database alone."""
 _LIFE_BITS: Final = 40
 """Each life of a process numbers its rows anew, beyond all numbers of the lives before it."""
-_LIFE: Final = "outbox_life"
+LIFE: Final = "outbox_life"
+"""How often the state was opened, in its meta table."""
 
 _COLUMNS: Final = ("number", "subject", "data", "message_id")
 _PUT: Final = Prepared(
@@ -73,8 +74,8 @@ class Outbox:
     def __init__(self, store: Store) -> None:
         self._store = store
         with store.begin() as connection:
-            life = int(get_meta(connection, _LIFE) or "0") + 1
-            set_meta(connection, _LIFE, str(life))
+            life = int(get_meta(connection, LIFE) or "0") + 1
+            set_meta(connection, LIFE, str(life))
             self._waiting = set(connection.execute(sa.select(OUTBOX.c.number)).scalars())
         self._numbers = itertools.count((life << _LIFE_BITS) + 1)
         self._queue: deque[OutboxRow] = deque()
