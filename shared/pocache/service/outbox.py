@@ -42,7 +42,7 @@ _READ: Final = Prepared(
     sa.select(*(OUTBOX.c[name] for name in _COLUMNS))
     .where(OUTBOX.c.number > sa.bindparam("after"))
     .order_by(OUTBOX.c.number)
-    .limit(QUEUE_MAX)
+    .limit(sa.bindparam("count", type_=sa.Integer))
 )
 
 
@@ -128,7 +128,7 @@ class Outbox:
             self._queue.clear()
             self._read_to = from_number - 1
         with self._store.begin() as connection:
-            rows = _READ.all(connection, after=self._read_to)
+            rows = _READ.all(connection, after=self._read_to, count=QUEUE_MAX)
         self._queue.extend(OutboxRow(*row) for row in rows if row.number in self._waiting)
         if rows:
             self._read_to = rows[-1].number
