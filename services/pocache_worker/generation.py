@@ -46,7 +46,7 @@ from pocache_worker.grants import Grant, verify_cancellation, verify_grant
 from pocache_worker.leaves import LeafStore, compute_commitment_name
 from pocache_worker.rounds import RoundTracker
 from pocache_worker.state import Bell, WorkerState, raise_if_cancelled, send, wait_event
-from pocache_worker.streaming import TokenStream
+from pocache_worker.streaming import Pacer, TokenStream
 from pocache_worker.tables import CANCELLATIONS, LEASES, LeasePhase
 
 TASK_CREDIT: Final = 1
@@ -73,6 +73,7 @@ class GeneratorContext:
     host: EngineHost
     store: LeafStore
     rounds: RoundTracker
+    pacer: Pacer
     cheat: Cheat
 
 
@@ -237,7 +238,7 @@ class Generator:
         enough = threading.Event()
         watching = asyncio.create_task(self._wait_cancelled(grant, enough))
         try:
-            async with TokenStream(c.bus, c.state, c.genesis.network_id, lease) as stream:
+            async with TokenStream(c.bus, c.state, lease, c.pacer) as stream:
 
                 def take(tokens: tuple[int, ...]) -> bool:
                     stream.push(tokens)

@@ -40,6 +40,7 @@ from pocache_worker.openings import Opener
 from pocache_worker.rounds import RoundTracker
 from pocache_worker.service import WorkerService, handle_refusal, verify_refusal
 from pocache_worker.state import Bell, WorkerState, wait_event
+from pocache_worker.streaming import Pacer
 from pocache_worker.tables import METADATA, REMOVALS
 from pocache_worker.verification import Verifier, VerifierContext
 
@@ -75,12 +76,14 @@ class Identity:
         config: IdentityConfig,
         host: EngineHost,
         rounds: RoundTracker,
+        pacer: Pacer,
         *,
         clock_ms: Callable[[], int] = read_clock_ms,
     ) -> None:
         self._config = config
         self._host = host
         self._rounds = rounds
+        self._pacer = pacer
         self._clock_ms = clock_ms
         self._process: ServiceProcess | None = None
         self._bus: Bus | None = None
@@ -135,7 +138,9 @@ class Identity:
                 clock_ms=self._clock_ms,
             )
             try:
-                await _Tasks(config, bus, state, bell, self._host, self._rounds).run(process.run, stop)
+                await _Tasks(config, bus, state, bell, self._host, self._rounds, self._pacer).run(
+                    process.run, stop
+                )
             finally:
                 self._process = None
                 self._bus = None
@@ -152,6 +157,7 @@ class _Tasks:
         bell: Bell,
         host: EngineHost,
         rounds: RoundTracker,
+        pacer: Pacer,
     ) -> None:
         self._config = config
         self._bus = bus
@@ -173,6 +179,7 @@ class _Tasks:
                 host=host,
                 store=self._leaves,
                 rounds=rounds,
+                pacer=pacer,
                 cheat=config.cheat,
             )
         )
