@@ -238,7 +238,7 @@ class Generator:
         enough = threading.Event()
         watching = asyncio.create_task(self._wait_cancelled(grant, enough))
         try:
-            async with TokenStream(c.bus, c.state, lease, c.pacer) as stream:
+            async with TokenStream(c.bus, c.state.seal, lease, c.pacer) as stream:
 
                 def take(tokens: tuple[int, ...]) -> bool:
                     stream.push(tokens)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -21,8 +22,8 @@ from pocache.protocol.commitment import CHUNK_HASH_START, compute_chunk_hash
 from pocache.protocol.encoding import pack_tokens
 from pocache.protocol.errors import BusError
 from pocache.wire.messages import LeaseV1, TokenChunkV1
+from pocache.wire.model import WireModel
 from pocache.wire.topics import TOKENS
-from pocache_worker.state import WorkerState
 
 GATHER_S_PER_STREAM: Final = 0.01
 """How long tokens are gathered for each stream that is open: one alone hardly waits, many share the work of a chunk."""
@@ -75,12 +76,13 @@ class TokenStream:
     When the context ends in order the last chunk says so; when it ends by an error there is no last chunk.
     """
 
-    def __init__(self, bus: Bus, state: WorkerState, lease: LeaseV1, pacer: Pacer) -> None:
+    def __init__(self, bus: Bus, seal: Callable[[WireModel], bytes], lease: LeaseV1, pacer: Pacer) -> None:
+        """``seal`` signs as the generator that the lease names."""
         self._bus = bus
-        self._state = state
+        self._seal = seal
         self._lease = lease
         self._pacer = pacer
-        self._subject = TOKENS.subject(user=lease.user, job=lease.job_id, worker=state.participant)
+        self._subject = TOKENS.subject(user=lease.user, job=lease.job_id, worker=lease.generator)
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, ...]] = deque()
         self._due = asyncio.Event()
@@ -135,7 +137,9 @@ class TokenStream:
                 is_first = self._count == 0 and bool(tokens)
                 await self._publish(pack_tokens(tokens), len(tokens), is_last=is_last)
                 if is_first:
-                    structlog.get_logger().info("first_token", job=self._lease.job_id, engine_ns=self._first_ns)
+                    structlog.get_logger().info(
+                        "first_token", job=self._lease.job_id, engine_ns=self._first_ns
+                    )
 
     async def _publish(self, packed: bytes, count: int, *, is_last: bool) -> None:
         self._hash = compute_chunk_hash(self._hash, packed)
@@ -149,6 +153,6 @@ class TokenStream:
         )
         self._count += count
         try:
-            await self._bus.publish_core(self._subject, self._state.seal(chunk))
+            await self._bus.publish_core(self._subject, self._seal(chunk))
         except BusError as error:
             structlog.get_logger().info("tokens_not_sent", job=self._lease.job_id, reason=str(error))
