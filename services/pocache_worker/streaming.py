@@ -25,7 +25,7 @@ from pocache.wire.messages import LeaseV1, TokenChunkV1
 from pocache.wire.model import WireModel
 from pocache.wire.topics import TOKENS
 
-GATHER_S_PER_STREAM: Final = 0.01
+GATHER_S_PER_STREAM: Final = 0.0125
 """How long tokens are gathered for each stream that is open: one alone hardly waits, many share the work of a chunk."""
 GATHER_S_MAX: Final = 0.1
 """The longest that a token waits, however many streams are open: ten pieces of text a second still look like typing."""
