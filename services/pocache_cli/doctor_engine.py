@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pocache.protocol.errors import PocacheError
 from pocache.runtime.network import Model, NetworkDirectory
 from pocache_cli.doctor import FAIL, OK, SKIP, Finding
-from pocache_cli.models import FAKE_PREFIX, read_source
+from pocache_cli.models import FAKE_PREFIX, get_model_dir, read_source
 
 if TYPE_CHECKING:
     from pocache.engine.port import Engine
@@ -59,22 +58,23 @@ def _examine_model(
 def _examine_digest(model: Model, name: str, source: str) -> Finding:
     if source.startswith(FAKE_PREFIX):
         return Finding("model digest", OK, f"{name}: the engine without a model has no files")
-    if not Path(source).is_dir():
+    files = get_model_dir(source)
+    if files is None:
         return Finding(
             "model digest", SKIP, f"{name}: {source} is no directory here; the engine will look for it"
         )
     from pocache.engine.manifest import compute_manifest
 
     try:
-        found = compute_manifest(source).model_id
+        found = compute_manifest(files).model_id
     except (PocacheError, OSError) as error:
         return Finding("model digest", FAIL, f"{name}: {error}", "put the model's files back")
     if found != model.model_id:
-        detail = f"{name}: the files in {source} are {found.hex()[:16]}…, registered is {model.model_id.hex()[:16]}…"
+        detail = f"{name}: the files in {files} are {found.hex()[:16]}…, registered is {model.model_id.hex()[:16]}…"
         return Finding(
             "model digest", FAIL, detail, "other bytes are another model: restore them, or register them anew"
         )
-    return Finding("model digest", OK, f"{name}: {model.model_id.hex()[:16]}… is what lies in {source}")
+    return Finding("model digest", OK, f"{name}: {model.model_id.hex()[:16]}… is what lies in {files}")
 
 
 def _examine_engine(model: Model, name: str, source: str, device: str) -> Finding:

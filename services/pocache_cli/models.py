@@ -73,6 +73,12 @@ def resolve_source(model: str) -> str:
     return str(Path(model).resolve()) if is_directory else model
 
 
+def get_model_dir(source: str) -> Path | None:
+    """Return the directory in which a source's files lie, None for one that is no directory here."""
+    directory = get_reference_dir() if source == REFERENCE_NAME else Path(source)
+    return directory if not source.startswith(FAKE_PREFIX) and directory.is_dir() else None
+
+
 def load_tokenizer(source: str) -> TextCodec | None:
     """Return the tokenizer that a model directory or cached id brings, None where there is none."""
     file = _find_tokenizer(source)
@@ -121,8 +127,8 @@ class TextStream:
 def _find_tokenizer(source: str) -> Path | None:
     if source.startswith(FAKE_PREFIX):
         return None
-    directory = get_reference_dir() if source == REFERENCE_NAME else Path(source)
-    if directory.is_dir():
+    directory = get_model_dir(source)
+    if directory is not None:
         file = directory / _TOKENIZER_FILE
         return file if file.is_file() else None
     try:

@@ -16,6 +16,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
+from pocache.runtime.metrics import Metrics
 from pocache_gateway.errors import ApiError
 from pocache_gateway.runs import Run
 
@@ -68,10 +69,17 @@ class RunStream(EventSourceResponse):
     """A job's text as events; what is held for it is let go when the answer ends, however it does."""
 
     def __init__(
-        self, run: Run, *, held: ExitStack, first: int, public_url: str, send_timeout_s: float
+        self,
+        run: Run,
+        *,
+        held: ExitStack,
+        first: int,
+        public_url: str,
+        send_timeout_s: float,
+        metrics: Metrics,
     ) -> None:
         super().__init__(
-            _make_events(run, first, public_url),
+            _make_events(run, first, public_url, metrics),
             headers=make_headers(run),
             sep="\n",
             ping=PING_S,
@@ -89,7 +97,9 @@ class RunStream(EventSourceResponse):
                 structlog.get_logger().warning("client_too_slow", job=self._run.job_id)
 
 
-async def _make_events(run: Run, first: int, public_url: str) -> AsyncIterator[ServerSentEvent]:
+async def _make_events(
+    run: Run, first: int, public_url: str, metrics: Metrics
+) -> AsyncIterator[ServerSentEvent]:
     """Yield a run's chunks from a piece on, the last with how it ended; a failure is an event as well."""
     kind = "chat.completion.chunk" if run.asked.is_chat else "text_completion"
     frame = _make_frame(run, kind)
@@ -102,6 +112,7 @@ async def _make_events(run: Run, first: int, public_url: str) -> AsyncIterator[S
         async for index, text in run.read(first):
             yield _make_event(f"{job}:{index + 1}", {**frame, "choices": [_make_choice(run, text)]})
     except ApiError as error:
+        metrics.gateway_refusals.labels(error.code).inc()
         yield _make_event(f"{job}:{len(run.pieces)}", error.body())
         yield ServerSentEvent(data=DONE)
         return

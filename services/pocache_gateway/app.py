@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Final
 
+from prometheus_client import Counter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,6 +28,7 @@ from pocache_gateway.jobs import get_balance, get_job, get_receipt, post_cancel,
 from pocache_gateway.openapi import make_document
 from pocache_gateway.state import GatewayState
 
+_OTHER_ROUTE: Final = "other"
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 
 
@@ -42,6 +45,7 @@ def build_app(state: GatewayState, extra_routes: Sequence[BaseRoute] = ()) -> St
     )
     app.router.redirect_slashes = False  # a path that is not there is not there
     app.add_middleware(_SafeHeaders)
+    app.add_middleware(_Counted, requests=state.metrics.gateway_requests)
     app.state.gateway = state
     return app
 
@@ -61,7 +65,35 @@ class _SafeHeaders:
         await self._app(scope, receive, send_with if scope["type"] == "http" else send)
 
 
-def _health_routes() -> list[BaseRoute]:
+class _Counted:
+    """Counts answers by route and status; a path that is none of the API's is not told apart from others."""
+
+    def __init__(self, app: ASGIApp, *, requests: Counter) -> None:
+        self._app = app
+        self._requests = requests
+        self._routes = {one.endpoint: one.path for one in (*_health_routes(), *_api_routes())}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = HTTPStatus.INTERNAL_SERVER_ERROR.value  # what is answered where nothing else was
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            endpoint = scope.get("endpoint")
+            route = _OTHER_ROUTE if endpoint is None else self._routes.get(endpoint, _OTHER_ROUTE)
+            self._requests.labels(route, str(status)).inc()
+
+
+def _health_routes() -> list[Route]:
     return [
         Route("/healthz", _live),
         Route("/livez", _live),
@@ -69,7 +101,7 @@ def _health_routes() -> list[BaseRoute]:
     ]
 
 
-def _api_routes() -> list[BaseRoute]:
+def _api_routes() -> list[Route]:
     return [
         Route("/openapi.json", _get_document),
         Route("/v1/models", _list_models),

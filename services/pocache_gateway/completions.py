@@ -92,7 +92,9 @@ async def _submit(state: GatewayState, key: ApiKey, asked: Asked, *, is_long: bo
                 f"{state.settings.open_jobs_max} jobs are in hand, as many as this gateway takes"
             )
         counted.enter_context(state.drain.hold())
+        counted.enter_context(state.metrics.gateway_jobs.track_inprogress())
         client = await state.accounts.get(key.account)
+        submitted_s = time.monotonic()
         job = await client.submit(
             served.model.model_id,
             prompt,
@@ -101,7 +103,7 @@ async def _submit(state: GatewayState, key: ApiKey, asked: Asked, *, is_long: bo
             seed=asked.seed,
             eos_stop=asked.eos_stop,
         )
-        run = Run(job, client, key, asked, served, int(time.time()))
+        run = Run(job, client, key, asked, served, int(time.time()), submitted_s)
         state.runs.add(run, counted.pop_all().close)
     return run
 
@@ -149,8 +151,14 @@ def _resume(state: GatewayState, key: ApiKey, event_id: str) -> Response:
 
 def _stream(state: GatewayState, run: Run, held: ExitStack, *, first: int) -> Response:
     settings = state.settings
+    held.enter_context(state.metrics.gateway_streams.track_inprogress())
     return RunStream(
-        run, held=held, first=first, public_url=settings.public_url, send_timeout_s=settings.send_timeout_s
+        run,
+        held=held,
+        first=first,
+        public_url=settings.public_url,
+        send_timeout_s=settings.send_timeout_s,
+        metrics=state.metrics,
     )
 
 

@@ -119,28 +119,34 @@ def translate(error: PocacheError) -> ApiError:
     return ApiError(502, f"{code}: {reason}", code="network_error", kind="server_error")
 
 
-async def answer_api_error(_request: Request, error: Exception) -> Response:
+async def answer_api_error(request: Request, error: Exception) -> Response:
     """Answer what a route raised on purpose."""
     assert isinstance(error, ApiError)
-    return error.response()
+    return _refuse(request, error)
 
 
-async def answer_network_error(_request: Request, error: Exception) -> Response:
+async def answer_network_error(request: Request, error: Exception) -> Response:
     """Answer what the network or the SDK refused."""
     assert isinstance(error, PocacheError)
-    return translate(error).response()
+    return _refuse(request, translate(error))
 
 
-async def answer_http_error(_request: Request, error: Exception) -> Response:
+async def answer_http_error(request: Request, error: Exception) -> Response:
     """Answer a path or a method that there is not."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase.lower()
     message = f"{phrase}: see /openapi.json for what there is"
     answer = ApiError(error.status_code, message, code=phrase.replace(" ", "_"), headers=error.headers)
-    return answer.response()
+    return _refuse(request, answer)
 
 
 async def answer_bug(request: Request, error: Exception) -> Response:
     """Answer our own failure without its details; they are in the log."""
     structlog.get_logger().error("request_failed", path=request.url.path, error=repr(error), exc_info=error)
-    return ApiError(500, "the gateway failed", code="internal_error", kind="server_error").response()
+    return _refuse(request, ApiError(500, "the gateway failed", code="internal_error", kind="server_error"))
+
+
+def _refuse(request: Request, error: ApiError) -> Response:
+    """Answer an error, and count it by its code, which is one of those that the code lists."""
+    request.app.state.gateway.metrics.gateway_refusals.labels(error.code).inc()
+    return error.response()

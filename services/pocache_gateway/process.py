@@ -50,7 +50,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                     explorer.broadcast.close()  # who follows live has nothing in hand
                 await drain(state, settings.drain_s)
 
-        await serve_until(stack, settings, run, stop, lambda: is_serving.is_set() and state.is_ready())
+        await serve_until(
+            stack,
+            settings,
+            run,
+            stop,
+            lambda: is_serving.is_set() and state.is_ready(),
+            metrics=state.metrics,
+        )
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ kept for a while, then forgotten; the network's record keeps the job.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from pocache.protocol.encoding import unpack_tokens
 from pocache.protocol.errors import ConflictError, PocacheError
 from pocache.protocol.ids import JobId
 from pocache.protocol.lifecycle import REASON_CANCELLED, REASON_EXPIRED, Phase
+from pocache.runtime.metrics import Metrics
 from pocache.storage.api_keys import ApiKey
 from pocache.text import Detokenizer, StopFilter
 from pocache_gateway.catalogue import ServedModel
@@ -52,6 +54,8 @@ class Run:
     asked: Asked
     served: ServedModel
     created_s: int
+    submitted_s: float = field(default_factory=time.monotonic)
+    """When it was handed to the network, by a clock that only goes forward."""
     pieces: list[str] = field(default_factory=list)
     """The text so far, as it was delivered: an answer's place in it is an index."""
     finish_reason: str | None = None
@@ -110,7 +114,10 @@ class Run:
 class Runs:
     """Every job in hand, and those that ended last."""
 
-    def __init__(self, *, reconnect_s: float, spawn: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
+    def __init__(
+        self, *, reconnect_s: float, spawn: Callable[[Coroutine[Any, Any, None]], Any], metrics: Metrics
+    ) -> None:
+        self._metrics = metrics
         self._reconnect_s = reconnect_s
         self._spawn = spawn
         self._active: dict[JobId, Run] = {}
@@ -195,7 +202,7 @@ class Runs:
                 self._finished.popitem(last=False)
 
     async def _collect(self, run: Run) -> None:
-        writer = _Writer(run)
+        writer = _Writer(run, self._metrics)
         async for piece in run.client.stream(run.job):
             writer.take(piece)
             if writer.is_stopped:
@@ -211,8 +218,9 @@ class Runs:
 class _Writer:
     """Tokens of one job into pieces of text, across attempts: another attempt must say the same again."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, metrics: Metrics) -> None:
         self._run = run
+        self._metrics = metrics
         self._tokens: list[int] = []
         assert run.served.codec is not None or not run.asked.is_chat
         codec = run.served.codec
@@ -232,9 +240,12 @@ class _Writer:
         if list(piece.tokens[: len(before)]) != before:
             raise ConflictError(_REGENERATED)
         fresh = piece.tokens[max(0, len(self._tokens) - piece.first_index) :]
-        self._tokens += fresh
         if not fresh:
             return
+        if not self._tokens:
+            self._metrics.gateway_first_token_s.observe(time.monotonic() - self._run.submitted_s)
+        self._metrics.gateway_tokens.inc(len(fresh))
+        self._tokens += fresh
         text = self._text.feed(fresh) if self._text is not None else "".join(f"{one} " for one in fresh)
         self._push(self._stops.feed(text))
 

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from pocache.protocol.ids import ModelId
+from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis, Model, NetworkDirectory
 from pocache_gateway.access import Access
 from pocache_gateway.accounts import Accounts
@@ -80,6 +81,7 @@ class GatewayState:
     accounts: Accounts
     access: Access
     catalogue: Catalogue
+    metrics: Metrics = field(default_factory=lambda: Metrics("gateway"))
     is_ready: Callable[[], bool] = lambda: True
     drain: Drain = field(default_factory=Drain)
     background: Background = field(default_factory=Background)
@@ -87,4 +89,6 @@ class GatewayState:
 
     def __post_init__(self) -> None:
         """Follow jobs in tasks of this process."""
-        self.runs = Runs(reconnect_s=self.settings.reconnect_s, spawn=self.background.spawn)
+        self.runs = Runs(
+            reconnect_s=self.settings.reconnect_s, spawn=self.background.spawn, metrics=self.metrics
+        )

@@ -54,7 +54,7 @@ from pocache_worker.leases import (
 from pocache_worker.leaves import LeafStore, compute_commitment_name
 from pocache_worker.rounds import RoundTracker
 from pocache_worker.state import Bell, News, WorkerState, raise_if_cancelled, wait_event
-from pocache_worker.streaming import TokenStream
+from pocache_worker.streaming import Pacer, TokenStream
 from pocache_worker.tables import LeasePhase
 
 LEASE_ANSWER_S: Final = 15.0
@@ -80,6 +80,7 @@ class GeneratorContext:
     store: LeafStore
     rounds: RoundTracker
     grants: GrantVerifier
+    pacer: Pacer
     cheat: Cheat
     jobs_max: int = 1
     """Leases in hand at once: each holds its stake, and runs against its deadline."""
@@ -262,7 +263,7 @@ class Generator:
         enough = threading.Event()
         watching = asyncio.create_task(self._wait_cancelled(grant, enough))
         try:
-            async with TokenStream(c.bus, c.state, c.genesis.network_id, lease) as stream:
+            async with TokenStream(c.bus, c.state.seal, lease, c.pacer) as stream:
 
                 def take(tokens: tuple[int, ...]) -> bool:
                     stream.push(tokens)

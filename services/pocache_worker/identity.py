@@ -41,6 +41,7 @@ from pocache_worker.openings import Opener
 from pocache_worker.rounds import RoundTracker
 from pocache_worker.service import WorkerService, handle_refusal, verify_refusal
 from pocache_worker.state import Bell, News, WorkerState, wait_event
+from pocache_worker.streaming import Pacer
 from pocache_worker.tables import METADATA, REMOVALS
 from pocache_worker.verification import Verifier, VerifierContext
 
@@ -77,12 +78,14 @@ class Identity:
         config: IdentityConfig,
         host: EngineHost,
         rounds: RoundTracker,
+        pacer: Pacer,
         *,
         clock_ms: Callable[[], int] = read_clock_ms,
     ) -> None:
         self._config = config
         self._host = host
         self._rounds = rounds
+        self._pacer = pacer
         self._clock_ms = clock_ms
         self._process: ServiceProcess | None = None
         self._bus: Bus | None = None
@@ -136,7 +139,7 @@ class Identity:
                 clock_ms=self._clock_ms,
             )
             try:
-                tasks = _Tasks(config, bus, state, bell, grants, self._host, self._rounds)
+                tasks = _Tasks(config, bus, state, bell, grants, self._host, self._rounds, self._pacer)
                 await tasks.run(process.run, stop)
             finally:
                 self._process = None
@@ -155,6 +158,7 @@ class _Tasks:
         grants: GrantVerifier,
         host: EngineHost,
         rounds: RoundTracker,
+        pacer: Pacer,
     ) -> None:
         self._config = config
         self._bus = bus
@@ -178,6 +182,7 @@ class _Tasks:
                 host=host,
                 store=self._leaves,
                 rounds=rounds,
+                pacer=pacer,
                 cheat=config.cheat,
             )
         )

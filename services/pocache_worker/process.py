@@ -22,6 +22,7 @@ from pocache_worker.engines import EngineHost, choose_engine
 from pocache_worker.identity import Identity, IdentityConfig
 from pocache_worker.rounds import RoundTracker
 from pocache_worker.settings import WorkerSettings, read_worker_settings
+from pocache_worker.streaming import Pacer
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -49,12 +50,12 @@ async def serve_with(
 
         async def run(stop: asyncio.Event) -> None:
             model = await host.load()
-            rounds = RoundTracker(settings.directory.genesis)
+            rounds, pacer = RoundTracker(settings.directory.genesis), Pacer()
             configs = [
                 replace(_make_config(settings, worker, model, name), metrics=metrics, tracer=tracer)
                 for name in worker.identities
             ]
-            identities.extend(Identity(config, host, rounds) for config in configs)
+            identities.extend(Identity(config, host, rounds, pacer) for config in configs)
             async with asyncio.TaskGroup() as group:
                 for identity in identities:
                     group.create_task(identity.run(stop))

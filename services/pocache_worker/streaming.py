@@ -2,14 +2,18 @@
 
 A chunk carries a running hash over all tokens so far, so two streams of one attempt that disagree contradict each
 other by signature. What was missed is in the result; a stream that cannot be sent never holds up the generation.
+A stream's first tokens go out at once, those that follow are gathered for a moment: every chunk costs a signature here,
+a message, and a check at the user's, beside an engine that would rather have that time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import structlog
 
@@ -17,10 +21,53 @@ from pocache.bus.port import Bus
 from pocache.protocol.commitment import CHUNK_HASH_START, compute_chunk_hash
 from pocache.protocol.encoding import pack_tokens
 from pocache.protocol.errors import BusError
-from pocache.protocol.ids import NetworkId
 from pocache.wire.messages import LeaseV1, TokenChunkV1
+from pocache.wire.model import WireModel
 from pocache.wire.topics import TOKENS
-from pocache_worker.state import WorkerState
+
+GATHER_S_PER_STREAM: Final = 0.0125
+"""How long tokens are gathered for each stream that is open: one alone hardly waits, many share the work of a chunk."""
+GATHER_S_MAX: Final = 0.1
+"""The longest that a token waits, however many streams are open: ten pieces of text a second still look like typing."""
+
+
+class Pacer:
+    """Says to all streams of one process when to publish: together, as they decode together, and not at every token."""
+
+    def __init__(self) -> None:
+        """Make one for the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._streams: set[TokenStream] = set()
+        self._is_asked = False
+        self._woken_s = 0.0
+        """When the streams were woken last, by the loop's clock."""
+
+    def add(self, stream: TokenStream) -> None:
+        """Wake a stream with the others from now on."""
+        self._streams.add(stream)
+
+    def discard(self, stream: TokenStream) -> None:
+        """Forget a stream."""
+        self._streams.discard(stream)
+
+    def ask(self) -> None:
+        """Ask that all streams be woken when it is time; from any thread, and cheap when it was asked already."""
+        if not self._is_asked:
+            self._is_asked = True
+            self._loop.call_soon_threadsafe(self._schedule)
+
+    def compute_gather_s(self) -> float:
+        """Return how long tokens are gathered now, seconds."""
+        return min(GATHER_S_MAX, GATHER_S_PER_STREAM * len(self._streams))
+
+    def _schedule(self) -> None:
+        self._loop.call_at(self._woken_s + self.compute_gather_s(), self._wake_all)
+
+    def _wake_all(self) -> None:
+        self._is_asked = False  # before the streams look: what is pushed after their look is asked for again
+        self._woken_s = self._loop.time()
+        for stream in self._streams:
+            stream.wake()
 
 
 class TokenStream:
@@ -29,14 +76,17 @@ class TokenStream:
     When the context ends in order the last chunk says so; when it ends by an error there is no last chunk.
     """
 
-    def __init__(self, bus: Bus, state: WorkerState, network: NetworkId, lease: LeaseV1) -> None:
+    def __init__(self, bus: Bus, seal: Callable[[WireModel], bytes], lease: LeaseV1, pacer: Pacer) -> None:
+        """``seal`` signs as the generator that the lease names."""
         self._bus = bus
-        self._state = state
-        self._network = network
+        self._seal = seal
         self._lease = lease
-        self._subject = TOKENS.subject(user=lease.user, job=lease.job_id, worker=state.participant)
+        self._pacer = pacer
+        self._subject = TOKENS.subject(user=lease.user, job=lease.job_id, worker=lease.generator)
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, ...] | None] = asyncio.Queue()
+        self._waiting: deque[tuple[int, ...]] = deque()
+        self._due = asyncio.Event()
+        self._is_ended = False
         self._hash = CHUNK_HASH_START
         self._count = 0
         self._first_ns = 0
@@ -44,6 +94,7 @@ class TokenStream:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self._pacer.add(self)
         self._task = self._loop.create_task(self._publish_all())
         return self
 
@@ -51,34 +102,44 @@ class TokenStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._task is not None
+        self._pacer.discard(self)
         if error is None:
-            self._queue.put_nowait(None)
+            self._is_ended = True
+            self.wake()
         else:
             self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=error is not None)
 
     def push(self, tokens: tuple[int, ...]) -> None:
         """Take newly generated tokens; from any thread."""
-        self._first_ns = self._first_ns or time.time_ns()
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, tokens)
+        self._waiting.append(tokens)
+        if self._first_ns:
+            self._pacer.ask()
+        else:
+            self._first_ns = time.time_ns()
+            self._loop.call_soon_threadsafe(self.wake)
+
+    def wake(self) -> None:
+        """Publish what waits; in the event loop."""
+        self._due.set()
 
     async def _publish_all(self) -> None:
-        """Publish what was pushed, all that waits in one chunk, until the end is pushed."""
+        """Publish what was pushed, all that waits in one chunk at a time, until the context ends."""
         is_last = False
         while not is_last:
+            await self._due.wait()
+            self._due.clear()
+            is_last = self._is_ended
             tokens: list[int] = []
-            waiting = [await self._queue.get()]
-            while not self._queue.empty():
-                waiting.append(self._queue.get_nowait())
-            for pushed in waiting:
-                if pushed is None:
-                    is_last = True
-                else:
-                    tokens += pushed
-            is_first = self._count == 0 and bool(tokens)
-            await self._publish(pack_tokens(tokens), len(tokens), is_last=is_last)
-            if is_first:
-                structlog.get_logger().info("first_token", job=self._lease.job_id, engine_ns=self._first_ns)
+            while self._waiting:
+                tokens += self._waiting.popleft()
+            if tokens or is_last:
+                is_first = self._count == 0 and bool(tokens)
+                await self._publish(pack_tokens(tokens), len(tokens), is_last=is_last)
+                if is_first:
+                    structlog.get_logger().info(
+                        "first_token", job=self._lease.job_id, engine_ns=self._first_ns
+                    )
 
     async def _publish(self, packed: bytes, count: int, *, is_last: bool) -> None:
         self._hash = compute_chunk_hash(self._hash, packed)
@@ -92,6 +153,6 @@ class TokenStream:
         )
         self._count += count
         try:
-            await self._bus.publish_core(self._subject, self._state.seal(chunk))
+            await self._bus.publish_core(self._subject, self._seal(chunk))
         except BusError as error:
             structlog.get_logger().info("tokens_not_sent", job=self._lease.job_id, reason=str(error))

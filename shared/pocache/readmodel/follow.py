@@ -23,6 +23,8 @@ _LOG = structlog.get_logger(__name__)
 BATCH_MAX: Final = 256
 RETRY_S: Final = 2.0
 """After a failure, and where nothing was heard: a wake-up that was lost costs no more than this."""
+GATHER_S: Final = 0.2
+"""Between one look and the next: what one job says comes in bursts, and each look costs a transaction."""
 
 STREAMS: Final = (Stream.BEACON.value, Stream.RECORD.value)
 """Rounds first: what the record says may rest on one."""
@@ -67,15 +69,17 @@ async def follow(model: ReadModel, bus: Bus, *, changed: Callable[[], None] = la
             group.create_task(_wake(heard, awake))
         while True:
             awake.clear()
+            is_behind = False
             try:
-                if await catch_up(model, bus, report=lambda _count: changed()):
-                    continue
+                is_behind = bool(await catch_up(model, bus, report=lambda _count: changed()))
             except BusError as error:
                 _LOG.warning("the record cannot be read", error=str(error))
                 awake.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_S):
-                    await awake.wait()
+            if not is_behind:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_S):
+                        await awake.wait()
+            await asyncio.sleep(GATHER_S)
 
 
 async def _wake(heard: AsyncIterator[CoreMessage], awake: asyncio.Event) -> None:

@@ -38,6 +38,7 @@ class Metrics:
         self._define_flow(registry)
         self._define_network(registry)
         self._define_worker(registry)
+        self._define_gateway(registry)
 
     def _define_flow(self, registry: CollectorRegistry) -> None:
         self.messages = Counter(
@@ -145,6 +146,33 @@ class Metrics:
             "How long it took to make a generation's leaves durable.",
             buckets=_SHORT_S,
             registry=registry,
+        )
+
+    def _define_gateway(self, registry: CollectorRegistry) -> None:
+        self.gateway_requests = Counter(
+            "pocache_gateway_requests",
+            "HTTP requests answered, by route and status; a stream counts when it has ended.",
+            ["route", "status"],
+            registry=registry,
+        )
+        self.gateway_refusals = Counter(
+            "pocache_gateway_refusals",
+            "Requests and streams that ended with an error, by the error's code.",
+            ["reason"],
+            registry=registry,
+        )
+        self.gateway_jobs = Gauge(
+            "pocache_gateway_jobs", "Jobs in hand: submitted, and their text not complete.", registry=registry
+        )
+        self.gateway_streams = Gauge("pocache_gateway_streams", "Answers that stream now.", registry=registry)
+        self.gateway_first_token_s = Histogram(
+            "pocache_gateway_first_token_seconds",
+            "From a job's submission to its first tokens: queue, escrow, lease, prefill and the way here.",
+            buckets=_LONG_S,
+            registry=registry,
+        )
+        self.gateway_tokens = Counter(
+            "pocache_gateway_tokens", "Tokens that came for jobs in hand.", registry=registry
         )
 
     def observe_said(self, bodies: Sequence[WireModel]) -> None:

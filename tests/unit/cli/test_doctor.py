@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from pocache.engine.calibrate import draw_prompts, run_calibration
+from pocache.engine.reference import get_reference_dir
 from pocache.runtime.network import NetworkDirectory
 from pocache_cli import doctor_engine
 from pocache_cli.bootstrap import NetworkPlan, create_network, register_model
@@ -148,6 +149,15 @@ def test_other_bytes_of_a_model_are_another_model(directory: NetworkDirectory, t
     assert code == 1
     assert "registered is" in get_failures(found)["model digest"]
     assert "engine" not in found
+
+
+def test_the_model_that_ships_is_compared_with_its_own_files(directory: NetworkDirectory) -> None:
+    """The source ``reference`` is a name: the files are those of the package, and their digest is checked."""
+    [file] = (directory.path / "models").glob("*.source")
+    file.write_text("reference\n", encoding="utf-8")
+    code, found = examine(directory, "--no-engine")
+    assert code == 1, "another model is registered under it"
+    assert str(get_reference_dir()) in get_failures(found)["model digest"]
 
 
 def test_an_engine_outside_its_profile_is_in_doubt(
