@@ -144,7 +144,10 @@ def create_accounts(directory: NetworkDirectory) -> Trust:
             _create_transport_key(directory.path, name)
     roles = read_roles(directory)
     guests = [name for name, role in roles.items() if role in (Role.USER, Role.WORKER)]
-    trust.create((*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS, READER), (*guests, OBSERVER))
+    trust.create(
+        (*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS, READER),
+        (*guests, OBSERVER),
+    )
     return trust
 
 

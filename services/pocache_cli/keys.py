@@ -258,6 +258,25 @@ def rotate(*, name: str, network_dir: str, days: int | None, signer: bool, as_js
     _show_issued([issued], as_json=as_json, is_server_to_know=True)
 
 
+@keys.command("rotate-operator")
+@_NETWORK_DIR
+@_AS_JSON
+def rotate_operator(*, network_dir: str, as_json: bool) -> None:
+    """Replace the NATS operator's key, and sign every account anew; nobody's credentials change.
+
+    Servers take it by a restart with what `pocache keys nats-config` prints then, one after the other.
+    """
+    with exit_on_error("keys rotate-operator", as_json=as_json):
+        old, new = _get_trust(network_dir).rotate_operator()
+    if as_json:
+        click.echo(json.dumps({"operator": new, "replaced": old}))
+        return
+    click.echo(f"operator  {new}\nreplaced  {old}")
+    click.echo(
+        "restart each nats-server with what `pocache keys nats-config` prints now: a reload is refused"
+    )
+
+
 @keys.command()
 @click.argument("name")
 @_NETWORK_DIR
