@@ -24,7 +24,15 @@ from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.payoff import FIXED_FEE_COMMITTEE
 from pocache.receipt.trust import make_trust
-from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, validate_sections, write_secret
+from pocache.runtime.network import (
+    SERVICE_ROLES,
+    Genesis,
+    Model,
+    NetworkDirectory,
+    validate_sections,
+    write_secret,
+)
+from pocache.runtime.profiles import verify_profile_fits
 from pocache.service.provisioning import Party, compute_observer, compute_reader, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
@@ -225,7 +233,10 @@ def _compute_observers(directory: NetworkDirectory) -> tuple[NatsUser, ...]:
 
 
 def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) -> ModelEntryV1:
-    """Sign and store the entry of a calibrated model, as ``pocache calibrate`` describes it."""
+    """Sign and store the entry of a calibrated model, as ``pocache calibrate`` describes it.
+
+    Raises ConfigError for a profile that was measured for something else than it describes.
+    """
     entry = ModelEntryV1(
         model_id=bytes.fromhex(description["model_id"]),
         name=description["name"],
@@ -240,6 +251,7 @@ def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) 
         output_token_micro=OUTPUT_TOKEN_MICRO,
         verify_token_micro=VERIFY_TOKEN_MICRO,
     )
+    verify_profile_fits(Model(entry), is_demo=directory.genesis.demo)
     operator = directory.signing_key(Role.OPERATOR.value)
     directory.write_model(entry.model_id.hex(), seal(operator, directory.genesis.network_id, entry))
     return entry
