@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import nats.errors
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner
 
+from chaos.cluster import Cluster
 from pocache.bus.accounts import OperatorConfig
 from pocache.bus.jwt import read_claims
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
@@ -169,3 +172,38 @@ def test_a_network_without_accounts_has_no_operator(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["keys", "rotate-operator", "--network-dir", str(directory.path)])
     assert done.exit_code == 2
     assert "has no accounts" in done.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+async def test_three_servers_take_another_operator_one_after_the_other(site: Site) -> None:
+    """What `rollout restart` does: between two restarts servers of both operators hold the streams together."""
+    cluster = Cluster(replace(site.settings, port=0))
+    await site.start(cluster)
+    provisioner = await site.open(cluster, PROVISIONER)
+    specs = [replace(one, replicas=3) for one in get_stream_specs(site.directory.genesis.bounds)]
+    await provision(provisioner.client.jetstream(), specs, get_consumer_specs((), []))
+    ada = await site.open(cluster, "ada")
+    sequences = [await publish_soon(ada, "jobs.submitted", b"before")]
+    site.rotate()
+    new = site.compute_operator()
+    for node in cluster.nodes:
+        await node.stop()
+        node._settings = replace(node._settings, operator=new)
+        await node.start()
+        sequences.append(await publish_soon(ada, "jobs.submitted", node.name.encode()))
+        await wait_current(provisioner, "SUBMISSIONS")
+    assert sequences == [1, 2, 3, 4], "every message is stored once, whoever leads"
+    assert (await site.open(cluster, "ledger")).is_connected
+
+
+async def wait_current(bus: NatsBus, stream: str) -> None:
+    """Wait until all replicas of a stream have what it has: a server is not stopped before."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                info = await bus.client.jetstream().stream_info(stream)
+                replicas = info.cluster.replicas if info.cluster is not None else None
+                if replicas is not None and len(replicas) == 2 and all(one.current for one in replicas):
+                    return
+            await asyncio.sleep(0.2)
