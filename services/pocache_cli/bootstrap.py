@@ -24,7 +24,15 @@ from pocache.protocol.ids import ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.payoff import FIXED_FEE_COMMITTEE
 from pocache.receipt.trust import make_trust
-from pocache.runtime.network import SERVICE_ROLES, Genesis, NetworkDirectory, validate_sections, write_secret
+from pocache.runtime.network import (
+    SERVICE_ROLES,
+    Genesis,
+    Model,
+    NetworkDirectory,
+    validate_sections,
+    write_secret,
+)
+from pocache.runtime.profiles import verify_profile_fits
 from pocache.service.provisioning import Party, compute_observer, compute_reader, compute_user
 from pocache.wire.envelope import seal
 from pocache.wire.messages import ModelEntryV1
@@ -144,7 +152,10 @@ def create_accounts(directory: NetworkDirectory) -> Trust:
             _create_transport_key(directory.path, name)
     roles = read_roles(directory)
     guests = [name for name, role in roles.items() if role in (Role.USER, Role.WORKER)]
-    trust.create((*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS, READER), (*guests, OBSERVER))
+    trust.create(
+        (*(name for name in roles if name not in guests), PROVISIONER, DEADLETTERS, READER),
+        (*guests, OBSERVER),
+    )
     return trust
 
 
@@ -222,7 +233,10 @@ def _compute_observers(directory: NetworkDirectory) -> tuple[NatsUser, ...]:
 
 
 def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) -> ModelEntryV1:
-    """Sign and store the entry of a calibrated model, as ``pocache calibrate`` describes it."""
+    """Sign and store the entry of a calibrated model, as ``pocache calibrate`` describes it.
+
+    Raises ConfigError for a profile that was measured for something else than it describes.
+    """
     entry = ModelEntryV1(
         model_id=bytes.fromhex(description["model_id"]),
         name=description["name"],
@@ -237,6 +251,7 @@ def register_model(directory: NetworkDirectory, description: Mapping[str, Any]) 
         output_token_micro=OUTPUT_TOKEN_MICRO,
         verify_token_micro=VERIFY_TOKEN_MICRO,
     )
+    verify_profile_fits(Model(entry), is_demo=directory.genesis.demo)
     operator = directory.signing_key(Role.OPERATOR.value)
     directory.write_model(entry.model_id.hex(), seal(operator, directory.genesis.network_id, entry))
     return entry

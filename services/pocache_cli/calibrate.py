@@ -24,18 +24,41 @@ DTYPES = ("float32", "bfloat16")
 @click.command()
 @click.argument("model")
 @click.option("--name", help="The name that the network will know the model by (default: the directory's).")
-@click.option("--runs", default=RUNS_DEFAULT, show_default=True, type=click.IntRange(3, 100_000), help="Honest jobs.")
-@click.option("--tokens", default=TOKENS_DEFAULT, show_default=True, type=click.IntRange(2, 4_096), help="Tokens a job.")
+@click.option(
+    "--runs", default=RUNS_DEFAULT, show_default=True, type=click.IntRange(3, 100_000), help="Honest jobs."
+)
+@click.option(
+    "--tokens", default=TOKENS_DEFAULT, show_default=True, type=click.IntRange(2, 4_096), help="Tokens a job."
+)
 @click.option("--encoding", default="sketch", show_default=True, type=click.Choice(["sketch", "raw"]))
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the generator (default: float32 on CPU, bfloat16 on CUDA).")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Of the generator (default: float32 on CPU, bfloat16 on CUDA)."
+)
 @click.option("--attention", default="sdpa", show_default=True, help="The generator's attention kernel.")
-@click.option("--verifier-dtype", type=click.Choice(DTYPES), help="Of the verifier (default: the generator's).")
+@click.option(
+    "--verifier-dtype", type=click.Choice(DTYPES), help="Of the verifier (default: the generator's)."
+)
 @click.option("--verifier-attention", help="The verifier's attention kernel (default: the generator's).")
-@click.option("--threads", multiple=True, type=click.IntRange(1, 1_024), help="Torch threads; repeat to change between batches.")
-@click.option("--state", type=click.Path(path_type=Path, dir_okay=False), help="Keep raw distances here, and go on from them.")
-@click.option("--sign", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Sign the profile with the seed in this file.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the description of the model here.")
+@click.option(
+    "--threads",
+    multiple=True,
+    type=click.IntRange(1, 1_024),
+    help="Torch threads; repeat to change between batches.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep raw distances here, and go on from them.",
+)
+@click.option(
+    "--sign",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Sign the profile with the seed in this file.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the description of the model here."
+)
 @click.option("--json", "as_json", is_flag=True, help="Progress and result as JSON lines.")
 def calibrate(
     model: str,

@@ -172,4 +172,3 @@ def _is_ready_line(line: bytes) -> bool:
 def _get_neutral_environment() -> dict[str, str]:
     """Return this process's environment without its own settings: one port or database is not for all children."""
     return {name: value for name, value in os.environ.items() if not name.startswith("POCACHE_")}
-

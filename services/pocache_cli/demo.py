@@ -24,11 +24,20 @@ REPORT_COLUMNS: Final = 130
 
 
 @click.command()
-@click.option("--model", help="A causal LM: a directory, a cached id, fake:NAME, or reference, which ships with this (default).")
-@click.option("--jobs", default=JOBS_DEFAULT, show_default=True, type=click.IntRange(20, 10_000), help="How many jobs.")
-@click.option("--tokens", default=TOKENS_DEFAULT, show_default=True, type=click.IntRange(2, 1_024), help="Tokens a job.")
+@click.option(
+    "--model",
+    help="A causal LM: a directory, a cached id, fake:NAME, or reference, which ships with this (default).",
+)
+@click.option(
+    "--jobs", default=JOBS_DEFAULT, show_default=True, type=click.IntRange(20, 10_000), help="How many jobs."
+)
+@click.option(
+    "--tokens", default=TOKENS_DEFAULT, show_default=True, type=click.IntRange(2, 1_024), help="Tokens a job."
+)
 @rules_option
-@click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Keep the network here.")
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Keep the network here."
+)
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output.")
 def demo(model: str | None, jobs: int, tokens: int, rules: str, folder: Path | None, as_json: bool) -> None:
     """Run the whole network here, with honest and cheating workers, and see who is paid and who is slashed.

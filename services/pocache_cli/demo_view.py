@@ -30,8 +30,24 @@ from pocache_cli.submit import CONTROLS
 EVENTS_SHOWN: Final = 10
 TEXTS_SHOWN: Final = 4
 REFRESH_PER_S: Final = 4
-PHASES_SHOWN: Final = ("escrowing", "queued", "locking", "generating", "committed", "settled", "refunded", "refused")
-_WATCHED: Final = (t.BEACON_ROUND, t.JOB_EVENT, t.AUDIT_OPENED, t.EQUIVOCATION, t.OUTCOME_DECIDED, t.PAYOUT_SETTLED)
+PHASES_SHOWN: Final = (
+    "escrowing",
+    "queued",
+    "locking",
+    "generating",
+    "committed",
+    "settled",
+    "refunded",
+    "refused",
+)
+_WATCHED: Final = (
+    t.BEACON_ROUND,
+    t.JOB_EVENT,
+    t.AUDIT_OPENED,
+    t.EQUIVOCATION,
+    t.OUTCOME_DECIDED,
+    t.PAYOUT_SETTLED,
+)
 
 
 class DemoView:
@@ -94,7 +110,9 @@ class DemoView:
                     self.say(f"job {body.job_id.hex()[:8]} {body.phase}: {body.code} {body.detail}")
             case m.AuditOpenedV1():
                 depth = "full depth" if body.corner.full_depth else f"layers 0-{body.corner.layer_max}"
-                self.say(f"job {body.job_id.hex()[:8]} audited by {body.reason}, round {body.round_number}, {depth}")
+                self.say(
+                    f"job {body.job_id.hex()[:8]} audited by {body.reason}, round {body.round_number}, {depth}"
+                )
             case m.EquivocationV1():
                 self.say(f"job {body.job_id.hex()[:8]}: {self._name(body.generator)} signed two commitments")
             case m.OutcomeV1():
@@ -103,7 +121,9 @@ class DemoView:
                 for line in body.lines:
                     self._earned[self._name(line.account)] += line.amount_micro - line.held_micro
                 if body.slashed:
-                    self.say(f"job {body.job_id.hex()[:8]} slashed: {', '.join(map(self._name, body.slashed))}")
+                    self.say(
+                        f"job {body.job_id.hex()[:8]} slashed: {', '.join(map(self._name, body.slashed))}"
+                    )
 
     def _name(self, account: str) -> str:
         return self.names.get(account, account[:12])
@@ -136,7 +156,13 @@ def print_report(console: Console, report: Report, seconds: float) -> None:
     if shown:
         console.print("What honest generators wrote\n")
     for line in shown:
-        console.print(Text(line.prompt, style="dim"), Text(line.text.translate(CONTROLS)), sep="", end="\n\n", highlight=False)
+        console.print(
+            Text(line.prompt, style="dim"),
+            Text(line.text.translate(CONTROLS)),
+            sep="",
+            end="\n\n",
+            highlight=False,
+        )
     for name, value in report.to_dict().items():
         console.print(f"{name:20} {value}", highlight=False)
     console.print(f"{'seconds':20} {seconds:.0f}", highlight=False)
@@ -157,7 +183,9 @@ def _draw_jobs(report: Report) -> Table:
         ("generator gets", True),
         ("slashed", False),
     ):
-        table.add_column(heading, justify="right" if is_number else "left", no_wrap=heading != "slashed", overflow="fold")
+        table.add_column(
+            heading, justify="right" if is_number else "left", no_wrap=heading != "slashed", overflow="fold"
+        )
     for line in report.lines:
         earned = dict(line.paid).get(line.generator)
         table.add_row(

@@ -1,7 +1,7 @@
 """A network's directory, divided for a deployment: what everybody may read, and for each process its own keys.
 
 Owns the names that a deployment's manifests refer to: the Secrets, their keys, and where a process finds both in its own
-network directory. The operator's and the users' keys are never part of it: they stay with whom they belong to.
+network directory. The operator's keys are never part of it, and a user's only where a gateway is to sign for it, by name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,6 +42,8 @@ AUTHORITY_FILE: Final = "ca.pem"
 NAME_START: Final = "pocache-"
 NETWORK_FOLDER, MODELS_FOLDER, SECRETS_FOLDER, KEYS_FOLDER = "network", "models", "secrets", "keys"
 AUTH_FILE: Final = "auth.conf"
+GATEWAY: Final = "gateway"
+"""No participant: it has the keys of the accounts that it signs for, and the reader's for the explorer."""
 
 _SUFFIXES: Final[Mapping[str, str]] = {
     "signing.seed": "keys/{name}.seed",
@@ -78,29 +80,41 @@ def load_participants(directory: NetworkDirectory) -> tuple[Party, ...]:
         raise ConfigError(f"{file} is not a list of participants: {error}") from error
 
 
-def plan_secrets(directory: NetworkDirectory) -> dict[str, dict[str, Path]]:
+def plan_secrets(directory: NetworkDirectory, accounts: Sequence[str] = ()) -> dict[str, dict[str, Path]]:
     """Return the Secrets of a deployment: for each its keys, and the file that each is read from.
 
-    One for each process; workers that are numbered share the one of their name, because one set of Pods runs them.
+    One for each process; workers that are numbered share the one of their name, because one set of Pods runs them. With
+    ``accounts`` there is one for the gateways that sign for these users. Raises ConfigError for an account that is no user.
     """
     plan: dict[str, dict[str, Path]] = {}
-    for name, role in read_roles(directory).items():
+    roles = read_roles(directory)
+    for name, role in roles.items():
         if role in (Role.OPERATOR, Role.USER):
             continue
         group = _NUMBERED.sub("", name) if role is Role.WORKER else name
         plan.setdefault(NAME_START + group, {}).update(_list_keys(directory, name, role))
     for name in (PROVISIONER, DEADLETTERS):
         plan[NAME_START + name] = _list_keys(directory, name, None)
+    for account in accounts:
+        if roles.get(account) is not Role.USER:
+            users = ", ".join(name for name, role in roles.items() if role is Role.USER)
+            raise ConfigError(
+                f"a gateway cannot sign for {account}, which is no user here; there are: {users}"
+            )
+        plan.setdefault(NAME_START + GATEWAY, {}).update(_list_keys(directory, account, Role.USER))
+    if accounts and (directory.path / "transport" / f"{READER}.seed").exists():
+        plan[NAME_START + GATEWAY].update(_list_keys(directory, READER, None))
     return plan
 
 
-def export_network(directory: NetworkDirectory, out: Path) -> Exported:
+def export_network(directory: NetworkDirectory, out: Path, accounts: Sequence[str] = ()) -> Exported:
     """Write a deployment's files into an empty folder: ``network``, ``models``, and ``secrets`` with one folder each.
 
-    Raises ConfigError when the folder has something in it.
+    ``accounts`` are the users that a gateway signs for. Raises ConfigError when the folder has something in it.
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: keys are not written over others")
+    secrets = plan_secrets(directory, accounts)
     models = directory.load_models()
     parties = load_parties(directory)
     for name in (NETWORK_FOLDER, MODELS_FOLDER):
@@ -126,7 +140,6 @@ def export_network(directory: NetworkDirectory, out: Path) -> Exported:
         )
     for model_id, model in models.items():
         (out / MODELS_FOLDER / f"{model_id.hex()}.entry").write_bytes(model.envelope)
-    secrets = plan_secrets(directory)
     for secret, keys in secrets.items():
         for key, file in keys.items():
             is_public = file.suffix == ".pem"
@@ -141,24 +154,33 @@ def install_network(given: Path, directory: NetworkDirectory, name: str) -> tupl
     ``given`` holds ``network``, ``models`` and ``keys``. Mounted Secrets are readable by a group, and a key that others
     can read is refused: so each is copied to a file of the process's own. Raises ConfigError naming what is missing.
     """
-    for source, target in ((NETWORK_FOLDER, ""), (MODELS_FOLDER, "models")):
-        folder = directory.path / target
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (given / source).is_dir():
-            raise ConfigError(f"{given / source} is not there: mount the network's {source} files")
-        for file in sorted(one for one in (given / source).iterdir() if one.is_file()):
-            shutil.copyfile(file, folder / file.name)
-    installed = []
-    for owner in (name, READER):  # who shows the record reads it as the reader, where it was given that key too
-        for suffix, target in _SUFFIXES.items():
-            file = given / KEYS_FOLDER / f"{owner}.{suffix}"
-            if file.is_file():
-                installed.append(_install_key(file, directory.path / target.format(name=owner)))
     if not (given / KEYS_FOLDER / f"{name}.transport.seed").is_file():
         raise ConfigError(
             f"no {name}.transport.seed in {given / KEYS_FOLDER}: the Secret lacks it, or POCACHE_NAME is wrong"
         )
-    return tuple(installed)
+    _install_public(given, directory)
+    return _install_keys(given, directory, (name, READER))  # who shows the record reads it as the reader
+
+
+def install_accounts(given: Path, directory: NetworkDirectory) -> tuple[str, ...]:
+    """Make a gateway's network directory: as :func:`install_network`, with the keys of every account that is mounted.
+
+    Raises ConfigError where there is no account, or one that lacks a key.
+    """
+    keys = given / KEYS_FOLDER
+    signing, transport = ".signing.seed", ".transport.seed"
+    accounts = sorted(file.name.removesuffix(signing) for file in keys.glob(f"*{signing}"))
+    if not accounts:
+        raise ConfigError(
+            f"no account's signing key in {keys}: make the Secret by `pocache keys export --gateway-account NAME`"
+        )
+    missing = [f"{name}{transport}" for name in accounts if not (keys / f"{name}{transport}").is_file()]
+    if missing:
+        raise ConfigError(
+            f"no {', '.join(missing)} in {keys}: the Secret lacks what its accounts connect with"
+        )
+    _install_public(given, directory)
+    return _install_keys(given, directory, (*accounts, READER))
 
 
 def render_users(directory: NetworkDirectory) -> str:
@@ -186,6 +208,25 @@ def _list_keys(directory: NetworkDirectory, name: str, role: Role | None) -> dic
         if is_wanted or (is_optional and file.exists()):
             found[f"{name}.{suffix}"] = file
     return found
+
+
+def _install_public(given: Path, directory: NetworkDirectory) -> None:
+    for source, target in ((NETWORK_FOLDER, ""), (MODELS_FOLDER, "models")):
+        folder = directory.path / target
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (given / source).is_dir():
+            raise ConfigError(f"{given / source} is not there: mount the network's {source} files")
+        for file in sorted(one for one in (given / source).iterdir() if one.is_file()):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _install_keys(given: Path, directory: NetworkDirectory, owners: Iterable[str]) -> tuple[str, ...]:
+    return tuple(
+        _install_key(file, directory.path / target.format(name=owner))
+        for owner in owners
+        for suffix, target in _SUFFIXES.items()
+        if (file := given / KEYS_FOLDER / f"{owner}.{suffix}").is_file()
+    )
 
 
 def _install_key(source: Path, target: Path) -> str:

@@ -71,9 +71,7 @@ def _examine_trust(directory: NetworkDirectory) -> Finding:
 
 
 def _examine_modes(path: Path) -> Iterator[Finding]:
-    files = [
-        file for pattern in _SECRETS for file in sorted(path.glob(pattern)) if file.is_file()
-    ]
+    files = [file for pattern in _SECRETS for file in sorted(path.glob(pattern)) if file.is_file()]
     open_files = [file for file in files if stat.S_IMODE(file.stat().st_mode) & 0o077]
     if open_files:
         shown = ", ".join(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from pocache.protocol.errors import PocacheError
 from pocache.runtime.network import Model, NetworkDirectory
-from pocache_cli.doctor import FAIL, OK, SKIP, Finding
+from pocache.runtime.profiles import verify_profile_fits
+from pocache_cli.doctor import FAIL, OK, SKIP, Finding, run_check
 from pocache_cli.models import FAKE_PREFIX, get_model_dir, read_source
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def _examine_model(
     directory: NetworkDirectory, model: Model, *, with_engine: bool, device: str
 ) -> Iterator[Finding]:
     name = f"model {model.entry.name[:40]!r}"
+    yield run_check(
+        "profile",
+        lambda: _say_fit(directory, model, name),
+        "calibrate the model on the stack that its entry names, and register the result",
+    )
     source = read_source(directory, model.model_id)
     if source is None:
         yield Finding("model digest", SKIP, f"{name}: its files were not registered from this machine")
@@ -53,6 +59,11 @@ def _examine_model(
         yield Finding("engine", SKIP, f"{name}: not loaded: --no-engine")
         return
     yield _examine_engine(model, name, source, device)
+
+
+def _say_fit(directory: NetworkDirectory, model: Model, name: str) -> str:
+    verify_profile_fits(model, is_demo=directory.genesis.demo)
+    return f"{name}: measured for {model.entry.stack}"
 
 
 def _examine_digest(model: Model, name: str, source: str) -> Finding:

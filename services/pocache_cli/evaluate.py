@@ -42,23 +42,58 @@ QUICK: Final = Size(calibration=72, honest=72, attack=8, tokens=32)
 
 @click.command()
 @click.argument("model")
-@click.option("--quick", is_flag=True, help="A small sample of everything: within three minutes on two cores.")
-@click.option("--jobs", type=click.IntRange(8, 1_000_000), help=f"Held-out honest jobs (default: {FULL.honest}).")
-@click.option("--attack-jobs", type=click.IntRange(2, 100_000), help=f"Jobs of each cheat (default: {FULL.attack}).")
-@click.option("--calibration-jobs", type=click.IntRange(60, 100_000), help=f"Jobs to calibrate on (default: {FULL.calibration}).")
-@click.option("--tokens", type=click.IntRange(4, 4_096), help=f"Output tokens of a job (default: {FULL.tokens}).")
-@click.option("--samples", default=16, show_default=True, type=click.IntRange(2, 64), help="Positions of an audit.")
+@click.option(
+    "--quick", is_flag=True, help="A small sample of everything: within three minutes on two cores."
+)
+@click.option(
+    "--jobs", type=click.IntRange(8, 1_000_000), help=f"Held-out honest jobs (default: {FULL.honest})."
+)
+@click.option(
+    "--attack-jobs", type=click.IntRange(2, 100_000), help=f"Jobs of each cheat (default: {FULL.attack})."
+)
+@click.option(
+    "--calibration-jobs",
+    type=click.IntRange(60, 100_000),
+    help=f"Jobs to calibrate on (default: {FULL.calibration}).",
+)
+@click.option(
+    "--tokens", type=click.IntRange(4, 4_096), help=f"Output tokens of a job (default: {FULL.tokens})."
+)
+@click.option(
+    "--samples", default=16, show_default=True, type=click.IntRange(2, 64), help="Positions of an audit."
+)
 @click.option("--attack", "names", multiple=True, help="Only this cheat; repeat for more.")
-@click.option("--profile", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Judge with this profile, as `pocache calibrate --out` wrote it.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the generator (default: float32 on CPU, bfloat16 on CUDA).")
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Judge with this profile, as `pocache calibrate --out` wrote it.",
+)
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Of the generator (default: float32 on CPU, bfloat16 on CUDA)."
+)
 @click.option("--attention", default="sdpa", show_default=True, help="The generator's attention kernel.")
-@click.option("--verifier-dtype", type=click.Choice(DTYPES), help="Of the verifier (default: the generator's).")
+@click.option(
+    "--verifier-dtype", type=click.Choice(DTYPES), help="Of the verifier (default: the generator's)."
+)
 @click.option("--verifier-attention", help="The verifier's attention kernel (default: the generator's).")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
-@click.option("--threads", multiple=True, default=(2, 1), show_default=True, type=click.IntRange(1, 1_024), help="Torch threads; repeat to change between batches.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write evaluation.json, .md and .svg here.")
+@click.option(
+    "--threads",
+    multiple=True,
+    default=(2, 1),
+    show_default=True,
+    type=click.IntRange(1, 1_024),
+    help="Torch threads; repeat to change between batches.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write evaluation.json, .md and .svg here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Progress as JSON lines, the result as the last.")
-def evaluate(model: str, *, quick: bool, names: tuple[str, ...], out: Path | None, as_json: bool, **options: Any) -> None:
+def evaluate(
+    model: str, *, quick: bool, names: tuple[str, ...], out: Path | None, as_json: bool, **options: Any
+) -> None:
     """Measure how surely MODEL's cheats are found, and how surely honest work is not rejected.
 
     MODEL is a directory, a cached id, fake:NAME, or "demo" for the demo model. Calibrates this pair of stacks first
@@ -215,7 +250,9 @@ def read_profile(path: Path) -> MatchingProfile:
         verify_description(description)
         return MatchingProfile.from_dict(description["profile"])
     except (OSError, ValueError, KeyError, TypeError, PocacheError) as error:
-        raise ConfigError(f"{path} is not a description that `pocache calibrate --out` wrote: {error}") from error
+        raise ConfigError(
+            f"{path} is not a description that `pocache calibrate --out` wrote: {error}"
+        ) from error
 
 
 def bound_rejects(honest: HonestResult) -> float:

@@ -141,17 +141,24 @@ def register(*, description: Path, network_dir: str, as_json: bool) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="An empty folder."
 )
+@click.option(
+    "--gateway-account",
+    "accounts",
+    multiple=True,
+    metavar="USER",
+    help="A user that the deployment's gateways sign for: its keys go into their Secret; repeat for more.",
+)
 @_AS_JSON
-def export(*, network_dir: str, out: Path, as_json: bool) -> None:
+def export(*, network_dir: str, out: Path, accounts: tuple[str, ...], as_json: bool) -> None:
     """Divide a network for a deployment: public files, and one folder of keys for each Secret.
 
-    The operator's and the users' keys stay here.
+    The operator's keys stay here, and those of users that no gateway signs for.
     """
     with exit_on_error("keys export", as_json=as_json):
         from pocache.runtime.network import NetworkDirectory
         from pocache_cli.deployment import export_network
 
-        done = export_network(NetworkDirectory(Path(network_dir).absolute()), out)
+        done = export_network(NetworkDirectory(Path(network_dir).absolute()), out, accounts)
     if as_json:
         click.echo(json.dumps({"folder": str(done.folder), "secrets": done.secrets}))
         return
@@ -163,15 +170,25 @@ def export(*, network_dir: str, out: Path, as_json: bool) -> None:
 @keys.command()
 @click.argument("given", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @_NETWORK_DIR
-@click.option("--name", envvar="POCACHE_NAME", required=True, help="Whose keys (also POCACHE_NAME).")
+@click.option("--name", envvar="POCACHE_NAME", help="Whose keys (also POCACHE_NAME).")
+@click.option(
+    "--accounts", is_flag=True, help="A gateway's: the keys of every account there, whatever its name."
+)
 @_AS_JSON
-def install(*, given: Path, network_dir: str, name: str, as_json: bool) -> None:
+def install(*, given: Path, network_dir: str, name: str | None, accounts: bool, as_json: bool) -> None:
     """Make a process's network directory of the files mounted under GIVEN: network, models and keys."""
     with exit_on_error("keys install", as_json=as_json):
+        from pocache.protocol.errors import ConfigError
         from pocache.runtime.network import NetworkDirectory
-        from pocache_cli.deployment import install_network
+        from pocache_cli.deployment import install_accounts, install_network
 
-        files = install_network(given, NetworkDirectory(Path(network_dir).absolute()), name)
+        directory = NetworkDirectory(Path(network_dir).absolute())
+        if accounts:
+            files = install_accounts(given, directory)
+        elif name is None:
+            raise ConfigError("say whose keys: --name, or POCACHE_NAME")
+        else:
+            files = install_network(given, directory, name)
     click.echo(json.dumps({"keys": files}) if as_json else "\n".join(files))
 
 
@@ -239,6 +256,25 @@ def rotate(*, name: str, network_dir: str, days: int | None, signer: bool, as_js
         if signer:
             (issued,) = trust.rotate_signers([name], days=days)
     _show_issued([issued], as_json=as_json, is_server_to_know=True)
+
+
+@keys.command("rotate-operator")
+@_NETWORK_DIR
+@_AS_JSON
+def rotate_operator(*, network_dir: str, as_json: bool) -> None:
+    """Replace the NATS operator's key, and sign every account anew; nobody's credentials change.
+
+    Servers take it by a restart with what `pocache keys nats-config` prints then, one after the other.
+    """
+    with exit_on_error("keys rotate-operator", as_json=as_json):
+        old, new = _get_trust(network_dir).rotate_operator()
+    if as_json:
+        click.echo(json.dumps({"operator": new, "replaced": old}))
+        return
+    click.echo(f"operator  {new}\nreplaced  {old}")
+    click.echo(
+        "restart each nats-server with what `pocache keys nats-config` prints now: a reload is refused"
+    )
 
 
 @keys.command()

@@ -201,7 +201,11 @@ def _plan_children(
     witnesses: Sequence[str],
     gateway_port: int | None,
 ) -> list[ChildPlan]:
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"}
+    passed_on = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("POCACHE_BEACON_") or name == "POCACHE_TRACES"
+    }
     common = {
         **pick_python_environment(),
         **passed_on,

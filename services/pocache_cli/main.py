@@ -12,7 +12,11 @@ from typing import Final
 import click
 
 COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
-    "demo": ("pocache_cli.demo", "demo", "Run the whole network here, with honest and cheating workers, and see who is paid."),
+    "demo": (
+        "pocache_cli.demo",
+        "demo",
+        "Run the whole network here, with honest and cheating workers, and see who is paid.",
+    ),
     "up": ("pocache_cli.up", "up", "Run a network here until stopped."),
     "serve": ("pocache_cli.serve", "serve", "Run one service."),
     "submit": ("pocache_cli.submit", "submit", "Send a prompt; stream the text, then the verdict."),
@@ -22,9 +26,17 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "explain": ("pocache_cli.receipts", "explain", "Say in plain words what became of a job."),
     "audit": ("pocache_cli.audit", "audit", "Replay the whole record and check all that can be computed."),
     "witness": ("pocache_cli.witness", "witness", "Cosign the commitment log as long as it only grows."),
-    "workers": ("pocache_cli.workers", "workers", "Show who generates and verifies, and who was slashed for what."),
+    "workers": (
+        "pocache_cli.workers",
+        "workers",
+        "Show who generates and verifies, and who was slashed for what.",
+    ),
     "top": ("pocache_cli.top", "top", "Watch the network: jobs by state, workers, rounds, rates."),
-    "doctor": ("pocache_cli.doctor", "doctor", "Check all that has to be right before jobs are: clock, keys, streams, model."),
+    "doctor": (
+        "pocache_cli.doctor",
+        "doctor",
+        "Check all that has to be right before jobs are: clock, keys, streams, model.",
+    ),
     "balance": ("pocache_cli.balance", "balance", "Show what a participant has, has staked, and has locked."),
     "statement": ("pocache_cli.money", "statement", "Show every movement of a participant's money."),
     "withdraw": ("pocache_cli.money", "withdraw", "Ask for a participant's money or stake back."),
@@ -33,9 +45,21 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "keys": ("pocache_cli.keys", "keys", "Make a network's keys, and divide them for a deployment."),
     "api-keys": ("pocache_cli.api_keys", "api_keys", "Issue, list and revoke the gateway's API keys."),
     "provision": ("pocache_cli.provision", "provision", "Create a network's streams and consumers."),
-    "calibrate": ("pocache_cli.calibrate", "calibrate", "Measure what honest looks like for a model on this machine."),
-    "open": ("pocache_cli.open_mode", "open_mode", "Check vectors of a job with one verifier, by the paper's open mode."),
-    "evaluate": ("pocache_cli.evaluate", "evaluate", "Measure which cheats are found, and that honest work is not rejected."),
+    "calibrate": (
+        "pocache_cli.calibrate",
+        "calibrate",
+        "Measure what honest looks like for a model on this machine.",
+    ),
+    "open": (
+        "pocache_cli.open_mode",
+        "open_mode",
+        "Check vectors of a job with one verifier, by the paper's open mode.",
+    ),
+    "evaluate": (
+        "pocache_cli.evaluate",
+        "evaluate",
+        "Measure which cheats are found, and that honest work is not rejected.",
+    ),
     "economics": ("pocache_cli.economics", "economics", "Show the payment rules with numbers."),
     "beacon": ("pocache_cli.beacon_verify", "beacon", "Check rounds of a randomness beacon."),
     "completion": ("pocache_cli.completion", "completion", "Print a shell's completion script."),

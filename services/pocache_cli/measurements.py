@@ -20,7 +20,9 @@ from pocache.protocol.errors import ConfigError
 from pocache.protocol.matching import MatchingProfile
 
 
-def run_plan(plan: CalibrationPlan, state: Path | None, report: Callable[[int, int], None]) -> MatchingProfile:
+def run_plan(
+    plan: CalibrationPlan, state: Path | None, report: Callable[[int, int], None]
+) -> MatchingProfile:
     """Measure what the file does not have yet, keep it there, and return the profile. ConfigError, MatchingError."""
     known = {} if state is None else _read(plan, state)
     runs: list[HonestRun] = []

@@ -109,7 +109,10 @@ class Cast:
             WorkerProcess("generators", HONEST_GENERATORS, roles="generate"),
             WorkerProcess("cheats", tuple(self.generators), roles="generate", cheats=self.generators),
             WorkerProcess(
-                "verifiers", (*HONEST_VERIFIERS, *CHEATING_VERIFIERS), roles="verify", cheats=CHEATING_VERIFIERS
+                "verifiers",
+                (*HONEST_VERIFIERS, *CHEATING_VERIFIERS),
+                roles="verify",
+                cheats=CHEATING_VERIFIERS,
             ),
         )
 
@@ -216,7 +219,9 @@ class Scenario:
             clients = {name: await stack.enter_async_context(self._network.open_user(name)) for name in USERS}
             hung: list[JobId] = []
             for number in range(ROUNDS_OF_JOBS_MAX):
-                count = self._job_count if number == 0 else len(HONEST_GENERATORS) + len(self._generator_cheats)
+                count = (
+                    self._job_count if number == 0 else len(HONEST_GENERATORS) + len(self._generator_cheats)
+                )
                 self._say(f"submitting {count} jobs from {len(clients)} users")
                 hung += await self._run_jobs(clients, count)
                 if hung or not await self._find_unseen():
@@ -267,7 +272,9 @@ class Scenario:
         if job.result is not None:
             if self._decode is not None:
                 self._texts[job.job_id] = self._decode(unpack_tokens(job.result.output))
-            lease = open_envelope(job.result.lease, self._network.directory.genesis.network_id, m.LeaseV1).body
+            lease = open_envelope(
+                job.result.lease, self._network.directory.genesis.network_id, m.LeaseV1
+            ).body
             name = self.names.get(lease.generator, "")
             if name in self._generator_cheats:
                 self._seen_cheats.add(name)
@@ -280,7 +287,9 @@ class Scenario:
     async def _find_unseen(self) -> set[str]:
         """Return the cheats that have had no chance to cheat yet."""
         slashed = {
-            self.names.get(one, one) for payout in await self._read(t.PAYOUT_SETTLED) for one in payout.slashed
+            self.names.get(one, one)
+            for payout in await self._read(t.PAYOUT_SETTLED)
+            for one in payout.slashed
         }
         unseen = set(self._generator_cheats) - self._seen_cheats
         return unseen | {name for name in CHEATING_VERIFIERS if name not in slashed}
@@ -300,7 +309,9 @@ class Scenario:
                 injected += 1
                 slashed_count += line.generator in names
                 if line.generator not in names:
-                    problems.append(f"{line.generator} ({line.cheat}) was not slashed in job {line.job_id.hex()[:12]}")
+                    problems.append(
+                        f"{line.generator} ({line.cheat}) was not slashed in job {line.job_id.hex()[:12]}"
+                    )
             lazy = [name for name in names if name in CHEATING_VERIFIERS]
             injected += len(lazy)
             slashed_count += len(lazy)
@@ -326,7 +337,9 @@ class Scenario:
 
     async def _read_lines(self) -> list[JobLine]:
         lines = {
-            job_id: JobLine(job_id, user, prompt=self._prompts.get(job_id, ""), text=self._texts.get(job_id, ""))
+            job_id: JobLine(
+                job_id, user, prompt=self._prompts.get(job_id, ""), text=self._texts.get(job_id, "")
+            )
             for job_id, user in self._users.items()
         }
         for recorded in await self._read(t.COMMITMENT_RECORDED):
@@ -338,7 +351,11 @@ class Scenario:
         for outcome in await self._read(t.OUTCOME_DECIDED):
             line = lines[JobId(outcome.job_id)]
             line.verdict = outcome.case
-            measured = [one for one in outcome.comparisons if line.generator in (self._name(one.left), self._name(one.right))]
+            measured = [
+                one
+                for one in outcome.comparisons
+                if line.generator in (self._name(one.left), self._name(one.right))
+            ]
             if measured:
                 shown = measured[-1]
                 line.distance_log2 = shown.peak_q16 / 65_536

@@ -61,9 +61,7 @@ class Trust:
         for name in (OPERATOR, SYSTEM):
             self._make(self._seed_file(name), KeyKind.OPERATOR if name == OPERATOR else KeyKind.ACCOUNT)
         operator = read_secret(self._seed_file(OPERATOR))
-        claims = compute_operator_claims(
-            read_public(operator), read_public(read_secret(self._seed_file(SYSTEM)))
-        )
+        claims = compute_operator_claims(read_public(operator), self.get_account_of(SYSTEM))
         write_secret(self._path / "operator.jwt", sign_claims(operator, claims, issued_s=int(time.time())))
         self._make(self._account_file(CORE), KeyKind.ACCOUNT)
         for name in core_names:
@@ -106,10 +104,42 @@ class Trust:
             issued.append(self._issue(name, account, days))
         return tuple(issued)
 
+    def rotate_operator(self) -> tuple[str, str]:
+        """Replace the operator's seed, sign its own JWT anew, and return the old and the new public key.
+
+        The accounts keep their keys, so every user's credentials and all streams stay: only servers, which know the operator
+        by its JWT, have to be started again with the new configuration. Interrupted, it is done again from the beginning.
+        """
+        old = self.get_operator()
+        pair = make_key_pair(KeyKind.OPERATOR, secrets.token_bytes(32))
+        claims = compute_operator_claims(pair.public, self.get_account_of(SYSTEM))
+        token = sign_claims(pair.seed, claims, issued_s=int(time.time()))
+        for name, text in ((f"{OPERATOR}.seed", pair.seed), (f"{OPERATOR}.jwt", token)):
+            fresh = self._path / f"{name}.new"
+            fresh.unlink(missing_ok=True)  # of a rotation that was interrupted
+            write_secret(fresh, text)
+            fresh.replace(self._path / name)
+        return old, pair.public
+
+    def get_operator(self) -> str:
+        """Return the operator's public key. Raises ConfigError on a network without accounts."""
+        if not self.exists:
+            raise ConfigError(f"{self._directory.path} has no accounts, and so no NATS operator")
+        return read_public(read_secret(self._seed_file(OPERATOR)), KeyKind.OPERATOR)
+
+    def get_account_of(self, name: str) -> str:
+        """Return the public key of an account that is kept beside the operator: the system's."""
+        return read_public(read_secret(self._seed_file(name)), KeyKind.ACCOUNT)
+
     def compute_operator(self, users: Sequence[NatsUser]) -> OperatorConfig:
         """Return what the server has to know, signed. Raises ConfigError when somebody has no account yet."""
         revoked = self._read_revoked()
         operator = read_secret(self._path / "operator.jwt")
+        if read_claims(operator).subject != self.get_operator():
+            raise ConfigError(
+                f"{self._path / 'operator.jwt'} is about another key than operator.seed, as after an interrupted rotation: "
+                "run `pocache keys rotate-operator` again"
+            )
         accounts = {
             name: AccountKeys(
                 public=read_public(read_secret(self._account_file(name)), KeyKind.ACCOUNT),
@@ -126,7 +156,7 @@ class Trust:
         return compute_operator_config(
             read_secret(self._seed_file(OPERATOR)),
             operator,
-            read_public(read_secret(self._seed_file(SYSTEM)), KeyKind.ACCOUNT),
+            self.get_account_of(SYSTEM),
             accounts,
             users,
             # As old as the operator: the same accounts are the same text, and a server sees only what has changed.

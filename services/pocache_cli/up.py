@@ -44,7 +44,12 @@ STOP_S: Final = 90.0
 """Longer than every process together needs to drain, by force at the end."""
 
 SECTIONS: Final[Mapping[str, Mapping[str, object]]] = {
-    "audit": {"lottery_share": "1/5", "bind_delay_ms": 1_000, "window_rounds": 20, "commitment_lag_rounds_max": 10},
+    "audit": {
+        "lottery_share": "1/5",
+        "bind_delay_ms": 1_000,
+        "window_rounds": 20,
+        "commitment_lag_rounds_max": 10,
+    },
     "deadlines": {"queue_ticks": 600, "lease_ticks": 300, "seal_ticks": 120, "opening_ticks": 60},
 }
 """Rounds of one second: who waits at a terminal sees the payout in half a minute."""

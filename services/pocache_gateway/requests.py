@@ -7,9 +7,10 @@ exists at OpenAI and not here is refused unless it has the value that it would h
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import Any, Final, NoReturn
 
 from pocache.protocol.commitment import Sampling
@@ -96,11 +97,17 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """Return the object in a body. Raises ApiError 400."""
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        value = json.loads(
+            text,
+            parse_float=_read_decimal,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_refuse_repeats,
+        )
         if "\\u" in text:  # half of a surrogate pair is no character, and nothing could be made of it
             json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        detail = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        is_told = isinstance(error, (json.JSONDecodeError, _NotJsonError))
+        detail = str(error) if is_told else type(error).__name__
         raise invalid(f"the body is not valid JSON: {detail}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise invalid("the body must be a JSON object", code="invalid_json")
@@ -293,8 +300,28 @@ def _read_micro(given: object, name: str, least: int, most: int, *, default: int
     return int((Decimal(given) * MICRO).to_integral_value(ROUND_HALF_EVEN))
 
 
+class _NotJsonError(ValueError):
+    """What Python would read, and JSON does not have, or does not say one thing by."""
+
+
+def _read_decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise _NotJsonError("a number's exponent is larger than any number's here") from None
+
+
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise _NotJsonError(f"{name} is no number")
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that is given twice: whoever looked at the body on its way may have taken the other one."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise _NotJsonError(f"{names.most_common(1)[0][0][:64]!r} is given twice")
+    return value
 
 
 def verify_known(names: Sequence[str], value: Mapping[str, Any]) -> None:

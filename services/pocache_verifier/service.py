@@ -11,6 +11,7 @@ from typing import Any
 
 from pocache.protocol.ids import ModelId
 from pocache.runtime.network import Genesis, Model
+from pocache.runtime.profiles import verify_profile_fits
 from pocache.service.unit import Handler, Query, RoundView, Unit
 from pocache.wire import topics as t
 from pocache.wire.topics import Role, Topic
@@ -32,6 +33,7 @@ class VerifierService:
         """Refuse models whose disputes could not be decided; ConfigError."""
         for model in models.values():
             verify_profile(model)
+            verify_profile_fits(model, is_demo=genesis.demo)
         self._membership = Membership(genesis, models)
         self._jobs = Jobs(genesis, models)
         self._disputes = Disputes(genesis, models)

@@ -247,6 +247,7 @@ def verify_engine(engine: Engine, models: Mapping[ModelId, Model]) -> Model:
         ("stack", found.stack, model.entry.stack),
         ("row schema", found.schema, model.schema),
         ("vocabulary", found.vocab_size, model.entry.vocab_size),
+        ("end of sequence", sorted(found.eos_tokens), sorted(model.entry.eos_tokens)),
     )
     for name, ours, theirs in pairs:
         if ours != theirs:
@@ -254,6 +255,11 @@ def verify_engine(engine: Engine, models: Mapping[ModelId, Model]) -> Model:
                 f"model {model.entry.name}: this engine's {name} is {ours}, the network's entry says {theirs}; "
                 "calibrate this combination and add it, or run the one that the entry names"
             )
+    if found.context_tokens_max < model.entry.context_tokens_max:
+        raise ConfigError(
+            f"model {model.entry.name}: this engine takes {found.context_tokens_max} tokens, the network's entry promises"
+            f" {model.entry.context_tokens_max}: its leases could not be served"
+        )
     return model
 
 

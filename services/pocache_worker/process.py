@@ -16,6 +16,7 @@ from pocache.protocol.ids import ModelId
 from pocache.runtime.config import Settings
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Model
+from pocache.runtime.profiles import verify_profile_fits
 from pocache.runtime.tracing import open_tracer
 from pocache.service.entry import serve_until
 from pocache_worker.engines import EngineHost, choose_engine
@@ -50,6 +51,7 @@ async def serve_with(
 
         async def run(stop: asyncio.Event) -> None:
             model = await host.load()
+            verify_profile_fits(model, is_demo=settings.directory.genesis.demo)
             rounds, pacer = RoundTracker(settings.directory.genesis), Pacer()
             configs = [
                 replace(_make_config(settings, worker, model, name), metrics=metrics, tracer=tracer)

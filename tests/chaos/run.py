@@ -82,7 +82,10 @@ async def run_chaos(folder: Path, plan: Plan, *, say: Callable[[str], None]) -> 
                 await verify_invariants(book, done)
                 report.rss_kb.append(read_rss_kb(chaos.get_pids()))
                 report.wave_seconds.append(round(time.monotonic() - wave_s, 1))
-                say(f"  {len(jobs)} jobs over, {report.wave_seconds[-1]:g} s")
+                memory = ", ".join(
+                    f"{name} {kb / 1_024:.1f}" for name, kb in sorted(report.rss_kb[-1].items())
+                )
+                say(f"  {len(jobs)} jobs over, {report.wave_seconds[-1]:g} s; memory (MB): {memory}")
                 if (number + 1) % AUDIT_EVERY_WAVES == 0 or number + 1 == plan.waves:
                     audited = await run_audit(chaos.network.directory.path)
                     report.audits += 1

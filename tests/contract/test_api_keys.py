@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -54,3 +56,17 @@ def test_the_table_does_not_hold_the_secret(keys: ApiKeyStore, database_url: str
     engine.dispose()
     assert secret not in str(tuple(row))
     assert secret[-43:].encode() not in b"".join(one for one in row if isinstance(one, bytes))
+
+
+def test_many_gateways_make_the_table_at_once(database_url: str) -> None:
+    """The Pods of a set start together on an empty database: one makes the table, none ends for it."""
+    gate = threading.Barrier(8)
+
+    def start() -> bool:
+        gate.wait()
+        with open_api_keys(database_url) as store:
+            return store.list() == []
+
+    with ThreadPoolExecutor(8) as pool:
+        started = [pool.submit(start) for _ in range(8)]
+        assert [one.result() for one in started] == [True] * 8

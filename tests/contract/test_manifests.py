@@ -46,7 +46,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ..
     )
     plan = NetworkPlan("example", users, workers)
     directory = create_network(tmp_path_factory.mktemp("network"), plan)
-    return {name: tuple(keys) for name, keys in plan_secrets(directory).items()}
+    return {name: tuple(keys) for name, keys in plan_secrets(directory, users).items()}
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -154,7 +154,7 @@ def test_what_the_manifests_say_of_the_code_is_true(
     objects: list[Manifest], secrets: Mapping[str, tuple[str, ...]], tmp_path: Path
 ) -> None:
     checker = Checker(objects, tmp_path, secrets)
-    assert len(checker.programs) >= 16
+    assert len(checker.programs) >= 18
     assert checker.check() == []
 
 
@@ -307,6 +307,70 @@ MUTATIONS: dict[str, tuple[Callable[[list[Manifest]], object], str]] = {
         lambda all_: find(all_, "ScaledObject", "worker")["spec"].update(maxReplicaCount=3),
         "the Secret pocache-worker has no key worker-3.signing.seed",
     ),
+    "a service that faces outside and that nobody runs": (
+        lambda all_: all_.remove(find(all_, "StatefulSet", "gateway")),
+        "nothing runs the service gateway",
+    ),
+    "a gateway on its own machine alone": (
+        lambda all_: set_variable(get_main(all_, "gateway"), "POCACHE_GATEWAY_HOST", "127.0.0.1"),
+        "it listens on 127.0.0.1 alone",
+    ),
+    "a gateway on its health port": (
+        lambda all_: set_variable(get_main(all_, "gateway"), "POCACHE_GATEWAY_PORT", "8080"),
+        "its http port is not POCACHE_GATEWAY_PORT",
+    ),
+    "a tokenizer of another model": (
+        lambda all_: set_variable(get_main(all_, "gateway"), "POCACHE_GATEWAY_TOKENIZERS", "other=/models/x"),
+        "names other, which the network does not serve",
+    ),
+    "a gateway that is stopped while it is asked": (
+        lambda all_: get_main(all_, "gateway").pop("lifecycle"),
+        "it is told to stop while requests are still sent to it",
+    ),
+    "a grace shorter than pause and drain": (
+        lambda all_: find(all_, "StatefulSet", "gateway")["spec"]["template"]["spec"].update(
+            terminationGracePeriodSeconds=125
+        ),
+        "its grace of 125 s is not above the 130 s",
+    ),
+    "another address than is routed": (
+        lambda all_: set_variable(get_main(all_, "gateway"), "POCACHE_GATEWAY_PUBLIC_URL", "https://b.org"),
+        "it is https://b.org, and api.example.org is routed to it",
+    ),
+    "several gateways with API keys of their own": (
+        lambda all_: drop_variable(get_main(all_, "gateway"), "POCACHE_DATABASE_URL"),
+        "several of gateway would each have API keys of their own",
+    ),
+    "a single writer that is scaled": (
+        lambda all_: find(all_, "HorizontalPodAutoscaler", "gateway")["spec"]["scaleTargetRef"].update(
+            name="router"
+        ),
+        "router is no service that may run twice",
+    ),
+    "a scaled set with replicas": (
+        lambda all_: find(all_, "StatefulSet", "gateway")["spec"].update(replicas=2),
+        "gateway has replicas of its own",
+    ),
+    "a route without TLS": (
+        lambda all_: find(all_, "Ingress", "gateway")["spec"].pop("tls"),
+        "api.example.org is served without TLS",
+    ),
+    "a route to nothing": (
+        lambda all_: find(all_, "Ingress", "gateway")["spec"]["rules"][0]["http"]["paths"][0]["backend"][
+            "service"
+        ].update(name="gate"),
+        "no Service gate has a port http",
+    ),
+    "a path that is not served": (
+        lambda all_: find(all_, "Ingress", "gateway")["spec"]["rules"][0]["http"]["paths"][0].update(
+            path="/v2/"
+        ),
+        "the gateway has no route /v2/",
+    ),
+    "a Service for a port that is not there": (
+        lambda all_: find(all_, "Service", "gateway")["spec"]["ports"][0].update(targetPort="web"),
+        "no Pod that it selects has a port web",
+    ),
     "an external secret without a key": (
         lambda all_: find(all_, "ExternalSecret", "pocache-beacon")["spec"]["data"].pop(),
         "its keys are not those that pocache keys export writes",
@@ -332,6 +396,24 @@ def test_single_writers_never_run_twice(objects: list[Manifest]) -> None:
         if one["kind"] == "Deployment":
             assert one["spec"]["replicas"] == 1
             assert one["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_a_gateway_has_nothing_of_the_ledgers_database(objects: list[Manifest]) -> None:
+    """What faces outside reaches its own database, NATS and the DNS, by policy and by what it is told."""
+    text = json.dumps(find(objects, "StatefulSet", "gateway"))
+    assert "ledger" not in text
+    for one in objects:
+        if one["kind"] == "NetworkPolicy" and "gateway" in one["metadata"]["name"]:
+            assert "ledger" not in json.dumps(one)
+
+
+def test_a_gateways_secret_has_no_account_without_its_keys(
+    secrets: Mapping[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    for gone in ("ada.transport.seed", "reader.transport.jwt"):
+        without = {**secrets, "pocache-gateway": [one for one in secrets["pocache-gateway"] if one != gone]}
+        findings = Checker(build(K8S / "overlays" / "local"), tmp_path / gone, without).check()
+        assert any(f"the Secret pocache-gateway has no key {gone}" in one for one in findings), findings
 
 
 def test_every_workload_has_a_disruption_budget(objects: list[Manifest]) -> None:
@@ -425,6 +507,13 @@ def test_what_the_dockerfile_copies_is_let_through() -> None:
     for name in copied:
         assert f"!{name}" in ignore, name
         assert (ROOT / name).exists() or name == "constraints.txt", name
+
+
+def test_the_images_have_what_their_services_need() -> None:
+    """The ledger's driver and the gateway's libraries in each, torch in the workers' two."""
+    text = (ROOT / "deploy" / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    extras = [set(found.split(",")) for found in re.findall(r"'\.\[([a-z,]+)\]'", text)]
+    assert extras == [{"postgres", "gateway"}, *[{"postgres", "gateway", "engine"}] * 2]
 
 
 @pytest.mark.parametrize(

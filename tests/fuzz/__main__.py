@@ -178,7 +178,8 @@ def _instrument(atheris: Any) -> None:
     import pocache.wire
 
     prefixes = tuple(f"{one.__name__}." for one in (pocache.protocol, pocache.receipt, pocache.wire))
-    names = [name for name in sys.modules if name.startswith((*prefixes, "pocache_beacon.drand"))]
+    outside = ("pocache_beacon.drand", "pocache_gateway.")
+    names = [name for name in sys.modules if name.startswith((*prefixes, *outside))]
     for name in names:
         module = sys.modules[name]
         for attribute, value in list(vars(module).items()):

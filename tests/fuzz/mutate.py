@@ -13,6 +13,7 @@ _NUMBERS: Final = (0, 1, -1, 255, 2**16, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**
 _MAGIC: Final = (
     b"\x00", b"\xff", b"\xc0", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",
     b"\x81", b"\x91" * 64, b"[" * 200, b'{"a":' * 100, b"1e999", b"NaN", b"\\ud800", b"\xed\xa0\x80", b"9" * 400,
+    b"\r\n", b"\r\n\r\n", b"%00", b"..", b"last-event-id: ", b"content-length: 99999999999999999999", b'"stop":', b"1e400",
 )  # fmt: skip
 
 
@@ -20,7 +21,9 @@ def mutate(draw: random.Random, corpus: Sequence[bytes], bytes_max: int) -> byte
     """Return a changed member of the corpus: bytes, splices, or values inside its msgpack."""
     data = draw.choice(corpus)
     for _ in range(draw.choice((1, 1, 1, 2, 4, 16))):
-        data = draw.choice(_CHANGES)(draw, data, corpus)
+        data = draw.choice(_CHANGES)(draw, data, corpus)[
+            : 2 * bytes_max
+        ]  # or what is repeated grows without end
     return data[:bytes_max]
 
 

@@ -17,6 +17,7 @@ from typing import Final
 
 import httpx
 
+from fuzz.http import make_requests, run_http
 from kit.loopback import Loopback
 from kit.network import make_key, make_network
 from pocache.protocol.beacon import Chain
@@ -357,4 +358,5 @@ TARGETS: Final = (
     Target("export", run_export, make_exports),
     Target("genesis", run_genesis, make_genesis),
     Target("beacon-body", run_beacon_body, make_beacon_bodies, 8_192),
+    Target("gateway", run_http, make_requests),
 )

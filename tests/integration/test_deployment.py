@@ -30,7 +30,7 @@ from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import Role, Stream
 from pocache_cli.bootstrap import NetworkPlan, compute_operator, compute_users, create_network, load_parties
-from pocache_cli.deployment import export_network, install_network
+from pocache_cli.deployment import export_network, install_accounts, install_network
 from pocache_cli.main import main
 from pocache_cli.provision import plan_objects, provision_objects
 from pocache_cli.trust import Trust
@@ -139,6 +139,78 @@ async def test_more_replicas_than_servers_is_no(site: Site) -> None:
     done = await site.run("provision", "--network-dir", str(own.path), "--replicas", "3", "--json")
     assert done.exit_code == 1
     assert "replicas" in json.loads(done.stdout)["reason"]
+
+
+def mount_gateway(site: Site, *accounts: str) -> Path:
+    """Return what a gateway's Pod is given: its Secret is exported with these accounts, its files may be changed."""
+    out, given = site.folder / "gateway-out", site.folder / "gateway-given"
+    export_network(site.directory, out, accounts)
+    given.mkdir()
+    for source, target in (
+        ("network", "network"),
+        ("models", "models"),
+        ("secrets/pocache-gateway", "keys"),
+    ):
+        (out / source).rename(given / target)
+    return given
+
+
+async def test_a_gateway_is_given_its_accounts_and_the_reader(site: Site) -> None:
+    """And connects as each of them, with nothing else in its directory: no other user, no service, no operator."""
+    given = mount_gateway(site, "ada")
+    own = NetworkDirectory(site.folder / "own" / "gateway")
+    for _ in range(2):  # a container that starts again finds the files of before
+        files = install_accounts(given, own)
+    assert sorted(str(Path(file).relative_to(own.path)) for file in files) == [
+        "keys/ada.seed",
+        "transport/ada.jwt",
+        "transport/ada.seed",
+        "transport/reader.jwt",
+        "transport/reader.seed",
+    ]
+    assert sorted(one.name for one in own.path.rglob("*.seed")) == ["ada.seed", "ada.seed", "reader.seed"]
+    for name in ("ada", "reader"):
+        async with connect_bus(NatsSettings.of(own, site.url, name)) as bus:
+            assert bus.is_connected
+    done = await site.run(
+        "keys", "install", str(given), "--accounts", "--network-dir", str(own.path), "--json"
+    )
+    assert (done.exit_code, json.loads(done.stdout)["keys"]) == (0, list(files))
+    done = await site.run("api-keys", "issue", "ada", "--network-dir", str(own.path), "--json")
+    assert (done.exit_code, json.loads(done.stdout)["account"]) == (0, "ada")
+    done = await site.run("api-keys", "issue", "worker-1", "--network-dir", str(own.path))
+    assert done.exit_code == 2
+    assert "the gateway cannot sign for worker-1" in done.stderr
+
+
+async def test_a_gateways_secret_that_lacks_something_is_named(site: Site) -> None:
+    """The account, its way to the bus, or a name that is no user's: the Pod's first log line says which."""
+    out = str(site.folder / "nowhere")
+    done = await site.run(
+        "keys",
+        "export",
+        "--network-dir",
+        str(site.directory.path),
+        "--out",
+        out,
+        "--gateway-account",
+        "worker-1",
+    )
+    assert done.exit_code == 2
+    assert "cannot sign for worker-1, which is no user here; there are: ada" in done.stderr
+    assert not Path(out).exists(), "nothing was written"
+    given = mount_gateway(site, "ada")
+    own = str(site.folder / "own" / "gateway")
+    for missing, said in (
+        ("ada.transport.seed", "no ada.transport.seed in"),
+        ("ada.signing.seed", "no account's signing key in"),
+    ):
+        (given / "keys" / missing).unlink()
+        done = await site.run("keys", "install", str(given), "--accounts", "--network-dir", own)
+        assert done.exit_code == 2
+        assert said in done.stderr
+    done = await site.run("keys", "install", str(given), "--network-dir", own)
+    assert (done.exit_code, "say whose keys" in done.stderr) == (2, True)
 
 
 async def test_without_its_key_it_is_wrongly_configured(site: Site) -> None:

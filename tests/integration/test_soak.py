@@ -28,7 +28,8 @@ async def test_memory_is_flat_over_many_jobs(tmp_path: Path) -> None:
     plan = Plan(5, (), waves, jobs, wave_s=float(os.environ.get("SOAK_WAVE_S", WAVE_S)))
     report = await run_chaos(tmp_path / "soak", plan, say=lambda text: print(text, file=sys.stderr))  # noqa: T201
     slopes = compute_slopes(report.rss_kb, jobs)
-    print(json.dumps({**report.to_dict(), "slope_kb_per_1000_jobs": slopes}, indent=1), file=sys.stderr)  # noqa: T201
+    said = {**report.to_dict(), "slope_kb_per_1000_jobs": slopes, "rss_kb": report.rss_kb}
+    print(json.dumps(said), file=sys.stderr)  # noqa: T201
     assert not report.broken
     assert report.jobs == waves * jobs
     grown = {name: slope for name, slope in slopes.items() if slope > SLOPE_KB_PER_1000_JOBS_MAX}

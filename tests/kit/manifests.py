@@ -20,6 +20,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import click
+from starlette.routing import Route
 
 from kit.kustomize import Manifest, iterate_pod_specs
 from pocache.protocol.errors import ConfigError
@@ -29,6 +30,8 @@ from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import NetworkDirectory
 from pocache_cli.main import main as cli
 from pocache_cli.provision import plan_objects
+from pocache_gateway.app import _api_routes, _health_routes
+from pocache_gateway.settings import GatewaySettings, read_gateway_settings
 from pocache_worker.settings import read_worker_settings
 
 ROOT: Final = Path(__file__).parents[2]
@@ -56,6 +59,12 @@ WORKER_NEEDED: Final = (
     "POCACHE_WORKER_MODEL",
     "POCACHE_WORKER_ROLES",
     "POCACHE_WORKER_DEVICE",
+    "POCACHE_DRAIN_S",
+)
+GATEWAY_NEEDED: Final = (
+    "POCACHE_GATEWAY_HOST",
+    "POCACHE_GATEWAY_PORT",
+    "POCACHE_GATEWAY_TOKENIZERS",
     "POCACHE_DRAIN_S",
 )
 STATELESS: Final = ("beacon", "deadletters")
@@ -214,7 +223,7 @@ class Checker:
                 self._find(program.where, f"{name} is a variable that nobody is known to read")
         if program.service is None:
             return
-        needed = NEEDED + (WORKER_NEEDED if program.service == "worker" else ())
+        needed = NEEDED + {"worker": WORKER_NEEDED, "gateway": GATEWAY_NEEDED}.get(program.service, ())
         if program.service not in STATELESS and "POCACHE_DATABASE_URL" not in environ:
             needed += ("POCACHE_STATE_DIR",)
         if program.service == "beacon" and self.directory.genesis.chain.source == "relay":
@@ -228,16 +237,41 @@ class Checker:
             )
             if program.service == "worker":
                 read_worker_settings(settings)
+            if program.service == "gateway":
+                self._check_gateway(program, read_gateway_settings(settings), settings.health_port)
         except ConfigError as error:
             self._find(program.where, str(error))
             return
         self._check_grace(program, settings.drain_s)
 
+    def _check_gateway(self, program: Program, gateway: GatewaySettings, health_port: int) -> None:
+        """The names of its tokenizers, its own port, and the pause in which nobody is sent to it any more."""
+        names = {model.entry.name for model in self.directory.load_models().values()}
+        for name in sorted(set(gateway.tokenizers) - names):
+            self._find(
+                program.where, f"POCACHE_GATEWAY_TOKENIZERS names {name}, which the network does not serve"
+            )
+        ports = {port["name"]: port["containerPort"] for port in program.container.get("ports", [])}
+        if ports.get("http") != gateway.port or gateway.port == health_port:
+            self._find(program.where, "its http port is not POCACHE_GATEWAY_PORT, or is that of its health")
+        if gateway.host not in ("0.0.0.0", "::"):
+            self._find(program.where, f"it listens on {gateway.host} alone")
+        if get_pause_s(program) <= 0:
+            self._find(program.where, "it is told to stop while requests are still sent to it")
+        for rule in self._list_rules():
+            if gateway.public_url and gateway.public_url != f"https://{rule['host']}":
+                self._find(program.where, f"it is {gateway.public_url}, and {rule['host']} is routed to it")
+
+    def _list_rules(self) -> list[Any]:
+        return [rule for one in self._objects if one["kind"] == "Ingress" for rule in one["spec"]["rules"]]
+
     def _check_grace(self, program: Program, drain_s: float) -> None:
         grace_s = program.pod.get("terminationGracePeriodSeconds", 30)
-        if grace_s <= drain_s:
+        needed_s = drain_s + get_pause_s(program)
+        if grace_s <= needed_s:
             self._find(
-                program.where, f"its grace of {grace_s} s is not above the {drain_s:g} s that it drains"
+                program.where,
+                f"its grace of {grace_s} s is not above the {needed_s:g} s that it pauses and drains",
             )
         genesis = self.directory.genesis
         lease_s = genesis.deadlines.lease_ticks * genesis.chain.period_s
@@ -283,6 +317,9 @@ class Checker:
                 self._find(program.where, f"no {kind} is mounted at {given}/{folder}")
                 return
         secret = volumes[mounts[f"{given}/keys"]["name"]]["secret"]["secretName"]
+        if "--accounts" in program.command:
+            self._check_accounts(program, secret)
+            return
         for name in self._list_names(program, environ["POCACHE_NAME"]):
             wanted = {f"{name}.transport.seed", f"{name}.transport.jwt"}
             if name not in ("provisioner", "deadletters"):
@@ -291,6 +328,17 @@ class Checker:
                 wanted.add(f"{name}.bls.hex")
             for key in sorted(wanted - self._secrets.get(secret, set())):
                 self._find(program.where, f"the Secret {secret} has no key {key}")
+
+    def _check_accounts(self, program: Program, secret: str) -> None:
+        """A gateway's Secret has every key of each account in it, and the reader's: the explorer is on by it."""
+        keys = self._secrets.get(secret, set())
+        accounts = {key.removesuffix(".signing.seed") for key in keys if key.endswith(".signing.seed")}
+        if not accounts:
+            self._find(program.where, f"the Secret {secret} has no account's keys")
+        for name in (*sorted(accounts), "reader"):
+            for suffix in ("transport.seed", "transport.jwt"):
+                if f"{name}.{suffix}" not in keys:
+                    self._find(program.where, f"the Secret {secret} has no key {name}.{suffix}")
 
     def _list_names(self, program: Program, name: str) -> list[str]:
         """Return the participants that the Pods of a set are: as many as it may ever have."""
@@ -347,10 +395,16 @@ class Checker:
             self._find(where, "no secret belongs into manifests")
         elif one["kind"] == "ScaledObject":
             self._check_scaling(where, spec)
+        elif one["kind"] == "HorizontalPodAutoscaler":
+            self._check_autoscaler(where, spec)
+        elif one["kind"] == "Ingress":
+            self._check_ingress(where, spec)
         elif one["kind"] in ("PodDisruptionBudget", "Service"):
             selector = spec["selector"].get("matchLabels", spec["selector"])
             if not any(_selects(selector, labels) for labels in self._pod_labels()):
                 self._find(where, f"nothing has the labels {selector}")
+            if one["kind"] == "Service":
+                self._check_target_ports(where, spec)
         elif one["kind"] == "ServiceMonitor":
             self._check_monitor(where, spec)
         elif one["kind"] == "ExternalSecret":
@@ -373,6 +427,51 @@ class Checker:
             if not _respond(request, lambda: True, Metrics("any"))[0].startswith("200"):
                 self._find(where, f"{endpoint['path']} is not served")
 
+    def _check_target_ports(self, where: str, spec: Mapping[str, Any]) -> None:
+        """Some Pod that a Service selects has each port that it points at (a Job's serves nothing)."""
+        known = {
+            port["name"]
+            for program in self.programs
+            if _selects(spec["selector"], program.owner["spec"]["template"]["metadata"]["labels"])
+            for port in program.container.get("ports", [])
+        }
+        for port in spec["ports"]:
+            if port["targetPort"] not in known:
+                self._find(where, f"no Pod that it selects has a port {port['targetPort']}")
+
+    def _check_ingress(self, where: str, spec: Mapping[str, Any]) -> None:
+        services = {one["metadata"]["name"]: one for one in self._objects if one["kind"] == "Service"}
+        covered = {
+            host for entry in spec.get("tls", []) for host in entry["hosts"] if entry.get("secretName")
+        }
+        for rule in spec["rules"]:
+            if rule["host"] not in covered:
+                self._find(where, f"{rule['host']} is served without TLS")
+            for path in rule["http"]["paths"]:
+                backend = path["backend"]["service"]
+                found = services.get(backend["name"])
+                ports = {port["name"] for port in found["spec"]["ports"]} if found is not None else set()
+                if backend["port"]["name"] not in ports:
+                    self._find(where, f"no Service {backend['name']} has a port {backend['port']['name']}")
+                if not any(route.startswith(path["path"]) for route in _list_routes()):
+                    self._find(where, f"the gateway has no route {path['path']}")
+
+    def _check_autoscaler(self, where: str, spec: Mapping[str, Any]) -> None:
+        target = spec["scaleTargetRef"]
+        found = [one for one in self.programs if one.owner["kind"] == target["kind"]]
+        found = [one for one in found if one.owner["metadata"]["name"] == target["name"] and not one.is_init]
+        if not found:
+            self._find(where, f"there is no {target['kind']} {target['name']}")
+        for program in found:
+            if "replicas" in program.owner["spec"]:
+                self._find(
+                    where, f"{target['name']} has replicas of its own, which every apply would set again"
+                )
+            if program.service != "gateway":
+                self._find(where, f"{program.service} is no service that may run twice")
+            if not self._read_environment(program).get("POCACHE_DATABASE_URL", "").startswith("postgresql"):
+                self._find(where, f"several of {target['name']} would each have API keys of their own")
+
     def _check_scaling(self, where: str, spec: Mapping[str, Any]) -> None:
         target = spec["scaleTargetRef"]
         workloads = {(one["kind"], one["metadata"]["name"]): one for one in self._objects}
@@ -392,9 +491,9 @@ class Checker:
                 self._find(where, f"the streams are in the account {core}, not in {meta.get('account')}")
 
     def _check_services(self) -> None:
-        """Every service that exists has to run somewhere; a gateway beside its accounts' keys, which are not deployed."""
+        """Every service that exists has to run somewhere."""
         running = {program.service for program in self.programs} - {None}
-        for missing in sorted(set(SERVICES) - running - {"gateway"}):
+        for missing in sorted(set(SERVICES) - running):
             self._find("the overlay", f"nothing runs the service {missing}")
 
     def _pod_labels(self) -> Iterator[Mapping[str, str]]:
@@ -410,6 +509,15 @@ def iterate_programs(one: Manifest) -> Iterator[Program]:
             for container in pod.get(field, []):
                 where = f"{one['kind']} {one['metadata']['name']}, {container['name']}"
                 yield Program(where, one, pod, container, is_init=field == "initContainers")
+
+
+def get_pause_s(program: Program) -> float:
+    """Return how long the container is left running before it is told to stop."""
+    return float(program.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0))
+
+
+def _list_routes() -> list[str]:
+    return [route.path for route in (*_health_routes(), *_api_routes()) if isinstance(route, Route)]
 
 
 def _selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

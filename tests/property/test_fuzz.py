@@ -8,7 +8,7 @@ from fuzz.__main__ import run_plain
 from fuzz.targets import TARGETS, CrashError, Target
 from pocache.protocol.errors import CodecError
 
-COUNTS = {"leaf": 60, "service": 80, "receipt": 30, "beacon-body": 40}
+COUNTS = {"leaf": 60, "service": 80, "receipt": 30, "beacon-body": 40, "gateway": 300}
 COUNT = 400
 
 

@@ -75,7 +75,7 @@ class ApiKeyStore:
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _set_up_sqlite)
         try:
-            METADATA.create_all(self._engine)
+            self._create_table()
         except sa.exc.OperationalError as error:
             shown = self._engine.url.render_as_string()
             raise ConfigError(f"cannot open the database of API keys {shown}: {error.orig}") from error
@@ -136,6 +136,14 @@ class ApiKeyStore:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+    def _create_table(self) -> None:
+        """Make the table where there is none; of several processes that do so at once, one does and all go on."""
+        try:
+            METADATA.create_all(self._engine)
+        except (sa.exc.IntegrityError, sa.exc.OperationalError, sa.exc.ProgrammingError):
+            if not sa.inspect(self._engine).has_table(API_KEYS.name):
+                raise
 
 
 @contextmanager

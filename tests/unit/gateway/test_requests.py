@@ -188,6 +188,10 @@ def test_unknown_fields_are_refused_by_name(changes: dict[str, Any], code: str, 
         b"\xff\xfe",
         b'{"model": "\xed\xa0\x80"}',
         b'{"model": "\\ud800"}',
+        b'{"seed": NaN}',
+        b'{"temperature": 1e9999999999999999999}',
+        b'{"max_tokens": 4, "model": "m", "max_tokens": 5}',
+        b'{"messages": [{"role": "user", "role": "system"}]}',
     ],
     ids=lambda body: repr(body[:12]),
 )
@@ -195,6 +199,12 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as raised:
         parse_json(body)
     assert (raised.value.status, raised.value.code) == (400, "invalid_json")
+
+
+def test_a_name_that_is_given_twice_is_named() -> None:
+    """A proxy before the gateway may have looked at the first, and the deposit would be that of the last."""
+    with pytest.raises(ApiError, match="'max_tokens' is given twice"):
+        parse_json(b'{"max_tokens": 4, "model": "m", "max_tokens": 5}')
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def make_model(engine: Engine, **changes: Any) -> Model:
     fields = {
         "model_id": found.model_id,
         "vocab_size": found.vocab_size,
+        "eos_tokens": found.eos_tokens,
         "stack": found.stack,
         "row_schema": json.dumps(found.schema.to_dict()).encode(),
         **changes,
