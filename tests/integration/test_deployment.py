@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner, Result
 from nats.js import api
 
+from chaos.cluster import pick_ports
+from kit.kustomize import build
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
 from pocache.bus.permissions import NatsUser, generate_transport_key
 from pocache.bus.provision import compute_stream_config
@@ -25,13 +30,23 @@ from pocache.runtime.config import Settings, load_settings
 from pocache.runtime.network import NetworkDirectory, write_secret
 from pocache.service import deadletters
 from pocache.service.provisioning import DELIVER_MAX
+from pocache.storage.api_keys import open_api_keys
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.topics import Role, Stream
-from pocache_cli.bootstrap import NetworkPlan, compute_operator, compute_users, create_network, load_parties
+from pocache_cli.bootstrap import (
+    NetworkPlan,
+    compute_operator,
+    compute_users,
+    create_network,
+    load_parties,
+    register_model,
+)
+from pocache_cli.children import pick_python_environment
 from pocache_cli.deployment import export_network, install_accounts, install_network
 from pocache_cli.main import main
+from pocache_cli.prepare import main as prepare
 from pocache_cli.provision import plan_objects, provision_objects
 from pocache_cli.trust import Trust
 
@@ -279,3 +294,68 @@ async def test_the_collector_without_its_stream_ends(site: Site) -> None:
     settings = site.settings(site.install("deadletters"), "deadletters")
     with pytest.raises(Exception, match="ADVISORIES"):
         await asyncio.wait_for(deadletters.serve(settings, asyncio.Event()), WAIT_S)
+
+
+async def test_a_gateway_runs_with_what_the_manifest_gives_it(site: Site) -> None:
+    """Its own environment, from the overlay as it is built; only paths, addresses and ports are this machine's."""
+    prepare("fake:example", site.folder / "model.json")
+    description = {**json.loads((site.folder / "model.json").read_bytes()), "name": "example"}
+    register_model(site.directory, description)
+    given = mount_gateway(site, "ada")
+    own = NetworkDirectory(site.folder / "own" / "gateway")
+    install_accounts(given, own)
+    objects = build(Path(__file__).parents[2] / "deploy" / "k8s" / "overlays" / "local")
+    gateway = next(
+        one for one in objects if (one["kind"], one["metadata"]["name"]) == ("StatefulSet", "gateway")
+    )
+    container = gateway["spec"]["template"]["spec"]["containers"][0]
+    settings = next(one for one in objects if one["metadata"]["name"].startswith("pocache-settings"))
+    health, http = pick_ports(2)
+    environ = {
+        **settings["data"],
+        **{one["name"]: one["value"] for one in container["env"] if "value" in one},
+        "POCACHE_NAME": "gateway",
+        "POCACHE_NETWORK_DIR": str(own.path),
+        "POCACHE_STATE_DIR": str(site.folder / "state"),
+        "POCACHE_NATS_URL": site.url,
+        "POCACHE_HEALTH_HOST": "127.0.0.1",
+        "POCACHE_HEALTH_PORT": str(health),
+        "POCACHE_GATEWAY_HOST": "127.0.0.1",
+        "POCACHE_GATEWAY_PORT": str(http),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "pocache_cli",
+        *container["command"][1:],
+        env={**os.environ, **pick_python_environment(), **environ},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with httpx.AsyncClient() as client:
+            path = container["readinessProbe"]["httpGet"]["path"]
+            async with asyncio.timeout(60):
+                while not await is_answered(client, f"http://127.0.0.1:{health}{path}"):
+                    assert process.returncode is None
+                    await asyncio.sleep(0.1)
+            metrics = await client.get(f"http://127.0.0.1:{health}/metrics")
+            assert (metrics.status_code, "pocache_" in metrics.text) == (200, True)
+            with open_api_keys(f"sqlite:///{site.folder / 'state' / 'gateway.sqlite'}") as keys:
+                secret, _ = keys.issue("ada")
+            headers = {"authorization": f"Bearer {secret}"}
+            models = await client.get(f"http://127.0.0.1:{http}/v1/models", headers=headers)
+            assert [one["id"] for one in models.json()["data"]] == ["example"]
+            assert (await client.get(f"http://127.0.0.1:{http}/explorer")).status_code == 200
+    finally:
+        process.terminate()
+        code = await process.wait()
+    assert code == 0
+
+
+async def is_answered(client: httpx.AsyncClient, url: str) -> bool:
+    """Whether a probe would be content."""
+    try:
+        return (await client.get(url)).status_code == 200
+    except httpx.TransportError:
+        return False

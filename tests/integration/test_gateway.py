@@ -24,9 +24,11 @@ import pytest
 import pytest_asyncio
 
 from kit.gateway import Gateway, open_gateway
+from kit.health import read_health_port
 from kit.local import GENERATORS, SECTIONS, USER, VERIFIERS, start_network
 from kit.node import JS, ROOT, find_node
 from kit.says import say
+from kit.scraping import read, scrape
 from kit.sse import iterate_events, read_events, wait_until
 from kit.wealth import RULES
 from pocache.protocol.unified_pool import Products
@@ -416,6 +418,10 @@ async def test_a_process_that_is_told_to_stop_finishes_what_it_has(ground: Groun
         async with client.stream("POST", "/v1/completions", json=ask_long(200, stream=True)) as response:
             events = iterate_events(response)
             heard = [await anext(events)]
+            exported = await scrape(read_health_port(tmp_path / "gateway.log"))
+            assert read(exported, "pocache_ready") == 1
+            assert read(exported, "pocache_gateway_streams") == 1
+            assert read(exported, "pocache_gateway_tokens_total") >= 1
             os.kill(child.pid, signal.SIGTERM)
 
             async def is_draining() -> bool:

@@ -71,6 +71,13 @@ def test_every_service_is_found(installed: Path) -> None:
     assert {"router", "worker", "commitments", "beacon", "verifier", "ledger"} <= names
 
 
+def test_the_sdk_is_typed_for_who_imports_it(installed: Path) -> None:
+    """Without this marker a type checker takes everything of an installed package for Any."""
+    code = "import pocache.client, pathlib; print((pathlib.Path(pocache.client.__file__).parents[1] / 'py.typed').is_file())"
+    done = run([str(installed / "python"), "-c", code], cwd=installed)
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
 def test_the_reference_model_ships(installed: Path) -> None:
     """Weights, configuration, tokenizer and card are where the installed package looks for them."""
     code = (

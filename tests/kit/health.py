@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 from pocache_cli.local_network import LocalNetwork
 
 
 def find_health_port(network: LocalNetwork, name: str) -> int:
     """Return the port that a process logged last."""
-    log = (network.directory.path / "logs" / f"{name}.log").read_text(encoding="utf-8")
-    ports = [json.loads(line).get("health_port") for line in log.splitlines() if line.startswith("{")]
+    return read_health_port(network.directory.path / "logs" / f"{name}.log")
+
+
+def read_health_port(log: Path) -> int:
+    """Return the port that a process wrote to its log last."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    ports = [json.loads(line).get("health_port") for line in lines if line.startswith("{")]
     return int([port for port in ports if port is not None][-1])
 
 
