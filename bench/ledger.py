@@ -1,9 +1,14 @@
-"""The ledger's settlements in batches of 100, against a bare loop of the same SQL.
+"""The ledger's settlements in batches of 100, against bare loops of the same SQL.
 
-The bare loop replays, through the database's own driver, every statement that the ledger executed with the parameters
-that it had, on a copy of the same database at the same point, with the same commits and durability. What is left is the
-ledger's own: envelopes opened and signed, and the rules. The second row of each database has the bare Ed25519 of
-PyNaCl in the loop as well: one check and two signatures for each settlement.
+Three loops, through the database's own driver, on a copy of the same database at the same point, with the same parameters,
+commits and durability, 100 settlements to a transaction:
+
+- *settlement by settlement*: for each settlement, one after the other, the statements by which the ledger settles a job that
+  comes alone: what it reads and what it writes. What belongs to a transaction and not to a settlement (the tick, the stakes
+  announced at its end) is left out of it.
+- *gathered*: the statements that the ledger executed for the batch, in which it reads and writes the rows of many settlements
+  together.
+- *gathered, and the signatures*: the same, and the bare Ed25519 of PyNaCl, one check and one signature for each settlement.
 
 Command: ``make bench ARGS=ledger``. Recorded figures: bench/RESULTS.md. PostgreSQL is started for it where there is one.
 """
@@ -23,7 +28,6 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 from nacl.signing import SigningKey as BareKey
-from sqlalchemy import event
 
 from bench.measure import REPETITIONS, Row, compare
 
@@ -41,8 +45,6 @@ BATCH = 100
 BATCHES = 1 + REPETITIONS
 WORKERS = 8
 SEQUENCE = 10**6
-SIGNED = 2
-"""A settlement announces the payout and the generator's stake."""
 _BARE_KEY = BareKey(bytes(32))
 _BARE_SIGNED = _BARE_KEY.sign(bytes(400))
 
@@ -52,7 +54,7 @@ Statement = tuple[str, Any, bool]
 
 
 def run() -> list[Row]:
-    """Return two rows per database: against the SQL alone, and against the SQL and the signatures."""
+    """Return three rows per database, one for each bare loop."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     rows: list[Row] = []
     with ExitStack() as stack:
@@ -71,14 +73,22 @@ def run() -> list[Row]:
 def _measure(name: str, url: str, copy: Copy) -> list[Row]:
     network = make_network()
     batches = _prepare(network, url)
-    statements = _record(network, copy(url), batches)
-    per_batch = sum(map(len, statements)) // BATCHES
+    alone = _record(network, copy(url), batches, is_alone=True)
+    gathered = _record(network, copy(url), batches)
+    loops = (
+        (f"settlement by settlement, {_count(alone):.1f} statements each", alone, False),
+        (f"gathered, {_count(gathered):.1f} statements each", gathered, False),
+        ("gathered, and the signatures", gathered, True),
+    )
     return [
-        _compare(network, url, copy, batches, statements, name, f"its {per_batch} statements, bare", 0),
-        _compare(
-            network, url, copy, batches, statements, name, "its statements and signatures, bare", SIGNED
-        ),
+        _compare(network, url, copy, batches, statements, name, baseline, is_signing)
+        for baseline, statements, is_signing in loops
     ]
+
+
+def _count(statements: list[list[Statement]]) -> float:
+    """Return how many times a settlement's driver is called."""
+    return sum(map(len, statements)) / BATCHES / BATCH
 
 
 def _compare(
@@ -89,17 +99,16 @@ def _compare(
     statements: list[list[Statement]],
     name: str,
     baseline: str,
-    signed: int,
+    is_signing: bool,
 ) -> Row:
-    """Settle on one copy, replay on another; ``signed`` signatures made and one checked for each settlement."""
+    """Settle on one copy, replay on another."""
     with _open(network, copy(url)) as ledger, _connect(copy(url)) as bare:
         ours, theirs = iter(batches), iter(statements)
 
         def replay() -> None:
-            for _ in range(BATCH if signed else 0):
+            for _ in range(BATCH if is_signing else 0):
                 _BARE_KEY.verify_key.verify(_BARE_SIGNED)
-                for _ in range(signed):
-                    _BARE_KEY.sign(_BARE_SIGNED.message)
+                _BARE_KEY.sign(_BARE_SIGNED.message)
             _replay(bare, next(theirs))
 
         row = compare(f"{BATCH} settlements, {name}", lambda: _apply(ledger, next(ours)), baseline, replay)
@@ -152,29 +161,43 @@ def _apply(ledger: LedgerHarness, batch: list[Delivery]) -> None:
     assert all(decision.action == "ack" for decision in decisions)
 
 
-def _record(network: Network, url: str, batches: list[list[Delivery]]) -> list[list[Statement]]:
-    """Return what the ledger executes for each batch: SQL, parameters, and whether there are many."""
+def _record(
+    network: Network, url: str, batches: list[list[Delivery]], *, is_alone: bool = False
+) -> list[list[Statement]]:
+    """Return what the ledger executes for each batch: SQL, parameters, and whether there are many.
+
+    With ``is_alone`` it is given one message after the other, and what a transaction needs but once is left out.
+    """
     recorded: list[list[Statement]] = []
 
-    def remember(_c: Any, _cursor: Any, sql: str, parameters: Any, _context: Any, is_many: bool) -> None:
-        recorded[-1].append((sql, parameters, is_many))
+    def remember(sql: str, parameters: Any, is_many: bool) -> None:
+        if not is_alone:
+            recorded[-1].append((sql, parameters, is_many))
+        elif sql.startswith("INSERT INTO outbox"):
+            subject: Any = "subject" if isinstance(parameters[0], dict) else 0
+            payouts = [row for row in parameters if row[subject].startswith("payouts.")]
+            assert len(payouts) == 1, parameters
+            recorded[-1].append((sql, payouts, is_many))
+        elif "sum(holds.amount_micro)" not in sql:
+            recorded[-1].append((sql, parameters, is_many))
 
     with _open(network, url) as ledger:
-        event.listen(sa.Engine, "before_cursor_execute", remember)
-        prepared.TRACE = lambda sql, parameters, is_many: recorded[-1].append((sql, parameters, is_many))
+        prepared.TRACE = remember
         try:
             for batch in batches:
                 recorded.append([])
-                _apply(ledger, batch)
+                for part in [[delivery] for delivery in batch] if is_alone else [batch]:
+                    _apply(ledger, part)
         finally:
             prepared.TRACE = None
-            event.remove(sa.Engine, "before_cursor_execute", remember)
     return recorded
 
 
 def _replay(connection: Any, statements: list[Statement]) -> None:
     """Execute them one after the other and commit, as a loop without anything around it does."""
     cursor = connection.cursor()
+    if connection.__class__.__module__.startswith("sqlite3"):
+        cursor.execute("BEGIN IMMEDIATE")
     for sql, parameters, is_many in statements:
         if is_many:
             cursor.executemany(sql, parameters)

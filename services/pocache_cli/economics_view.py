@@ -233,7 +233,18 @@ def _print_table(title: str, caption: str, headings: Sequence[str], rows: Iterab
         is_number = all(
             not row[index] or row[index][0] in "+-0123456789" or row[index] == "none" for row in body
         )
-        table.add_column(heading, justify="right" if is_number else "left", no_wrap=True)
+        # Where the terminal is narrow lines are folded between words; of a number every digit is shown.
+        cells = [row[index] for row in body]
+        width = max(
+            (len(part) for cell in cells for part in ([cell] if is_number else cell.split())), default=0
+        )
+        table.add_column(
+            heading,
+            justify="right" if is_number else "left",
+            min_width=width,
+            no_wrap=is_number,
+            overflow="fold",
+        )
     for row in body:
         table.add_row(*row)
     Console().print(table)

@@ -185,5 +185,5 @@ def test_a_killed_ledger_loses_and_repeats_nothing(database_url: str) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_a_ledger_killed_fifty_times_loses_and_repeats_nothing(database_url: str) -> None:
-    """Issue's own figure, on each database."""
+    """Fifty kills, on each database."""
     kill_again_and_again(database_url, KILLS_SOAK, seed=2)

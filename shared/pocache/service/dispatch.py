@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
-from queue import SimpleQueue
+from itertools import zip_longest
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -51,8 +50,6 @@ _ADD_ROUND: Final = Prepared(
     sa.insert(ROUNDS).values({column: sa.bindparam(column.name) for column in ROUNDS.columns})
 )
 _FORGET_ROUNDS: Final = Prepared(sa.delete(ROUNDS).where(ROUNDS.c.number <= sa.bindparam("last")))
-LOOK_UP_MAX: Final = 32
-"""Messages whose rows are read at once: those after them are being opened meanwhile."""
 _Opened = Inbound[Any] | Exception
 """A message whose envelope was verified, or why it was not."""
 _PARTICIPANT_ROLES: Final = frozenset({Role.USER, Role.WORKER})
@@ -120,7 +117,7 @@ class Dispatcher:
         role = service.role.value
         self._names = {topic.pattern: f"{role} {topic.model.kind}" for topic in self._handlers}
         self._late_until_ms = 0
-        self._opener: ThreadPoolExecutor | None = None
+        self._helper: ThreadPoolExecutor | None = None
         self._log = structlog.get_logger().bind(service=service.role.value)
 
     def apply(self, deliveries: Sequence[Delivery]) -> list[Decision]:
@@ -200,42 +197,39 @@ class Dispatcher:
                 tick=int(get_meta(connection, "tick") or "0"),
                 tracer=self.tracer,
                 books=None if self._keeper is None else self._keeper.open_books(connection),
-                aside=self._opener,
+                aside=self._helper,
             )
             yield unit
             unit.flush()
 
-    def _open_all(self, unit: Unit, applied: Applied, deliveries: Sequence[Delivery]) -> Iterator[_Opened]:
-        """Yield each message opened, in order, after what some of them need was read together."""
-        opened = self._open_ahead(deliveries)
-        while chunk := list(islice(opened, LOOK_UP_MAX)):
-            inbounds = [one for one in chunk if not isinstance(one, Exception)]
-            applied.look_up(inbound.envelope_id for inbound in inbounds)
-            if self._keeper is not None and unit.books is not None:
-                self._keeper.look_up(unit.books, inbounds)
-            yield from chunk
+    def _open_all(self, unit: Unit, applied: Applied, deliveries: Sequence[Delivery]) -> list[_Opened]:
+        """Return each message opened, in order, after what all of them need was read together."""
+        opened = self._open_each(deliveries)
+        inbounds = [one for one in opened if not isinstance(one, Exception)]
+        applied.look_up(inbound.envelope_id for inbound in inbounds)
+        if self._keeper is not None and unit.books is not None:
+            self._keeper.look_up(unit.books, inbounds)
+        return opened
 
-    def _open_ahead(self, deliveries: Sequence[Delivery]) -> Iterator[_Opened]:
-        """Yield each message opened, in order.
+    def _open_each(self, deliveries: Sequence[Delivery]) -> list[_Opened]:
+        """Return each message opened, in order.
 
-        Of a batch a second thread opens them, so that signatures are verified while the messages before are applied:
-        the check of one lets go of the interpreter, as the database does.
+        Of a batch a second thread opens every other one: the check of a signature lets go of the interpreter, so that
+        two go on at once.
         """
         topics = (*self._handlers, BEACON_ROUND)
+
+        def open_part(part: Sequence[Delivery]) -> list[_Opened]:
+            return [self._try_open(delivery, topics) for delivery in part]
+
         if len(deliveries) < AHEAD_MIN:
-            yield from (self._try_open(delivery, topics) for delivery in deliveries)
-            return
-        if self._opener is None:
-            self._opener = ThreadPoolExecutor(1, thread_name_prefix="envelopes")
-        opened: SimpleQueue[_Opened] = SimpleQueue()
-
-        def open_all() -> None:
-            for delivery in deliveries:
-                opened.put(self._try_open(delivery, topics))
-
-        self._opener.submit(open_all)
-        for _ in deliveries:
-            yield opened.get()
+            return open_part(deliveries)
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(1, thread_name_prefix="envelopes")
+        others = self._helper.submit(open_part, deliveries[1::2])
+        mine = open_part(deliveries[::2])
+        pairs = zip_longest(mine, others.result())
+        return [one for pair in pairs for one in pair if one is not None]
 
     def _try_open(self, delivery: Delivery, topics: Sequence[Topic[Any]]) -> _Opened:
         try:

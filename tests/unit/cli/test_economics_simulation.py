@@ -32,6 +32,7 @@ from pocache_cli.economics_simulation import (
     get_failures,
     simulate,
 )
+from pocache_cli.economics_view import print_results
 
 THIRD = Fraction(1, 3)
 SETTING = Setting(
@@ -289,3 +290,15 @@ def test_names_in_a_plot_are_escaped() -> None:
     result = Result("unified-pool", "<a & 'b'>", Fraction(0), Fraction(1), 1.0, 0.0)
     root = ET.fromstring(draw_plot([result], jobs=1, seed=1))
     assert any(one.text == "<a & 'b'>" for one in root.iter())
+
+
+def test_a_narrow_terminal_shows_every_digit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words are folded there; a gain cut off after its sign would say nothing."""
+    monkeypatch.setenv("COLUMNS", "80")
+    print_results(simulate_all(), title="title", caption="caption")
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(f"{float(result.exact_gain):+.4f}" in shown for result in simulate_all())
+    assert max(map(len, shown.splitlines())) <= 80
