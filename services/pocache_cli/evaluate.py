@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from pocache.engine.adversary import Attack
     from pocache.engine.evaluate import AttackResult, Evaluation, HonestResult
     from pocache.engine.port import Engine
+    from pocache.numerics.calibration import HonestRun
     from pocache.protocol.matching import MatchingProfile
+    from pocache_cli.evaluation_state import MeasuredRuns
 
 DEMO_MODEL: Final = "demo"
 """A name for the demo model, built for the occasion."""
@@ -56,6 +59,7 @@ QUICK: Final = Size(calibration=72, honest=72, attack=8, tokens=32)
 @click.option("--verifier-attention", help="The verifier's attention kernel (default: the generator's).")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--threads", multiple=True, default=(2, 1), show_default=True, type=click.IntRange(1, 1_024), help="Torch threads; repeat to change between batches.")
+@click.option("--state", type=click.Path(path_type=Path, file_okay=False), help="Keep raw distances in this folder, and go on from them.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write evaluation.json, .md and .svg here.")
 @click.option("--json", "as_json", is_flag=True, help="Progress as JSON lines, the result as the last.")
 def evaluate(model: str, *, quick: bool, names: tuple[str, ...], out: Path | None, as_json: bool, **options: Any) -> None:
@@ -104,11 +108,14 @@ class _Run:
     def evaluate(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Return the report."""
         from pocache.engine.evaluate import Evaluation
+        from pocache_cli.evaluation_state import MeasuredRuns
 
         started = time.monotonic()
         generator, verifier = self._build()
         attacks = choose_attacks(generator, names)
         prepare = make_thread_changer(self._options["threads"])
+        if self._options["state"] is not None:
+            self._options["state"].mkdir(parents=True, exist_ok=True)
         profile = self._get_profile(generator, verifier, prepare)
         evaluation = Evaluation(
             generator,
@@ -118,17 +125,37 @@ class _Run:
             max_tokens=self._size.tokens,
             prepare=prepare,
         )
-        runs = []
-        for run in evaluation.run_honest(self._size.honest):
-            runs.append(run)
-            self._say("honest", len(runs), self._size.honest)
-        honest = evaluation.judge_honest(runs)
+        measured = MeasuredRuns(evaluation, self._options["state"])
+        count = self._size.honest
+        honest = evaluation.judge_honest(
+            measured.collect(
+                "honest",
+                evaluation.list_batches(count, is_honest=True),
+                evaluation.measure_honest,
+                lambda done: self._say("honest", done, count),
+            )
+        )
         results = []
         for number, attack in enumerate(attacks, 1):
-            found = evaluation.run_attack(attack, lambda: self._build()[0], self._size.attack)
+            found = self._collect_attack(evaluation, measured, attack)
             results.append(evaluation.judge_attack(attack, found, honest))
             self._say(attack.name, number, len(attacks))
         return self._report(evaluation, honest, results, time.monotonic() - started)
+
+    def _collect_attack(
+        self, evaluation: Evaluation, measured: MeasuredRuns, attack: Attack
+    ) -> list[HonestRun]:
+        from pocache.engine.adversary import build_adversary
+
+        @cache
+        def build() -> Engine:  # only where something is left to measure
+            return build_adversary(attack.name, lambda: self._build()[0])
+
+        def measure(_number: int, batch: range) -> list[HonestRun]:
+            return evaluation.measure_attack(attack, build(), batch)
+
+        batches = evaluation.list_batches(self._size.attack, is_honest=False)
+        return list(measured.collect(attack.name, batches, measure, lambda _done: None))
 
     def _build(self) -> tuple[Engine, Engine]:
         one = self._options
@@ -159,7 +186,9 @@ class _Run:
             is_routed=getattr(generator, "is_routed", False),
             prepare=prepare,
         )
-        return run_plan(plan, None, lambda done, total: self._say("calibrating", done, total))
+        state = self._options["state"]
+        kept = None if state is None else state / "calibration.jsonl"
+        return run_plan(plan, kept, lambda done, total: self._say("calibrating", done, total))
 
     def _report(
         self, evaluation: Evaluation, honest: HonestResult, results: list[AttackResult], elapsed_s: float
