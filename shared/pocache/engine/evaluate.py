@@ -36,8 +36,13 @@ from pocache.numerics.detection import (
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.errors import EngineError
 from pocache.protocol.limits import SAMPLE_COUNT_MAX
-from pocache.protocol.matching import Comparison, MatchingProfile, Verdict, judge
-from pocache.protocol.sprt import Standing, judge_jobs
+from pocache.protocol.matching import ONE_Q16, Comparison, MatchingProfile, Verdict, judge
+from pocache.protocol.sprt import (
+    TOKEN_EVIDENCE_MAX_Q16,
+    Standing,
+    compute_token_evidence_q16,
+    judge_jobs,
+)
 
 HELD_OUT_START = 1_000_000
 """Jobs of an evaluation are numbered from here on: none of them was calibrated on."""
@@ -64,12 +69,19 @@ SAMPLED = (Sampling(temperature_micro=1_000_000),)
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """One job as it was judged: its score, its verdict after a second look, and its grade."""
+    """One job as it was judged: its score, its verdict after a second look, and what adds up over jobs."""
 
     score: float
     verdict: Verdict
     grade: int
     is_too_exact: bool
+    token_evidence_q16: int
+    """What its tokens say to the test over a worker's jobs."""
+
+    @property
+    def evidence(self) -> tuple[float, float]:
+        """Return what may be added up over jobs: the score, and what the tokens say."""
+        return self.score, min(self.token_evidence_q16, TOKEN_EVIDENCE_MAX_Q16) / ONE_Q16
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +154,13 @@ class Evaluation:
             count = min(SAMPLE_COUNT_MAX, SECOND_LOOK_FACTOR * self.sample_count)
             last = self._look(run, f"second {number}", count)
         score = max(compute_score(self.profile, one) for one in (first, last))
-        return Audit(score, last.verdict, max(first.grade, last.grade), first.is_too_exact)
+        tokens, limits = last.tokens, self.profile.limits.tokens
+        evidence = (
+            0
+            if tokens is None or limits is None
+            else compute_token_evidence_q16(limits, tokens.token_count, tokens.margin_sum_q16)
+        )
+        return Audit(score, last.verdict, last.grade, first.is_too_exact, evidence)
 
     def judge_honest(self, runs: Iterable[HonestRun]) -> HonestResult:
         """Return what became of honest jobs; each is judged as it comes, and its distances are let go."""
@@ -174,8 +192,8 @@ class Evaluation:
             detected=found / len(audits),
             detected_interval=compute_wilson(found, len(audits)),
             too_exact=sum(one.is_too_exact for one in audits) / len(audits),
-            jobs_to_999=count_jobs(clean, scores),
-            jobs_to_eject=_count_ejection([one.grade for one in audits]),
+            jobs_to_999=count_jobs([one.evidence for one in honest.audits], [one.evidence for one in audits]),
+            jobs_to_eject=_count_ejection(audits),
             tokens_to_999_auc=tokens,
             token_curve=tuple(curve),
         )
@@ -243,7 +261,8 @@ def verify_fits(profile: MatchingProfile, generator: Capabilities, verifier: Cap
             )
 
 
-def _count_ejection(grades: Sequence[int]) -> int | None:
-    """Return the jobs until an ejection when a worker's jobs have these grades over and over, ten times at most."""
-    record = judge_jobs([*grades] * 10)
+def _count_ejection(audits: Sequence[Audit]) -> int | None:
+    """Return the jobs until an ejection when a worker's jobs are these over and over, ten times at most."""
+    many = [*audits] * 10
+    record = judge_jobs([one.grade for one in many], [one.token_evidence_q16 for one in many])
     return record.job_count if record.standing is Standing.EJECTED else None
