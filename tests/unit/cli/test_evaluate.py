@@ -173,3 +173,38 @@ def test_a_profile_of_few_jobs_still_judges_tokens() -> None:
     profile: MatchingProfile = run_plan(make_plan(FakeEngine()), None, lambda _done, _total: None)
     assert profile.limits.tokens is not None
     assert profile.limits.means == ()
+
+
+def test_an_evaluation_is_judged_again_from_what_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More jobs measure the new ones alone, other positions nothing; another length is another evaluation."""
+    measured: list[range] = []
+    measure = Evaluation._measure
+
+    def watch(self: Evaluation, engine: Any, batch: range, *rest: Any, **options: Any) -> Any:
+        measured.append(batch)
+        return measure(self, engine, batch, *rest, **options)
+
+    monkeypatch.setattr(Evaluation, "_measure", watch)
+    kept = ["--attack", "another-model", "--state", str(tmp_path / "kept"), "--json"]
+
+    def ask(*more: str) -> dict[str, Any]:
+        result = run("fake:kept", *SMALL, *kept, *more)
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout.splitlines()[-1])
+        del report["elapsed_s"]
+        return dict(report)
+
+    first = ask()
+    assert [len(batch) for batch in measured] == [1, 7, 2]
+    measured.clear()
+    assert ask() == first
+    assert ask("--samples", "4")["sample_count"] == 4
+    assert measured == []
+    more = ask("--jobs", "11")
+    assert (more["honest"]["jobs"], more["profile"]) == (11, first["profile"])
+    assert measured == [range(1, 9), range(9, 11)], "the batch that was cut short, and the new ones"
+    other = run("fake:kept", *SMALL, *kept, "--tokens", "9")
+    assert other.exit_code == 2
+    assert "another model, stack or set of jobs" in other.output
