@@ -50,6 +50,7 @@ QUICK: Final = Size(calibration=72, honest=72, attack=8, tokens=32)
 @click.option("--attack-jobs", type=click.IntRange(2, 100_000), help=f"Jobs of each cheat (default: {FULL.attack}).")
 @click.option("--calibration-jobs", type=click.IntRange(60, 100_000), help=f"Jobs to calibrate on (default: {FULL.calibration}).")
 @click.option("--tokens", type=click.IntRange(4, 4_096), help=f"Output tokens of a job (default: {FULL.tokens}).")
+@click.option("--written-prompts", is_flag=True, help="Prompts that the model wrote itself, instead of tokens drawn uniformly.")
 @click.option("--samples", default=16, show_default=True, type=click.IntRange(2, 64), help="Positions of an audit.")
 @click.option("--attack", "names", multiple=True, help="Only this cheat; repeat for more.")
 @click.option("--profile", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Judge with this profile, as `pocache calibrate --out` wrote it.")
@@ -123,6 +124,7 @@ class _Run:
             profile,
             sample_count=self._options["samples"],
             max_tokens=self._size.tokens,
+            is_written=self._options["written_prompts"],
             prepare=prepare,
         )
         measured = MeasuredRuns(evaluation, self._options["state"])
@@ -201,6 +203,7 @@ class _Run:
             "verifier_stack": evaluation.verifier.capabilities().stack,
             "sample_count": evaluation.sample_count,
             "output_tokens": evaluation.max_tokens,
+            "written_prompts": evaluation.is_written,
             "calibration_jobs": evaluation.profile.about.get("job_count"),
             "elapsed_s": round(elapsed_s, 1),
             "honest": {

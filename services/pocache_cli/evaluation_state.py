@@ -23,12 +23,13 @@ class MeasuredRuns:
         """``folder`` exists, or is None where nothing is to be kept."""
         self._folder = folder
         sides = (evaluation.generator.capabilities(), evaluation.verifier.capabilities())
-        self._head = {
+        self._head: dict[str, Any] = {
             "evaluation": "v1",
             "model_id": sides[0].model_id.hex(),
             "schema": sides[0].schema.digest().hex(),
             "stacks": [one.stack for one in sides],
             "tokens": evaluation.max_tokens,
+            **({"prompts": "written"} if evaluation.is_written else {}),
         }
 
     def collect(

@@ -125,6 +125,8 @@ class Evaluation:
     profile: MatchingProfile
     sample_count: int = SAMPLE_COUNT_DEFAULT
     max_tokens: int = 48
+    is_written: bool = False
+    """Prompts are what the model itself writes, instead of tokens drawn uniformly."""
     prepare: Callable[[int], None] = lambda _batch: None
     """Called before each honest batch, to set what may differ between honest runs, such as threads."""
 
@@ -223,6 +225,25 @@ class Evaluation:
             ours, theirs = (decode_rows(side, capture.prompt_count) for side in (one, capture))
             runs.append(compute_run(ours, theirs, capture.prompt_count, capabilities.schema.float_format))
         return runs
+
+    def _draw_prompts(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
+        capabilities = self.verifier.capabilities()
+        lengths = [
+            PROMPT_TOKENS[_PROMPT_STRIDE * (number - HELD_OUT_START) % len(PROMPT_TOKENS)]
+            for number in numbers
+        ]
+        if not self.is_written:
+            return [
+                draw_prompt(capabilities, number, length)
+                for number, length in zip(numbers, lengths, strict=True)
+            ]
+        starts = [draw_prompt(capabilities, number, 1) for number in numbers]
+        asked = [
+            build_request(number, start, length - 1, samplings=SAMPLED)
+            for number, start, length in zip(numbers, starts, lengths, strict=True)
+        ]
+        written = generate_together(self.verifier, asked)
+        return [(*start, *one.output) for start, one in zip(starts, written, strict=True)]
 
     def _look(self, run: HonestRun, name: str, count: int) -> Comparison:
         leaf_count = len(run.distances)
