@@ -37,7 +37,13 @@ HONEST_JOBS, ATTACK_JOBS = 48, 24
 DRAWS: Final = 8
 """Samples of positions from each job."""
 LAYERS_8B, HASH_BYTES, DEPTH = 32, 32, 10
-COLOURS: Final = ("#c2570c", "#a16207", "#15803d", "#0e7490", "#1d4ed8", "#7b3294")
+PLOTTED: Final = (
+    ("int8-mlp", 1, "#c2570c"),
+    ("token-changed-late", 4, "#0e7490"),
+    ("token-changed-late", 16, "#1d4ed8"),
+)
+"""Cheats and numbers of positions at which sizes differ: all others are told apart by the smallest."""
+AREA_MIN: Final = 0.75
 
 Distances = list[dict[RowKey, float]]
 """The log2 distances of one job's rows, by position."""
@@ -176,31 +182,37 @@ def _print_table(found: Sequence[Found]) -> None:
 
 
 def _draw(found: Sequence[Found]) -> str:
-    """Return an SVG: the area under the curve of two positions against the columns, a line for each cheat."""
-    width, height, left, bottom = 640, 360, 60, 310
-    count = POSITIONS[1]
+    """Return an SVG: the area under the curve against the columns of a float16 sketch, a line for each of PLOTTED."""
+    width, height, left, right, bottom = 640, 330, 60, 190, 290
     rows = [one for one in found if one.float_format is FloatFormat.F16]
 
-    def place(index: int, area: float) -> str:
-        x = left + index * (width - left - 170) / (len(rows) - 1)
-        return f"{x:.1f} {bottom - (min(max(area, 0.5), 1.0) - 0.5) * 2 * (bottom - 40):.1f}"
+    def place(index: int, area: float) -> tuple[float, float]:
+        share = (min(max(area, AREA_MIN), 1.0) - AREA_MIN) / (1 - AREA_MIN)
+        return left + index * (width - left - right) / (len(rows) - 1), bottom - share * (bottom - 45)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        f'<text x="{left}" y="20" font-size="13">Area under the curve by the rows of {count} positions, against the sketch\'s columns</text>',
+        f'<text x="{left}" y="20" font-size="13">Area under the curve by the rows\' mean, against the columns of a sketch</text>',
     ]
-    for area in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        x, y = place(0, area).split()
-        parts.append(f'<path d="M{x} {y}H{width - 170}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 8}" y="{y}" text-anchor="end" fill="#555">{area}</text>')
+    for step in range(6):
+        area = AREA_MIN + step * (1 - AREA_MIN) / 5
+        x, y = place(0, area)
+        parts.append(f'<path d="M{x:.0f} {y:.1f}H{width - right}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x - 8:.0f}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{area:.2f}</text>')
     for index, one in enumerate(rows):
-        x = place(index, 0.5).split()[0]
-        parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle" fill="#555">{one.columns}</text>')
-    for number, (name, colour) in enumerate(zip(CHEATS, COLOURS, strict=True)):
-        line = "L".join(place(index, one.areas[name, count]) for index, one in enumerate(rows))
+        x, _ = place(index, AREA_MIN)
+        parts.append(
+            f'<text x="{x:.0f}" y="{bottom + 18}" text-anchor="middle" fill="#555">{one.columns}</text>'
+        )
+    below = 0.0
+    for name, count, colour in sorted(PLOTTED, key=lambda one: -rows[-1].areas[one[:2]]):
+        points = [place(index, one.areas[name, count]) for index, one in enumerate(rows)]
+        line = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        label = f"{name}, {count} position{'s' if count > 1 else ''}"
+        below = max(below + 14, points[-1][1] + 4)
         parts.append(f'<path d="M{line}" stroke="{colour}" fill="none" stroke-width="2"/>')
-        parts.append(f'<text x="{width - 160}" y="{60 + 16 * number}" fill="{colour}">{name}</text>')
+        parts.append(f'<text x="{width - right + 8}" y="{below:.1f}" fill="{colour}">{label}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
