@@ -16,7 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="which benchmarks (default: all)")
     names = parser.parse_args().names or BENCHMARKS
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {sys.platform}\n")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {sys.platform}\n"
+    )
     for name in names:
         print(f"## {name}\n")
         print("| what | median ms | ± | baseline | median ms | ratio |")

@@ -33,7 +33,14 @@ LEAVES, LEAF_BYTES = 4_096, 4_096
 
 def run() -> list[Row]:
     """Return a row per piece of protocol."""
-    return [_matching("e", FloatFormat.F16), _matching("f", FloatFormat.F32), _tree(), _multiproof(), _envelope(), _round()]
+    return [
+        _matching("e", FloatFormat.F16),
+        _matching("f", FloatFormat.F32),
+        _tree(),
+        _multiproof(),
+        _envelope(),
+        _round(),
+    ]
 
 
 def _matching(letter: str, float_format: FloatFormat) -> Row:
@@ -72,7 +79,9 @@ def _tree() -> Row:
         for leaf in leaves:
             hashlib.sha256(leaf).digest()
 
-    return compare(f"Merkle tree over {LEAVES} leaves of {LEAF_BYTES} B", grow, "SHA-256 of the leaves alone", bare)
+    return compare(
+        f"Merkle tree over {LEAVES} leaves of {LEAF_BYTES} B", grow, "SHA-256 of the leaves alone", bare
+    )
 
 
 def _multiproof() -> Row:

@@ -110,8 +110,8 @@ def _print_detection(model: str, count: int, only: str) -> None:
         return TransformersEngine(model, dtype="bfloat16", encoding="raw", threads=1)
 
     honest = build()
-    jobs = [_make_job(index, honest) for index in range(CALIBRATION_JOBS + HELD_OUT_JOBS)]
-    pairs = _run(honest, honest, jobs)
+    jobs = [make_job(index, honest) for index in range(CALIBRATION_JOBS + HELD_OUT_JOBS)]
+    pairs = run_jobs(honest, honest, jobs)
     calibration, held_out = pairs[:CALIBRATION_JOBS], pairs[CALIBRATION_JOBS:]
     profile = _calibrate(calibration)
     judges = {
@@ -130,10 +130,10 @@ def _print_detection(model: str, count: int, only: str) -> None:
     for attack in list_attacks(honest.capabilities().layer_count):
         if only not in attack.name:
             continue
-        cheated = _run(
+        cheated = run_jobs(
             build_adversary(attack.name, build),
             honest,
-            [_make_job(1_000 + index, honest) for index in range(count)],
+            [make_job(1_000 + index, honest) for index in range(count)],
         )
         cells = []
         for name, judge in judges.items():
@@ -171,7 +171,7 @@ def _format(scores: list[float] | None, clean: Sequence[float], limit: float, co
     return f"{auc:.3f} | {sum(score > limit for score in scores)}/{count}"
 
 
-def _make_job(index: int, engine: Engine) -> GenerateRequest:
+def make_job(index: int, engine: Engine) -> GenerateRequest:
     """Return a job with a prompt that the model wrote itself: text of its own kind."""
     seed = hashlib.sha256(b"toploc" + index.to_bytes(4, "big")).digest()
     found = engine.capabilities()
@@ -187,7 +187,8 @@ def _make_job(index: int, engine: Engine) -> GenerateRequest:
 _PROMPTS: dict[int, tuple[int, ...]] = {}
 
 
-def _run(generator: Engine, verifier: TransformersEngine, jobs: Sequence[GenerateRequest]) -> list[Pair]:
+def run_jobs(generator: Engine, verifier: TransformersEngine, jobs: Sequence[GenerateRequest]) -> list[Pair]:
+    """Return both sides of jobs that a generator decodes in batches and an honest verifier prefills."""
     pairs: list[Pair] = []
     for start in range(0, len(jobs), BATCH):
         batch = jobs[start : start + BATCH]
@@ -222,9 +223,10 @@ def _read_side(capture: Capture | VerifyCapture, prompt_count: int) -> Side:
         for position, leaf in enumerate(capture.leaves)
     ]
     keys = [key for key in rows[0] if key[0] is not RowKind.SCORES]
+    dtype = np.float16 if capture.schema.float_format is FloatFormat.F16 else np.float32
     vectors = {
         key: torch.from_numpy(
-            np.frombuffer(b"".join(row[key] for row in rows), np.float16).reshape(len(rows), -1).copy()
+            np.frombuffer(b"".join(row[key] for row in rows), dtype).reshape(len(rows), -1).copy()
         )
         for key in keys
     }

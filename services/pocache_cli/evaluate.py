@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from pocache.engine.adversary import Attack
     from pocache.engine.evaluate import AttackResult, Evaluation, HonestResult
     from pocache.engine.port import Engine
+    from pocache.numerics.calibration import HonestRun
     from pocache.protocol.matching import MatchingProfile
+    from pocache_cli.evaluation_state import MeasuredRuns
 
 DEMO_MODEL: Final = "demo"
 """A name for the demo model, built for the occasion."""
@@ -42,58 +45,25 @@ QUICK: Final = Size(calibration=72, honest=72, attack=8, tokens=32)
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--quick", is_flag=True, help="A small sample of everything: within three minutes on two cores."
-)
-@click.option(
-    "--jobs", type=click.IntRange(8, 1_000_000), help=f"Held-out honest jobs (default: {FULL.honest})."
-)
-@click.option(
-    "--attack-jobs", type=click.IntRange(2, 100_000), help=f"Jobs of each cheat (default: {FULL.attack})."
-)
-@click.option(
-    "--calibration-jobs",
-    type=click.IntRange(60, 100_000),
-    help=f"Jobs to calibrate on (default: {FULL.calibration}).",
-)
-@click.option(
-    "--tokens", type=click.IntRange(4, 4_096), help=f"Output tokens of a job (default: {FULL.tokens})."
-)
-@click.option(
-    "--samples", default=16, show_default=True, type=click.IntRange(2, 64), help="Positions of an audit."
-)
+@click.option("--quick", is_flag=True, help="A small sample of everything: within three minutes on two cores.")
+@click.option("--jobs", type=click.IntRange(8, 1_000_000), help=f"Held-out honest jobs (default: {FULL.honest}).")
+@click.option("--attack-jobs", type=click.IntRange(2, 100_000), help=f"Jobs of each cheat (default: {FULL.attack}).")
+@click.option("--calibration-jobs", type=click.IntRange(60, 100_000), help=f"Jobs to calibrate on (default: {FULL.calibration}).")
+@click.option("--tokens", type=click.IntRange(4, 4_096), help=f"Output tokens of a job (default: {FULL.tokens}).")
+@click.option("--written-prompts", is_flag=True, help="Prompts that the model wrote itself, instead of tokens drawn uniformly.")
+@click.option("--samples", default=16, show_default=True, type=click.IntRange(2, 64), help="Positions of an audit.")
 @click.option("--attack", "names", multiple=True, help="Only this cheat; repeat for more.")
-@click.option(
-    "--profile",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Judge with this profile, as `pocache calibrate --out` wrote it.",
-)
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Of the generator (default: float32 on CPU, bfloat16 on CUDA)."
-)
+@click.option("--profile", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Judge with this profile, as `pocache calibrate --out` wrote it.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Of the generator (default: float32 on CPU, bfloat16 on CUDA).")
 @click.option("--attention", default="sdpa", show_default=True, help="The generator's attention kernel.")
-@click.option(
-    "--verifier-dtype", type=click.Choice(DTYPES), help="Of the verifier (default: the generator's)."
-)
+@click.option("--verifier-dtype", type=click.Choice(DTYPES), help="Of the verifier (default: the generator's).")
 @click.option("--verifier-attention", help="The verifier's attention kernel (default: the generator's).")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
-@click.option(
-    "--threads",
-    multiple=True,
-    default=(2, 1),
-    show_default=True,
-    type=click.IntRange(1, 1_024),
-    help="Torch threads; repeat to change between batches.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Write evaluation.json, .md and .svg here.",
-)
+@click.option("--threads", multiple=True, default=(2, 1), show_default=True, type=click.IntRange(1, 1_024), help="Torch threads; repeat to change between batches.")
+@click.option("--state", type=click.Path(path_type=Path, file_okay=False), help="Keep raw distances in this folder, and go on from them.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write evaluation.json, .md and .svg here.")
 @click.option("--json", "as_json", is_flag=True, help="Progress as JSON lines, the result as the last.")
-def evaluate(
-    model: str, *, quick: bool, names: tuple[str, ...], out: Path | None, as_json: bool, **options: Any
-) -> None:
+def evaluate(model: str, *, quick: bool, names: tuple[str, ...], out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure how surely MODEL's cheats are found, and how surely honest work is not rejected.
 
     MODEL is a directory, a cached id, fake:NAME, or "demo" for the demo model. Calibrates this pair of stacks first
@@ -139,11 +109,14 @@ class _Run:
     def evaluate(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Return the report."""
         from pocache.engine.evaluate import Evaluation
+        from pocache_cli.evaluation_state import MeasuredRuns
 
         started = time.monotonic()
         generator, verifier = self._build()
         attacks = choose_attacks(generator, names)
         prepare = make_thread_changer(self._options["threads"])
+        if self._options["state"] is not None:
+            self._options["state"].mkdir(parents=True, exist_ok=True)
         profile = self._get_profile(generator, verifier, prepare)
         evaluation = Evaluation(
             generator,
@@ -151,19 +124,40 @@ class _Run:
             profile,
             sample_count=self._options["samples"],
             max_tokens=self._size.tokens,
+            is_written=self._options["written_prompts"],
             prepare=prepare,
         )
-        runs = []
-        for run in evaluation.run_honest(self._size.honest):
-            runs.append(run)
-            self._say("honest", len(runs), self._size.honest)
-        honest = evaluation.judge_honest(runs)
+        measured = MeasuredRuns(evaluation, self._options["state"])
+        count = self._size.honest
+        honest = evaluation.judge_honest(
+            measured.collect(
+                "honest",
+                evaluation.list_batches(count, is_honest=True),
+                evaluation.measure_honest,
+                lambda done: self._say("honest", done, count),
+            )
+        )
         results = []
         for number, attack in enumerate(attacks, 1):
-            found = evaluation.run_attack(attack, lambda: self._build()[0], self._size.attack)
+            found = self._collect_attack(evaluation, measured, attack)
             results.append(evaluation.judge_attack(attack, found, honest))
             self._say(attack.name, number, len(attacks))
         return self._report(evaluation, honest, results, time.monotonic() - started)
+
+    def _collect_attack(
+        self, evaluation: Evaluation, measured: MeasuredRuns, attack: Attack
+    ) -> list[HonestRun]:
+        from pocache.engine.adversary import build_adversary
+
+        @cache
+        def build() -> Engine:  # only where something is left to measure
+            return build_adversary(attack.name, lambda: self._build()[0])
+
+        def measure(_number: int, batch: range) -> list[HonestRun]:
+            return evaluation.measure_attack(attack, build(), batch)
+
+        batches = evaluation.list_batches(self._size.attack, is_honest=False)
+        return list(measured.collect(attack.name, batches, measure, lambda _done: None))
 
     def _build(self) -> tuple[Engine, Engine]:
         one = self._options
@@ -194,7 +188,9 @@ class _Run:
             is_routed=getattr(generator, "is_routed", False),
             prepare=prepare,
         )
-        return run_plan(plan, None, lambda done, total: self._say("calibrating", done, total))
+        state = self._options["state"]
+        kept = None if state is None else state / "calibration.jsonl"
+        return run_plan(plan, kept, lambda done, total: self._say("calibrating", done, total))
 
     def _report(
         self, evaluation: Evaluation, honest: HonestResult, results: list[AttackResult], elapsed_s: float
@@ -207,6 +203,7 @@ class _Run:
             "verifier_stack": evaluation.verifier.capabilities().stack,
             "sample_count": evaluation.sample_count,
             "output_tokens": evaluation.max_tokens,
+            "written_prompts": evaluation.is_written,
             "calibration_jobs": evaluation.profile.about.get("job_count"),
             "elapsed_s": round(elapsed_s, 1),
             "honest": {
@@ -250,9 +247,7 @@ def read_profile(path: Path) -> MatchingProfile:
         verify_description(description)
         return MatchingProfile.from_dict(description["profile"])
     except (OSError, ValueError, KeyError, TypeError, PocacheError) as error:
-        raise ConfigError(
-            f"{path} is not a description that `pocache calibrate --out` wrote: {error}"
-        ) from error
+        raise ConfigError(f"{path} is not a description that `pocache calibrate --out` wrote: {error}") from error
 
 
 def bound_rejects(honest: HonestResult) -> float:

@@ -36,15 +36,11 @@ def render_markdown(report: dict[str, Any]) -> str:
         "",
         f"- generator `{report['generator_stack']}`",
         f"- verifier `{report['verifier_stack']}`",
-        (
-            f"- {report['calibration_jobs']} jobs calibrated on; {honest['jobs']} held-out honest jobs:"
-            f" {honest['false_rejects']} rejected (95 % bound {honest['false_reject_bound95']:.2g} of jobs),"
-            f" {honest['inconclusive']} inconclusive twice"
-        ),
-        (
-            f"- one audit: {report['sample_count']} positions at full depth of a job with {report['output_tokens']} output"
-            f" tokens; {report['elapsed_s']} s in all"
-        ),
+        (f"- {report['calibration_jobs']} jobs calibrated on; {honest['jobs']} held-out honest jobs:"
+        f" {honest['false_rejects']} rejected (95 % bound {honest['false_reject_bound95']:.2g} of jobs),"
+        f" {honest['inconclusive']} inconclusive twice"),
+        (f"- one audit: {report['sample_count']} positions at full depth of a job with {report['output_tokens']} output"
+        f" tokens after {'a prompt that the model wrote' if report['written_prompts'] else 'uniformly drawn ones'}; {report['elapsed_s']} s in all"),
         "",
         "| cheat | jobs | AUC (95 % at least) | detected at 10⁻³ | at the profile's limits (95 %) | jobs for 99.9 % | ejected after | tokens for AUC > 0.999 |",
         "|---|---|---|---|---|---|---|---|",
@@ -52,10 +48,8 @@ def render_markdown(report: dict[str, Any]) -> str:
     lines += [_render_row(one) for one in report["attacks"]]
     lines += [
         "",
-        (
-            "*jobs for 99.9 %*: audits whose scores must be added up to find 99.9 % at a false-reject rate of 10⁻³."
-            " *ejected after*: jobs until the test over a worker's jobs (docs/protocol.md 7.8) ejects it. ° small by design."
-        ),
+        ("*jobs for 99.9 %*: audits that must be added up, by their scores or by their tokens, to find 99.9 % at a false-reject rate"
+        " of 10⁻³. *ejected after*: jobs until the tests over a worker's jobs (docs/protocol.md 7.8) eject it. ° small by design."),
     ]
     return "\n".join(lines) + "\n"
 
@@ -105,8 +99,7 @@ def render_plot(report: dict[str, Any]) -> str:
 
 def _draw_row(name: str, colour: str, scores: Sequence[float], top: int) -> str:
     strokes = "".join(
-        f"M{_place(score):.1f} {top + 2}v{ROW_HEIGHT - 5}"
-        for score in sorted({round(one, 2) for one in scores})
+        f"M{_place(score):.1f} {top + 2}v{ROW_HEIGHT - 5}" for score in sorted({round(one, 2) for one in scores})
     )
     middle = top + ROW_HEIGHT - 5
     return (

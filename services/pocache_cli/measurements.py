@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pocache.engine.calibrate import CalibrationPlan, Forged
 from pocache.engine.forgery import NullForgery
@@ -18,6 +19,8 @@ from pocache.numerics.calibration import HonestRun
 from pocache.protocol.encoding import RowKind
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.matching import MatchingProfile
+
+Measured = TypeVar("Measured")
 
 
 def run_plan(
@@ -33,7 +36,7 @@ def run_plan(
         else:
             more, faked = plan.measure(number)
             if state is not None:
-                _append(state, {"batch": number, **_pack(more, faked)})
+                append_line(state, {"batch": number, **_pack(more, faked)})
         runs += more
         forged += faked
         report(batch.stop, len(plan.prompts))
@@ -49,50 +52,67 @@ def compute_plan_digest(plan: CalibrationPlan) -> str:
 
 
 def _read(plan: CalibrationPlan, state: Path) -> dict[int, tuple[list[HonestRun], list[Forged]]]:
-    head = {"plan": compute_plan_digest(plan)}
-    if not state.exists() or not state.read_bytes():
-        _append(state, head)
+    return read_batches(state, {"plan": compute_plan_digest(plan)}, _unpack)
+
+
+def read_batches(
+    state: Path, head: dict[str, Any], unpack: Callable[[dict[str, Any]], Measured]
+) -> dict[int, Measured]:
+    """Return what the file has, by batch; a new file begins with ``head``. ConfigError for another one's, or a damaged one."""
+    if not state.exists() or not state.stat().st_size:
+        append_line(state, head)
         return {}
-    text = state.read_text(encoding="ascii")
-    lines = text.splitlines()
-    whole = lines if text.endswith("\n") else lines[:-1]
+    found: dict[int, Measured] = {}
+    kept = 0
     try:
-        if not whole or json.loads(whole[0]) != head:
-            raise ConfigError(
-                f"{state} has the measurements of another model, stack or set of jobs: name another file, or delete it"
-            )
-        if len(whole) < len(lines):
-            state.write_text("".join(f"{line}\n" for line in whole), encoding="ascii")
-        batches = [json.loads(line) for line in whole[1:]]
-        return {one["batch"]: _unpack(one) for one in batches}
+        with state.open(encoding="ascii") as file:
+            for number, line in enumerate(file):
+                if not line.endswith("\n"):  # cut off in the middle: measured again
+                    break
+                kept += len(line)
+                data = json.loads(line)
+                if number == 0 and data != head:
+                    raise ConfigError(
+                        f"{state} has the measurements of another model, stack or set of jobs: name another file, or delete it"
+                    )
+                if number:
+                    found[data["batch"]] = unpack(data)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ConfigError(f"{state} is damaged ({error}): delete it and calibrate again") from error
+        raise ConfigError(f"{state} is damaged ({error}): delete it and measure again") from error
+    if kept < state.stat().st_size:
+        os.truncate(state, kept)
+    if not kept:
+        append_line(state, head)
+    return found
 
 
-def _append(state: Path, line: dict[str, Any]) -> None:
+def append_line(state: Path, line: dict[str, Any]) -> None:
+    """Add one line of JSON to a file of measurements."""
     with state.open("a", encoding="ascii") as file:
         file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
 def _pack(runs: list[HonestRun], forged: list[Forged]) -> dict[str, Any]:
     return {
-        "runs": [_pack_run(run) for run in runs],
-        "forged": [{forgery.value: _pack_run(run) for forgery, run in one.runs.items()} for one in forged],
+        "runs": [pack_run(run) for run in runs],
+        "forged": [{forgery.value: pack_run(run) for forgery, run in one.runs.items()} for one in forged],
     }
 
 
 def _unpack(line: dict[str, Any]) -> tuple[list[HonestRun], list[Forged]]:
     forged = [
-        Forged({NullForgery(name): _unpack_run(run) for name, run in one.items()}) for one in line["forged"]
+        Forged({NullForgery(name): unpack_run(run) for name, run in one.items()}) for one in line["forged"]
     ]
-    return [_unpack_run(run) for run in line["runs"]], forged
+    return [unpack_run(run) for run in line["runs"]], forged
 
 
-def _pack_run(run: HonestRun) -> dict[str, Any]:
+def pack_run(run: HonestRun) -> dict[str, Any]:
+    """Return one verification's raw distances and margins, JSON-safe."""
     leaves = [[[kind, layer, value] for (kind, layer), value in leaf.items()] for leaf in run.distances]
     return {"prompt": run.prompt_count, "margins": list(run.margins), "leaves": leaves}
 
 
-def _unpack_run(data: dict[str, Any]) -> HonestRun:
+def unpack_run(data: dict[str, Any]) -> HonestRun:
+    """Return what ``pack_run`` wrote."""
     leaves = tuple({(RowKind(kind), layer): value for kind, layer, value in leaf} for leaf in data["leaves"])
     return HonestRun(leaves, data["prompt"], tuple(data["margins"]))

@@ -181,6 +181,7 @@ def test_an_error_of_the_listener_is_passed_on(engine: Engine) -> None:
         ({"prompt": (1, 259)}, PromptError),
         ({"max_tokens": 0}, PromptError),
         ({"max_tokens": 5_000}, PromptError),
+        ({"prompt": (1,) * 5_000}, PromptError),  # longer than the context
         ({"seed": b"short"}, EngineError),
     ],
 )

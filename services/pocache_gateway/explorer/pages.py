@@ -182,7 +182,12 @@ def make_participant(page: PageContext) -> dict[str, Any]:
         "stakes": stakes,
         "stake_line": draw_steps(points),
         "tests": [
-            {**one, "job_count": sum(one["grades"]), "bits": one["sum_q16"] / ONE_Q16}
+            {
+                **one,
+                "job_count": sum(one["grades"]),
+                "bits": one["sum_q16"] / ONE_Q16,
+                "token_bits": one["token_sum_q16"] / ONE_Q16,
+            }
             for one in queries.list_job_tests(page.connection, participant)
         ],
         "bits_ejected": EJECT_Q16 / ONE_Q16,

@@ -253,11 +253,16 @@ def edit_outputs(engine: Engine) -> Engine:
 
 
 def truncate_outputs(engine: Engine) -> Engine:
-    """Deliver half of the output, and an EOS at its end where the model has one."""
+    """Deliver half of the output, and an EOS at its end where the model has one.
+
+    Where the model itself drew one there, nothing would be cut falsely: then a little less of it.
+    """
     eos_tokens = engine.capabilities().eos_tokens
 
     def truncate(request: GenerateRequest, capture: Capture) -> Capture:
         output = list(capture.output[: max(1, len(capture.output) // 2)])
+        while len(output) > 1 and output[-1] in eos_tokens:
+            output.pop()
         if eos_tokens:
             output[-1] = eos_tokens[0]
         return _prefill(engine, request, replace_output(capture, output, is_stopped=bool(eos_tokens)))

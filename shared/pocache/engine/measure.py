@@ -72,10 +72,15 @@ def draw_prompts(
     prompts = []
     for index in range(count):
         length = token_count_min + (token_count_max - token_count_min) * index // max(1, count - 1)
-        label = _DOMAIN + b"prompt" + (start + index).to_bytes(4, "big")
-        words = hashlib.shake_256(label).digest(4 * length)
-        prompts.append(tuple(word % capabilities.vocab_size for word in struct.unpack(f">{length}I", words)))
+        prompts.append(draw_prompt(capabilities, start + index, length))
     return prompts
+
+
+def draw_prompt(capabilities: Capabilities, number: int, length: int) -> tuple[int, ...]:
+    """Return the prompt of this number: ``length`` uniformly drawn tokens."""
+    label = _DOMAIN + b"prompt" + number.to_bytes(4, "big")
+    words = hashlib.shake_256(label).digest(4 * length)
+    return tuple(word % capabilities.vocab_size for word in struct.unpack(f">{length}I", words))
 
 
 def build_request(

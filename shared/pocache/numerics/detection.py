@@ -20,6 +20,7 @@ from pocache.protocol.matching_limits import GRADE_TAILS, MATCH_TAIL, MISMATCH_T
 
 SCORE_BOUNDS = (-2.0, 9.0)
 """Scores are cut to these where jobs are added up: no job says more than one in a billion."""
+EVIDENCE_MIN = -9.0
 
 JOB_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
 TOKEN_COUNTS = (4, 8, 16, 32, 64, 100, 128, 200, 300, 512, 1_024, 2_048, 4_096)
@@ -128,17 +129,22 @@ def compute_threshold(honest: Sequence[float], rate: float = REJECT_RATE) -> flo
     return limit / _SCORE_SCALE
 
 
-def count_jobs(honest: Sequence[float], cheats: Sequence[float]) -> int | None:
-    """Return how many jobs' scores must be added up to find 99.9 % of cheats at a false-reject rate of 10⁻³.
+def count_jobs(honest: Sequence[tuple[float, float]], cheats: Sequence[tuple[float, float]]) -> int | None:
+    """Return how many jobs must be added up to find 99.9 % of cheats at a false-reject rate of 10⁻³.
 
-    By resampling both; None when JOB_COUNTS does not reach so far.
+    Each job has a score and the evidence of its tokens; either sum finds, each at half of the rate. By resampling
+    both; None when JOB_COUNTS does not reach so far.
     """
     source = np.random.default_rng(RESAMPLE_SEED)
-    pools = [np.clip(np.asarray(scores), *SCORE_BOUNDS) for scores in (honest, cheats)]
+    pools = [
+        np.clip(np.asarray(jobs, dtype=np.float64), (SCORE_BOUNDS[0], EVIDENCE_MIN), SCORE_BOUNDS[1])
+        for jobs in (honest, cheats)
+    ]
     for count in JOB_COUNTS:
         sums = [_resample(source, pool, count) for pool in pools]
-        threshold = float(np.quantile(sums[0], 1 - REJECT_RATE, method="higher"))
-        if float((sums[1] > threshold).mean()) >= SHARE_WANTED:
+        rate = REJECT_RATE / sums[0].shape[1]
+        thresholds = np.quantile(sums[0], 1 - rate, axis=0, method="higher")
+        if float((sums[1] > thresholds).any(axis=1).mean()) >= SHARE_WANTED:
             return count
     return None
 

@@ -35,7 +35,7 @@ class ReadModel:
         """Open the database. Raises ConfigError when another process writes to it."""
         self.genesis, self.models = genesis, models
         self.network = genesis.network_id
-        self._projection = Projection(self.network, genesis, bounds or Bounds())
+        self._projection = Projection(self.network, genesis, models, bounds or Bounds())
         self._writing = threading.Lock()
         self.tree = MerkleTree()
         with ExitStack() as stack:

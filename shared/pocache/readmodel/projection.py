@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -17,13 +18,14 @@ from sqlalchemy.dialects.sqlite import insert
 
 from pocache.bus.port import StreamRecord
 from pocache.protocol.errors import PocacheError
-from pocache.protocol.ids import NetworkId
+from pocache.protocol.ids import ModelId, NetworkId
+from pocache.protocol.matching_limits import TokenLimits
 from pocache.protocol.merkle import hash_leaf
-from pocache.protocol.sprt import JobRecord, Standing, advance_record
+from pocache.protocol.sprt import JobRecord, Standing, advance_record, compute_token_evidence_q16
 from pocache.readmodel import tables as tb
 from pocache.receipt.dossier import JOB_TOPICS, Said, open_message, open_party
 from pocache.receipt.promise import compute_log_entry
-from pocache.runtime.network import Genesis
+from pocache.runtime.network import Genesis, Model
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.topics import TOPICS, Stream, Topic
@@ -62,8 +64,11 @@ class Bounds:
 class Projection:
     """Applies messages to the database; one writer."""
 
-    def __init__(self, network: NetworkId, genesis: Genesis, bounds: Bounds) -> None:
+    def __init__(
+        self, network: NetworkId, genesis: Genesis, models: Mapping[ModelId, Model], bounds: Bounds
+    ) -> None:
         self._network, self._genesis, self._bounds = network, genesis, bounds
+        self._models = models
         self._handlers: dict[Topic[Any], Callable[[sa.Connection, StreamRecord, Any], None]] = {
             t.JOB_EVENT: self._take_event,
             t.JOB_ADMITTED: self._take_admitted,
@@ -226,7 +231,11 @@ class Projection:
                 "limit_q16": worst.peak_mismatch_min_q16,
             }
             if row is not None and not row.verdict and row.model_id is not None:  # an outcome counts once
-                _advance_test(connection, row.generator, row.model_id, compute_job_grade(shown))
+                model = self._models.get(ModelId(row.model_id))
+                limits = None if model is None else model.profile.limits.tokens
+                evidence_q16 = compute_job_evidence_q16(limits, shown)
+                grade = compute_job_grade(shown)
+                _advance_test(connection, row.generator, row.model_id, grade, evidence_q16)
         _change_job(connection, record, body.job_id, **changes)
 
     def _take_payout(self, connection: sa.Connection, record: StreamRecord, body: m.PayoutSettledV1) -> None:
@@ -391,14 +400,31 @@ def get_tally(connection: sa.Connection, kind: str, name: str) -> int:
 
 def compute_job_grade(shown: Sequence[m.ComparisonV1]) -> int:
     """Return a job's grade: the lower median of its stages', each at its last try, so that one liar moves nothing."""
+    return median_low(one.grade for one in _list_last_tries(shown))
+
+
+def compute_job_evidence_q16(limits: TokenLimits | None, shown: Sequence[m.ComparisonV1]) -> int:
+    """Return what a job's tokens say against its generator, by the same median; 0 where none were judged."""
+    if limits is None:
+        return 0
+    return median_low(
+        compute_token_evidence_q16(limits, one.tokens.token_count, one.tokens.margin_sum_q16)
+        if one.tokens is not None
+        else 0
+        for one in _list_last_tries(shown)
+    )
+
+
+def _list_last_tries(shown: Sequence[m.ComparisonV1]) -> list[m.ComparisonV1]:
     last: dict[int, m.ComparisonV1] = {}
     for one in sorted(shown, key=lambda one: one.retry):
         last[one.stage] = one
-    grades = sorted(one.grade for one in last.values())
-    return grades[(len(grades) - 1) // 2]
+    return list(last.values())
 
 
-def _advance_test(connection: sa.Connection, participant: str, model_id: bytes, grade: int) -> None:
+def _advance_test(
+    connection: sa.Connection, participant: str, model_id: bytes, grade: int, evidence_q16: int
+) -> None:
     tests = tb.JOB_TESTS.c
     where = (tests.participant == participant, tests.model_id == model_id)
     row = connection.execute(sa.select(tb.JOB_TESTS).where(*where)).first()
@@ -406,11 +432,16 @@ def _advance_test(connection: sa.Connection, participant: str, model_id: bytes, 
     if row is not None:
         first, second, third, fourth = row.grades
         record = JobRecord(
-            row.sum_q16, row.cycle_count, (first, second, third, fourth), Standing(row.standing)
+            row.sum_q16,
+            row.cycle_count,
+            (first, second, third, fourth),
+            Standing(row.standing),
+            row.token_sum_q16,
         )
-    record = advance_record(record, grade)
+    record = advance_record(record, grade, evidence_q16)
     values = {
         "sum_q16": record.sum_q16,
+        "token_sum_q16": record.token_sum_q16,
         "cycle_count": record.cycle_count,
         "grades": list(record.grade_counts),
         "standing": record.standing.value,

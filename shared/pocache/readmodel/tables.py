@@ -15,7 +15,7 @@ from sqlalchemy import event
 
 from pocache.protocol.errors import ConfigError
 
-SCHEMA_VERSION: Final = "2"
+SCHEMA_VERSION: Final = "3"
 _READERS_MAX: Final = 8
 _BUSY_TIMEOUT_MS: Final = 10_000
 
@@ -138,6 +138,7 @@ JOB_TESTS: Final = _table(
     sa.Column("participant", sa.String, primary_key=True),
     sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
     sa.Column("sum_q16", sa.Integer, nullable=False),
+    sa.Column("token_sum_q16", sa.Integer, nullable=False),
     sa.Column("cycle_count", sa.Integer, nullable=False),
     sa.Column("grades", sa.JSON, nullable=False),
     sa.Column("standing", sa.String, nullable=False),

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pocache.engine.calibrate import CalibrationPlan, draw_prompts
-from pocache.engine.evaluate import Evaluation, verify_fits
+from pocache.engine.evaluate import HELD_OUT_START, Evaluation, verify_fits
 from pocache.engine.fake import FakeEngine
 from pocache.protocol.errors import ConfigError, EngineError, SignatureError
 from pocache.protocol.keys import SigningKey
@@ -173,3 +173,57 @@ def test_a_profile_of_few_jobs_still_judges_tokens() -> None:
     profile: MatchingProfile = run_plan(make_plan(FakeEngine()), None, lambda _done, _total: None)
     assert profile.limits.tokens is not None
     assert profile.limits.means == ()
+
+
+def test_an_evaluation_is_judged_again_from_what_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More jobs measure the new ones alone, other positions nothing; another length is another evaluation."""
+    measured: list[range] = []
+    measure = Evaluation._measure
+
+    def watch(self: Evaluation, engine: Any, batch: range, *rest: Any, **options: Any) -> Any:
+        measured.append(batch)
+        return measure(self, engine, batch, *rest, **options)
+
+    monkeypatch.setattr(Evaluation, "_measure", watch)
+    kept = ["--attack", "another-model", "--state", str(tmp_path / "kept"), "--json"]
+
+    def ask(*more: str) -> dict[str, Any]:
+        result = run("fake:kept", *SMALL, *kept, *more)
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout.splitlines()[-1])
+        del report["elapsed_s"]
+        return dict(report)
+
+    first = ask()
+    assert [len(batch) for batch in measured] == [1, 7, 2]
+    measured.clear()
+    assert ask() == first
+    assert ask("--samples", "4")["sample_count"] == 4
+    assert measured == []
+    more = ask("--jobs", "11")
+    assert (more["honest"]["jobs"], more["profile"]) == (11, first["profile"])
+    assert measured == [range(1, 9), range(9, 11)], "the batch that was cut short, and the new ones"
+    for change in (("--tokens", "9"), ("--written-prompts",)):
+        other = run("fake:kept", *SMALL, *kept, *change)
+        assert other.exit_code == 2
+        assert "another model, stack or set of jobs" in other.output
+
+
+def test_prompts_that_the_model_wrote_are_other_jobs_of_the_same_lengths() -> None:
+    """Each begins with a token of its own and goes on as the model does; the cheats are found on them as well."""
+    engine = FakeEngine()
+    profile = run_plan(make_plan(engine), None, lambda _done, _total: None)
+    drawn, written = (
+        Evaluation(engine, engine, profile, max_tokens=4, is_written=flag)._draw_prompts(
+            [HELD_OUT_START, HELD_OUT_START + 5]
+        )
+        for flag in (False, True)
+    )
+    assert [len(one) for one in drawn] == [len(one) for one in written] == [8, 8 + 5 * 17 % 41]
+    assert [one[0] for one in drawn] == [one[0] for one in written]
+    assert drawn != written
+    result = run("fake:written", *SMALL, "--written-prompts", "--attack", "swapped-prompt", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["written_prompts"] is True

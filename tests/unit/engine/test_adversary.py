@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,15 @@ def test_unknown_and_impossible_cheats_are_refused() -> None:
         build_adversary("kindness", FakeEngine)
     with pytest.raises(EngineError, match="fake engine"):
         build_adversary("int4", FakeEngine)
+
+
+def test_a_cut_is_never_where_the_model_itself_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise nothing would be cheated: the tokens up to a drawn EOS are the honest ones."""
+    engine = FakeEngine()
+    request = build_request(job="cut", max_tokens=32)
+    output = run_request(engine, request).output
+    known = engine.capabilities()
+    monkeypatch.setattr(engine, "capabilities", lambda: replace(known, eos_tokens=(output[15],)))
+    cut = run_request(build_adversary("truncated-output", lambda: engine), request).output
+    assert cut == (*output[:14], output[15])
+    assert output[14] != output[15]

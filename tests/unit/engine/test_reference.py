@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sysconfig
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pocache.engine.calibrate import draw_prompts, run_calibration
+from pocache.engine.fake import FakeEngine
 from pocache.engine.manifest import compute_manifest
-from pocache.engine.reference import REFERENCE_NAME, corpus, get_reference_dir
+from pocache.engine.reference import REFERENCE_NAME, corpus, find_shipped_description, get_reference_dir
 from pocache.engine.reference.corpus import BEGIN, END, Corpus, read_corpus, train_tokenizer
 from pocache.engine.reference.train import Recipe, Training, compute_rate_share
 from pocache.engine.transformers import TransformersEngine, resolve_model_dir
+from pocache.protocol.encoding import RowSchema
 from pocache.protocol.errors import EngineError
+from pocache.protocol.ids import ModelId
+from pocache.protocol.matching import MatchingProfile
+from pocache_cli import prepare
+from pocache_cli.calibrate import describe
 
+PROFILES = get_reference_dir().with_name("profiles")
 SHIPPED_BYTES_MAX = 12_000_000
 LEARNT_NATS_MAX = 4.2
 UNLEARNT_NATS_MIN = 8.0
@@ -195,3 +206,66 @@ class Counter:
         self.value += amount
         return self.value
 '''
+
+
+def describe_fake(folder: Path) -> tuple[FakeEngine, dict[str, Any]]:
+    engine = FakeEngine("shipped")
+    claims = engine.capabilities()
+    profile = run_calibration(engine, engine, draw_prompts(claims, count=3), max_tokens=4)
+    description = describe(claims, profile, "shipped")
+    (folder / "one.json").write_text(json.dumps(description), encoding="ascii")
+    return engine, description
+
+
+def test_a_calibration_that_ships_is_taken_on_its_own_stack_alone(tmp_path: Path) -> None:
+    engine, description = describe_fake(tmp_path)
+    claims = engine.capabilities()
+    assert find_shipped_description(claims, tmp_path) == json.loads(json.dumps(description))
+    for other in (
+        replace(claims, stack=f"{claims.stack} cpu=AVX2"),
+        replace(claims, model_id=ModelId(bytes(32))),
+        replace(claims, schema=replace(claims.schema, layer_count=claims.schema.layer_count + 1)),
+    ):
+        assert find_shipped_description(other, tmp_path) is None
+    mixed = {**description, "profile": {**description["profile"]}}
+    mixed["profile"]["about"] = {**mixed["profile"]["about"], "verifier_stack": "another"}
+    (tmp_path / "one.json").write_text(json.dumps(mixed), encoding="ascii")
+    assert find_shipped_description(claims, tmp_path) is None, "of a mixed pair"
+
+
+def test_whoever_prepares_a_model_takes_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, description = describe_fake(tmp_path)
+    monkeypatch.setattr(prepare, "build_engine", lambda *_arguments, **_options: engine)
+    monkeypatch.setattr(
+        prepare, "find_shipped_description", partial(find_shipped_description, folder=tmp_path)
+    )
+    monkeypatch.setattr(prepare, "run_calibration", None)
+    prepare.main("fake:shipped", tmp_path / "out")
+    assert json.loads((tmp_path / "out").read_text()) == json.loads(json.dumps(description))
+
+
+@pytest.mark.parametrize("file", sorted(PROFILES.glob("*.json")), ids=lambda file: file.stem)
+def test_what_ships_is_a_fitted_profile_of_this_model(file: Path, engine: TransformersEngine) -> None:
+    """For some stack; the stack that this machine has may be another."""
+    description = json.loads(file.read_text(encoding="ascii"))
+    profile = MatchingProfile.from_dict(description["profile"])
+    assert description["profile_digest"] == profile.digest().hex()
+    assert description["model_id"] == engine.capabilities().model_id.hex()
+    assert description["name"] == REFERENCE_NAME
+    assert int(profile.about["job_count"]) >= 300
+    assert profile.limits.means
+    assert profile.limits.tokens is not None
+    dtype = re.search(r"dtype=(\w+)", description["stack"])
+    assert dtype is not None
+    assert dtype[1] in file.stem
+    known = replace(
+        engine.capabilities(),
+        stack=description["stack"],
+        schema=RowSchema.from_dict(description["row_schema"]),
+    )
+    assert find_shipped_description(known) == description
+
+
+def test_a_calibration_ships_for_a_cpu() -> None:
+    """Of the dtype that commands take there."""
+    assert "float32" in {file.stem.split("-")[0] for file in PROFILES.glob("*.json")}

@@ -56,12 +56,23 @@ def test_a_threshold_is_a_tail_of_what_was_seen() -> None:
 
 
 def test_weak_cheats_need_more_jobs_than_strong_ones() -> None:
-    honest = draw(400, 0, 4)
-    strong, weak, none = (count_jobs(honest, draw(400, shift, 5)) for shift in (9.0, 2.0, 0.0))
+    nothing = [0.0] * 400
+    honest = [*zip(draw(400, 0, 4), nothing, strict=True)]
+    strong, weak, none = (
+        count_jobs(honest, [*zip(draw(400, shift, 5), nothing, strict=True)]) for shift in (9.0, 2.0, 0.0)
+    )
     assert strong == 1
     assert weak is not None
     assert 4 <= weak <= 20
     assert none is None
+
+
+def test_a_cheat_that_only_its_tokens_show_is_found_by_them() -> None:
+    honest = [*zip(draw(400, 0, 4), draw(400, -0.5, 6), strict=True)]
+    tokens = [*zip(draw(400, 0, 5), draw(400, 1.5, 7), strict=True)]
+    found = count_jobs(honest, tokens)
+    assert found is not None
+    assert 4 <= found <= 20
 
 
 def test_a_cheap_models_tokens_need_few_and_the_models_own_never_enough() -> None:

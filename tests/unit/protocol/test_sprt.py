@@ -8,16 +8,20 @@ import random
 import pytest
 
 from pocache.protocol.errors import MatchingError
+from pocache.protocol.matching_limits import RATE_ONE, TokenLimits
 from pocache.protocol.sprt import (
     CHEAT_PERMILLE,
     CLEAR_Q16,
     EJECT_Q16,
     HONEST_PERMILLE,
     ONE_Q16,
+    TOKEN_CHEAT_Q32,
+    TOKEN_EVIDENCE_MAX_Q16,
     WEIGHTS_Q16,
     JobRecord,
     Standing,
     advance_record,
+    compute_token_evidence_q16,
     judge_jobs,
 )
 
@@ -81,3 +85,64 @@ def test_no_honest_worker_of_two_thousand_is_ejected_and_every_cheat_is() -> Non
 def test_no_other_grades(grade: object) -> None:
     with pytest.raises(MatchingError, match="no grade"):
         advance_record(JobRecord(), grade)  # type: ignore[arg-type]
+
+
+def make_limits(honest: float) -> TokenLimits:
+    return TokenLimits(4_096, int(honest * RATE_ONE), int(honest * RATE_ONE), 1, 1)
+
+
+def draw_evidence(limits: TokenLimits, rate: float, jobs: int, tokens: int, seed: int) -> list[int]:
+    """Return the evidence of jobs whose tokens are wholly missed at a rate, a few by half."""
+    source = random.Random(seed)
+    found = []
+    for _ in range(jobs):
+        missed = sum(
+            source.choice((ONE_Q16, ONE_Q16, 0)) for _ in range(tokens) if source.random() < 1.5 * rate
+        )
+        found.append(compute_token_evidence_q16(limits, tokens, missed))
+    return found
+
+
+@pytest.mark.parametrize("honest", [0.0, 1e-5, 0.001, 0.01, 0.2])
+def test_evidence_of_tokens_is_the_likelihood_ratio_rounded_down(honest: float) -> None:
+    limits = make_limits(honest)
+    p0 = max(limits.margin_rate_q32, 1) / RATE_ONE
+    p1 = max(TOKEN_CHEAT_Q32 / RATE_ONE, 4 * p0)
+    for count, missed in ((1, 0), (1, 1), (11, 0), (11, 2), (64, 7)):
+        exact = missed * math.log2(p1 / p0) + (count - missed) * math.log2((1 - p1) / (1 - p0))
+        found = compute_token_evidence_q16(limits, count, missed * ONE_Q16) / ONE_Q16
+        assert exact - count / 16_384 < found <= exact
+    for part in range(
+        0, ONE_Q16 + 1, 4_096
+    ):  # of one token, however far it was missed: a line below coin flips
+        hit, none = (compute_token_evidence_q16(limits, 1, one) / ONE_Q16 for one in (part, 0))
+        chance = part / ONE_Q16
+        assert 2**hit <= (1 - chance) * 2**none + chance * p1 / p0 + 1e-9
+    assert (1 - p0) * 2 ** (compute_token_evidence_q16(limits, 1, 0) / ONE_Q16) + p1 <= 1 + 1e-9
+
+
+def test_no_evidence_where_honest_tokens_are_missed_too_often() -> None:
+    assert compute_token_evidence_q16(make_limits(0.3), 16, 9 * ONE_Q16) == 0
+
+
+def test_tokens_of_many_jobs_eject_what_no_job_shows_and_nobody_honest() -> None:
+    limits = make_limits(0.002)
+    for seed in range(100):
+        honest = judge_jobs([0] * 500, draw_evidence(limits, 0.002, 500, 11, seed))
+        assert honest.standing is not Standing.EJECTED
+    counts = []
+    for seed in range(100):
+        cheat = judge_jobs([0] * 500, draw_evidence(limits, 0.08, 500, 11, seed))
+        assert cheat.standing is Standing.EJECTED
+        assert max(cheat.grade_counts) == cheat.job_count, "by its tokens alone"
+        counts.append(cheat.job_count)
+    assert sorted(counts)[50] <= 20
+    assert max(counts) <= 60
+
+
+def test_one_jobs_tokens_eject_nobody_and_good_ones_buy_no_bad_ones() -> None:
+    assert judge_jobs([0], [1 << 40]).standing is Standing.OPEN
+    assert judge_jobs([0] * 4, [1 << 40] * 4).standing is Standing.EJECTED
+    assert 3 * TOKEN_EVIDENCE_MAX_Q16 < EJECT_Q16
+    assert judge_jobs([0] * 1_004, [*[-ONE_Q16] * 1_000, *[1 << 40] * 4]).standing is Standing.OPEN
+    assert judge_jobs([0] * 1_006, [*[-ONE_Q16] * 1_000, *[1 << 40] * 6]).standing is Standing.EJECTED

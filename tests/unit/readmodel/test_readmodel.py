@@ -16,14 +16,15 @@ from kit.recorded import Recorded, RecordedBus, get_jobs, load_recorded
 from pocache.bus.port import StreamRecord
 from pocache.protocol.errors import ConfigError, NotYetError, UnknownJobError
 from pocache.protocol.matching import Verdict
-from pocache.protocol.sprt import judge_jobs
+from pocache.protocol.matching_limits import TokenLimits
+from pocache.protocol.sprt import compute_token_evidence_q16, judge_jobs
 from pocache.readmodel import queries
 from pocache.readmodel import tables as tb
 from pocache.readmodel.dossiers import build_receipt_json, load_case, load_dossier, to_job_id
 from pocache.readmodel.follow import catch_up
 from pocache.readmodel.matching import Measured, list_running_sums
 from pocache.readmodel.model import ReadModel
-from pocache.readmodel.projection import Bounds, compute_job_grade
+from pocache.readmodel.projection import Bounds, compute_job_evidence_q16, compute_job_grade
 from pocache.receipt.trust import make_trust
 from pocache.receipt.verify import verify_receipt
 from pocache.wire import messages as m
@@ -410,3 +411,16 @@ async def test_a_stream_that_begins_anew_empties_it(recorded: Recorded) -> None:
 )
 def test_what_is_no_job_id_is_none(text: str) -> None:
     assert to_job_id(text) is None
+
+
+def test_the_tokens_of_a_job_count_by_the_same_median() -> None:
+    limits = TokenLimits(4_096, 1 << 20, 1 << 20, 1, 1)
+    tokens = m.TokenCheckV1.model_construct(token_count=11, margin_sum_q16=3 << 16)
+    missed = m.ComparisonV1.model_construct(stage=1, retry=0, tokens=tokens)
+    clean = missed.model_copy(update={"stage": 2, "tokens": tokens.model_copy(update={"margin_sum_q16": 0})})
+    against, for_it = (compute_token_evidence_q16(limits, 11, total) for total in (3 << 16, 0))
+    assert compute_job_evidence_q16(limits, [missed]) == against
+    assert against > 0 > for_it
+    assert compute_job_evidence_q16(limits, [missed, clean]) == for_it
+    assert compute_job_evidence_q16(limits, [missed.model_copy(update={"tokens": None})]) == 0
+    assert compute_job_evidence_q16(None, [missed]) == 0
