@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import nats.errors
 import structlog
-from nats.aio.client import Client, RawCredentials
+from nats.aio.client import RawCredentials
 
 from pocache.bus.barrier import pass_barrier
 from pocache.bus.client import TolerantClient
@@ -117,7 +117,7 @@ class NatsBus:
         self._closed = asyncio.Event()
 
     @property
-    def client(self) -> Client:
+    def client(self) -> TolerantClient:
         """Return the client below, for the provisioner and the dead-letter collector."""
         return self._client
 

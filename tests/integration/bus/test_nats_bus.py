@@ -66,9 +66,7 @@ async def test_many_publishes_keep_their_sequences(nats_server: EmbeddedServer) 
         sequences = await bus.publish_many(messages)
         assert sequences == list(range(1, 601))
         stored = {record.sequence: record.data async for record in bus.read("RECORD")}
-        assert all(
-            stored[sequence] == message.data for sequence, message in zip(sequences, messages, strict=True)
-        )
+        assert [stored[sequence] for sequence in range(1, 601)] == [message.data for message in messages]
 
 
 async def test_a_full_work_queue_answers_with_backpressure_and_drops_nothing(
@@ -269,7 +267,7 @@ async def test_a_publish_waits_out_a_restart_and_is_stored_once(nats_server: Emb
             bus.publish_many([Outgoing("record.a", str(index).encode(), str(index)) for index in range(20)])
         )
         await nats_server.start()
-        assert sorted(await publishing) == list(range(1, 21))
+        assert {*await publishing} == {*range(1, 21)}
         assert len([record async for record in bus.read("RECORD")]) == 20
 
 
