@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from pocache.engine.measure import list_rows
 from pocache.numerics.calibration import (
     BAND_Q16,
+    BLIND_CENTRE_Q16,
     CENTRE_MIN_Q16,
     FIT_JOBS_MIN,
     MARGIN_MIN_Q16,
@@ -22,7 +24,7 @@ from pocache.numerics.calibration import (
     draw_positions,
 )
 from pocache.numerics.tails import bound_rate, fit_limit
-from pocache.protocol.encoding import FloatFormat, RowKind
+from pocache.protocol.encoding import FloatFormat, RowKey, RowKind
 from pocache.protocol.errors import MatchingError
 from pocache.protocol.matching import LOG2_FLOOR_Q16, MatchingProfile, Verdict, judge
 
@@ -61,7 +63,8 @@ def test_limits_are_the_largest_honest_values_plus_margin_and_band() -> None:
 
 def test_equal_rows_do_not_pull_a_centre_below_rounding() -> None:
     equal = dict.fromkeys((K0, V0, K1, V1), LOG2_FLOOR_Q16)
-    for float_format, floor in CENTRE_MIN_Q16.items():
+    floors = {FloatFormat.F32: CENTRE_MIN_Q16[FloatFormat.F32], FloatFormat.F16: BLIND_CENTRE_Q16}
+    for float_format, floor in floors.items():
         profile = compute_profile([HonestRun((equal,), 1)], float_format=float_format, about={})
         assert {row.centre_q16 for row in profile.thresholds} == {floor}
         assert profile.peak_match_max_q16 == MARGIN_MIN_Q16, "a threshold never lies below the centre"
@@ -69,7 +72,8 @@ def test_equal_rows_do_not_pull_a_centre_below_rounding() -> None:
 
 def test_score_rows_are_float32_whatever_the_others_are() -> None:
     leaf = dict.fromkeys((K0, V0, (RowKind.SCORES, 0)), LOG2_FLOOR_Q16)
-    profile = compute_profile([HonestRun((leaf,), 1)], float_format=FloatFormat.F16, about={})
+    rounded = dict.fromkeys(leaf, -23 * ONE_Q16)  # one in eight: too few to move a centre
+    profile = compute_profile([HonestRun((*[leaf] * 7, rounded), 1)], float_format=FloatFormat.F16, about={})
     centres = {row.kind: row.centre_q16 for row in profile.thresholds}
     assert centres[RowKind.SCORES] == CENTRE_MIN_Q16[FloatFormat.F32]
     assert centres[RowKind.K] == CENTRE_MIN_Q16[FloatFormat.F16]
@@ -244,3 +248,20 @@ def test_a_rate_is_bounded_from_above() -> None:
     assert bound_rate(0, 1_000, one=1_000_000) == 4_000
     assert bound_rate(50, 1_000, one=1_000) == 67
     assert bound_rate(1_000, 1_000, one=1_000) == 1_000
+
+
+def test_rows_that_all_came_out_equal_reject_no_job_that_rounds() -> None:
+    """Sixty jobs without any rounding fit no limit; the next one differs as bfloat16 does, and is no mismatch."""
+    keys: list[RowKey] = [(kind, layer) for layer in range(2) for kind in (RowKind.K, RowKind.V)]
+    keys += [(RowKind.HIDDEN, 0), (RowKind.SCORES, 0)]
+
+    def make_run(distance: int) -> HonestRun:
+        return HonestRun(tuple(dict.fromkeys(keys, distance) for _ in range(40)), 1, (None,) * 40)
+
+    equal = make_run(LOG2_FLOOR_Q16)
+    profile = compute_profile([equal] * 60, float_format=FloatFormat.F16, about={})
+    assert profile.about["false_reject_per_job"] == "not fitted"
+    rows = list(list_rows(make_run(int(-7.3 * ONE_Q16)).distances))
+    assert judge(profile, rows).verdict is Verdict.MATCH
+    far = list(list_rows(make_run(-3 * ONE_Q16).distances))
+    assert judge(profile, far).verdict is Verdict.MISMATCH
