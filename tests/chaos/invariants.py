@@ -33,6 +33,8 @@ MEMORY_GROWTH_KB_MAX: Final = 40 * 1024
 
 SLOPE_KB_PER_1000_JOBS_MAX: Final = 2_048
 """What a process may keep of a thousand jobs: a service's answer to a leak of two kilobytes a job is to run out of memory."""
+BUS_SLOPE_KB_PER_1000_JOBS_MAX: Final = 8_192
+"""The same of nats-server, which keeps the subject of every stored message in memory: some 26 of a job, 160 bytes each."""
 
 
 class BrokenInvariantError(AssertionError):
