@@ -38,6 +38,7 @@ from kit.ledger import LedgerHarness, make_ledger
 from kit.network import Network, make_key, make_network
 from kit.postgres import NoPostgresError, PostgresServer, run_postgres
 from pocache.service.dispatch import Delivery
+from pocache.service.outbox import OutboxRow
 from pocache.storage import prepared
 from pocache.wire import topics as t
 
@@ -171,10 +172,12 @@ def _record(
     recorded: list[list[Statement]] = []
 
     def remember(sql: str, parameters: Any, is_many: bool) -> None:
+        if sql == "BEGIN IMMEDIATE":
+            return  # the replay begins its transactions itself
         if not is_alone:
             recorded[-1].append((sql, parameters, is_many))
         elif sql.startswith("INSERT INTO outbox"):
-            subject: Any = "subject" if isinstance(parameters[0], dict) else 0
+            subject: Any = "subject" if isinstance(parameters[0], dict) else OutboxRow._fields.index("subject")
             payouts = [row for row in parameters if row[subject].startswith("payouts.")]
             assert len(payouts) == 1, parameters
             recorded[-1].append((sql, payouts, is_many))
