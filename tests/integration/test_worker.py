@@ -352,6 +352,32 @@ async def test_a_crash_between_lease_and_result_is_repaired_by_a_restart(
         assert said.body.root == compute_root(honest)
 
 
+async def test_an_identity_has_as_many_leases_in_hand_as_it_may_and_no_more(
+    script: Script, gate: threading.Event
+) -> None:
+    """The third task stays on the bus until one of the two is generated."""
+    async with run_worker(script, lambda: build_held_engine(gate), POCACHE_WORKER_JOBS_MAX="2") as worker:
+        await script.say_round(3)
+        grants = {(grant := await lease(script, token_count_max=4 + one)).job_id: grant for one in range(2)}
+        third = make_grant(
+            script.network, WORKER, submission=make_submission(script.network, token_count_max=9)
+        )
+        await offer(script, third)
+        assert (await script.hear(t.TOKENS)).body.job_id in grants
+        settled = [await script.hear_settled(*get_task_consumer(script)) for _ in grants]
+        assert settled == ["+ACK", "+ACK"]
+        assert await script.count_pending(*get_task_consumer(script)) == (1, 0)
+        gate.set()
+        request = await script.hear(t.LEASE_REQUESTED)
+        assert request.body.job_id == third.job_id
+        await script.say(t.LEASE_GRANTED, third, worker=WORKER.participant_id)
+        results = [await script.hear(t.RESULT_COMPLETED) for _ in range(3)]
+        assert {said.body.job_id for said in results} == {*grants, third.job_id}
+        for said in results:
+            check_result(script, said)
+        await worker.drain()
+
+
 async def test_draining_finishes_what_is_being_generated(script: Script, gate: threading.Event) -> None:
     async with run_worker(script, lambda: build_held_engine(gate)) as worker:
         await script.say_round(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
 
@@ -66,3 +67,59 @@ async def test_a_connection_without_a_greeting_is_closed() -> None:
         await client.close()
         server.close()
         await server.wait_closed()
+
+
+WIRE = (
+    b"MSG a.b 7 5\r\nhello\r\n"
+    b"PING\r\n"
+    b"HMSG a.b 7 $JS.ACK.x 23 26\r\nNATS/1.0\r\nName: one\r\n\r\nraw\r\n"
+    b"+OK\r\n"
+    b"MSG a.c 7 _INBOX.1 0\r\n\r\n"
+    b"HMSG a.d 7 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"
+)
+MESSAGES = [
+    ("a.b", "", b"hello", None),
+    ("a.b", "$JS.ACK.x", b"raw", {"Name": "one"}),
+    ("a.c", "_INBOX.1", b"", None),
+    ("a.d", "", b"", {"Status": "503"}),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 40, len(WIRE)])
+@pytest.mark.parametrize("is_direct", [False, True])
+async def test_messages_are_the_same_however_they_are_cut(size: int, is_direct: bool) -> None:
+    """Whole in one read or a byte at a time, by the short way and by the library's own."""
+    client = TolerantClient()
+    client._process_ping = _do_nothing  # type: ignore[method-assign]
+    client._status = TolerantClient.CONNECTED
+    client._send_subscribe = _do_nothing  # type: ignore[method-assign]
+    client._sid = 6
+    heard: list[Any] = []
+    if is_direct:
+        subscription = await client.subscribe_direct("a.*", heard.append)
+    else:
+        subscription = await client.subscribe("a.*")
+    for start in range(0, len(WIRE), size):
+        await client._ps.parse(WIRE[start : start + size])
+    while not subscription._pending_queue.empty():
+        heard.append(subscription._pending_queue.get_nowait())
+    assert [(one.subject, one.reply, one.data, one.headers) for one in heard] == MESSAGES
+
+
+async def test_a_handler_that_fails_ends_its_message_alone() -> None:
+    client = TolerantClient()
+    client._status = TolerantClient.CONNECTED
+    client._send_subscribe = _do_nothing  # type: ignore[method-assign]
+    heard: list[bytes] = []
+
+    def handle(message: Any) -> None:
+        heard.append(message.data)
+        raise ValueError
+
+    await client.subscribe_direct("a", handle)
+    await client._ps.parse(b"MSG a 1 1\r\n1\r\nMSG a 1 1\r\n2\r\n")
+    assert heard == [b"1", b"2"]
+
+
+async def _do_nothing(*_arguments: Any) -> None:
+    return

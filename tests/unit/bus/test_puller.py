@@ -119,6 +119,23 @@ async def test_it_asks_for_its_credit_and_again_when_half_is_free() -> None:
         assert client.requests == [4, 2]
 
 
+async def test_a_credit_that_an_acknowledgement_kept_is_free_after_its_release() -> None:
+    """The server is told at once; nothing is asked for in its place while who took it is busy with it."""
+    async with make_puller(credit=1) as (client, puller):
+        await client.deliver(1)
+        (message,) = await anext(puller)
+        await message.ack(keeps_credit=True)
+        await let_run()
+        assert len(client.answers) == 1
+        assert (client.requests, puller.held_count) == ([1], 1)
+        await message.in_progress()
+        assert len(client.answers) == 1, "what is settled is not kept alive"
+        message.release()
+        message.release()
+        await let_run()
+        assert (client.requests, puller.held_count) == ([1, 1], 0)
+
+
 async def test_what_is_held_counts_against_the_credit_when_a_request_ends() -> None:
     async with make_puller(credit=4) as (client, puller):
         await client.deliver(1)

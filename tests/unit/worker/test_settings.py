@@ -61,6 +61,9 @@ def test_identities_roles_and_device_are_read(tmp_path: Path) -> None:
         ("POCACHE_WORKER_DEVICE", "tpu"),
         ("POCACHE_WORKER_THREADS", "0"),
         ("POCACHE_WORKER_THREADS", "many"),
+        ("POCACHE_WORKER_JOBS_MAX", "0"),
+        ("POCACHE_WORKER_JOBS_MAX", "257"),
+        ("POCACHE_WORKER_JOBS_MAX", "all"),
         ("POCACHE_WORKER_CHEAT", "int5"),
     ],
 )
