@@ -92,7 +92,7 @@ async def test_messages_are_the_same_however_they_are_cut(size: int, is_direct: 
     client = TolerantClient()
     client._process_ping = _do_nothing  # type: ignore[method-assign]
     client._status = TolerantClient.CONNECTED
-    client._send_subscribe = _do_nothing  # type: ignore[method-assign]
+    client._send_subscribe = _do_nothing  # type: ignore[assignment,method-assign]
     client._sid = 6
     heard: list[Any] = []
     if is_direct:
@@ -109,7 +109,7 @@ async def test_messages_are_the_same_however_they_are_cut(size: int, is_direct: 
 async def test_a_handler_that_fails_ends_its_message_alone() -> None:
     client = TolerantClient()
     client._status = TolerantClient.CONNECTED
-    client._send_subscribe = _do_nothing  # type: ignore[method-assign]
+    client._send_subscribe = _do_nothing  # type: ignore[assignment,method-assign]
     heard: list[bytes] = []
 
     def handle(message: Any) -> None:
