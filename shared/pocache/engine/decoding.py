@@ -26,7 +26,7 @@ from pocache.engine.port import (
     FinishReason,
     GenerateRequest,
 )
-from pocache.engine.session import Delivery, Ticket
+from pocache.engine.session import Delivery, Drawn, Ticket, compute_logprob
 from pocache.engine.slab import KV_TOKENS_MAX, KvSlab, compute_capacity, verify_kv_tokens
 from pocache.numerics.slots import SlotSampler, SlotSketcher
 from pocache.protocol.encoding import RowSchema
@@ -247,11 +247,11 @@ class SlabRunner:
         self._positions_S[first : first + len(tickets)] = positions_B + 1
         deliveries: list[Delivery] = []
         self._hand_out()
-        for index, (ticket, token) in enumerate(zip(tickets, _read_tokens(host), strict=True)):
+        for index, (ticket, drawn) in enumerate(zip(tickets, _read_drawn(host), strict=True)):
             slot: _Slot = ticket.state
             slot.rows.scores = [host[index : index + 1, :SCORE_BYTES]]
             slot.launched_count = 1
-            deliveries.append((ticket, token))
+            deliveries.append((ticket, drawn))
         self._slots += [ticket.state for ticket in tickets]
         return deliveries
 
@@ -310,8 +310,8 @@ class SlabRunner:
             self._block.slots = launch.slots
         self._block.steps.append(host)
         return [
-            (slot.ticket, token)
-            for slot, token in zip(launch.slots, _read_tokens(host), strict=True)
+            (slot.ticket, drawn)
+            for slot, drawn in zip(launch.slots, _read_drawn(host), strict=True)
             if not slot.is_dropped
         ]
 
@@ -346,10 +346,15 @@ def _as_bytes(values_BX: Tensor) -> Tensor:
     return values_BX.contiguous().view(torch.uint8)
 
 
-def _read_tokens(host: np.ndarray[Any, Any]) -> list[int | EngineError]:
-    """Return the tokens at the end of a step's bytes, or why there is none."""
+def _read_drawn(host: np.ndarray[Any, Any]) -> list[Drawn | EngineError]:
+    """Return what was drawn at the end of a step's bytes, or why there is nothing."""
     tokens = np.ascontiguousarray(host[:, -9:-1]).view(np.int64)[:, 0].tolist()
+    scores_B3 = np.ascontiguousarray(host[:, -9 - SCORE_BYTES : -9]).view(np.float32)
     return [
-        token if is_finite else EngineError("logits are not finite: no token can be drawn from them")
-        for token, is_finite in zip(tokens, host[:, -1].tolist(), strict=True)
+        Drawn(token, compute_logprob(logit, total))
+        if is_finite
+        else EngineError("logits are not finite: no token can be drawn from them")
+        for token, (logit, total, _), is_finite in zip(
+            tokens, scores_B3.tolist(), host[:, -1].tolist(), strict=True
+        )
     ]

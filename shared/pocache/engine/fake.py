@@ -28,7 +28,7 @@ from pocache.engine.port import (
     restrict_to_corner,
     verify_verify_request,
 )
-from pocache.engine.session import BatchSession, Delivery, Ticket, generate_alone
+from pocache.engine.session import BatchSession, Delivery, Drawn, Ticket, compute_logprob, generate_alone
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import SCORE_WIDTH, FloatFormat, RowKind, RowSchema, encode_leaf
 from pocache.protocol.ids import ModelId
@@ -143,7 +143,7 @@ class _FakeJob:
     wait_step: Callable[[], None] | None
     token: int | None = None
 
-    def step(self) -> int:
+    def step(self) -> Drawn:
         """Fold the last token, draw the next, and add the leaf that it scores."""
         if self.wait_step is not None:
             self.wait_step()
@@ -153,7 +153,8 @@ class _FakeJob:
         self.token = _sample(self.state, sampling, seed)
         scores = _compute_scores(self.state, self.token, sampling, seed)
         self.leaves.append(_compute_leaf(self.schema, len(self.leaves), self.state, self.key, scores))
-        return self.token
+        logit, total, _ = struct.unpack(f"<{SCORE_WIDTH}f", scores)
+        return Drawn(self.token, compute_logprob(logit, total))
 
 
 class _FakeRunner:

@@ -28,6 +28,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 """Why an output ends: at an end of sequence, at the length asked for, or because whoever listens wants no more."""
 OnStep = Callable[[tuple[int, ...]], bool | None]
 """Receives newly delivered tokens; True ends the output with them."""
+OnScores = Callable[[tuple[float, ...]], None]
+"""Receives the log-probabilities of the tokens that ``on_step`` receives next, natural and at most 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +144,13 @@ class GenerationSession(Protocol):
         request: GenerateRequest,
         on_step: OnStep,
         should_stop: Callable[[], bool],
+        on_scores: OnScores | None = None,
     ) -> GenerationHandle:
         """Queue a job; it joins at a step with a free slot and memory for it, in the order of submission.
 
-        The callbacks promise what ``Engine.generate`` does. PromptError, or EngineError for a job that can never
-        fit.
+        The callbacks promise what ``Engine.generate`` does. ``on_scores`` is called before each ``on_step`` of an engine
+        that has the scores by then, and never by one that has not. PromptError, or EngineError for a job that can
+        never fit.
         """
         ...
 

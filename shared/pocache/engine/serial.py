@@ -18,7 +18,7 @@ from pocache.engine.port import (
     FinishReason,
     GenerateRequest,
 )
-from pocache.engine.session import Delivery, Ticket
+from pocache.engine.session import Delivery, Drawn, Ticket, compute_logprob
 from pocache.engine.slab import verify_kv_tokens
 from pocache.numerics.sampler import Sampler
 from pocache.protocol.encoding import RowSchema
@@ -92,7 +92,7 @@ class _SerialJob:
         self._cache = CapturingCache(model.module.config, storage=model.storage)
 
     @torch.inference_mode()
-    def step(self) -> int:
+    def step(self) -> Drawn:
         """Feed the prompt, or the last token, and return the next."""
         request, output = self._ticket.request, self._ticket.output
         tokens: Sequence[int] = (output[-1],) if output else request.prompt
@@ -103,4 +103,5 @@ class _SerialJob:
         token, scores_3 = self._sampler.sample(logits_1V[0].float(), position)
         self.rows.bodies += recorder.finish(hidden_TD)
         self.rows.scores.append(to_bytes(scores_3[None]))
-        return token
+        logit, total, _ = scores_3.tolist()
+        return Drawn(token, compute_logprob(logit, total))

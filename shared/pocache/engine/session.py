@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pocache.engine.port import (
     Capabilities,
@@ -20,6 +20,7 @@ from pocache.engine.port import (
     GenerateRequest,
     GenerationHandle,
     GenerationSession,
+    OnScores,
     OnStep,
     verify_generate_request,
 )
@@ -33,6 +34,7 @@ class Ticket:
     handle: GenerationHandle
     on_step: OnStep
     should_stop: Callable[[], bool]
+    on_scores: OnScores | None = None
     output: list[int] = field(default_factory=list)
     state: Any = None
     """The runner's own."""
@@ -43,8 +45,24 @@ class Ticket:
         return self.handle.request
 
 
-Delivery = tuple[Ticket, int | Exception]
+class Drawn(NamedTuple):
+    """A job's next token, and how likely the model said it was."""
+
+    token: int
+    logprob: float
+    """By its score row: logit - logsumexp, of the model's own distribution whatever the temperature."""
+
+
+Delivery = tuple[Ticket, Drawn | Exception]
 """A job's next token, or what ended it."""
+
+
+def compute_logprob(logit: float, logsumexp: float) -> float:
+    """Return a token's natural log-probability by its score row (docs/protocol.md 3.8): logit - logsumexp, at most 0.
+
+    Both are float32: the difference of two that are rounded may come out above 0 where the token is almost certain.
+    """
+    return min(0.0, logit - logsumexp)
 
 
 class Runner(Protocol):
@@ -99,11 +117,12 @@ class BatchSession:
         request: GenerateRequest,
         on_step: OnStep,
         should_stop: Callable[[], bool],
+        on_scores: OnScores | None = None,
     ) -> GenerationHandle:
         """Queue a job; see the port."""
         verify_generate_request(self._capabilities, request)
         self._runner.verify_fits(request)
-        ticket = Ticket(GenerationHandle(request), on_step, should_stop)
+        ticket = Ticket(GenerationHandle(request), on_step, should_stop, on_scores)
         self._waiting.append(ticket)
         return ticket.handle
 
@@ -122,9 +141,16 @@ class BatchSession:
                 deliveries = [(self._active[0], EngineError("out of memory: no room for one job's KV cache"))]
         except Exception as error:  # noqa: BLE001 - whatever broke the batch ends its jobs, and each is told
             deliveries = [(ticket, error) for ticket in self._active]
-        for ticket, outcome in deliveries:
-            if not ticket.handle.is_done:
-                self._deliver(ticket, outcome, done)
+        # Every listener has its token before the first job that ends is made into leaves.
+        ends = [
+            (ticket, self._deliver(ticket, outcome))
+            for ticket, outcome in deliveries
+            if not ticket.handle.is_done
+        ]
+        for ticket, end in ends:
+            if end is not None:
+                self._end(ticket, end)
+                done.append(ticket.handle)
         return done
 
     def close(self) -> None:
@@ -159,26 +185,32 @@ class BatchSession:
         self._active += joining
         return joining
 
-    def _deliver(self, ticket: Ticket, outcome: int | Exception, done: list[GenerationHandle]) -> None:
-        if isinstance(outcome, int):
-            request, output = ticket.request, ticket.output
-            output.append(outcome)
-            try:
-                is_enough = ticket.on_step((outcome,))
-                reason: FinishReason = "cancelled"
-                if request.eos_stop and outcome in self._capabilities.eos_tokens:
-                    reason = "stop"
-                elif len(output) >= request.max_tokens:
-                    reason = "length"
-                elif not is_enough:
-                    return
-                result: Capture | Exception = self._runner.finish(ticket, reason)
-            except Exception as error:  # noqa: BLE001 - the listener's own, or rows that cannot be committed
-                result = error
-        else:
-            result = outcome
+    def _deliver(self, ticket: Ticket, outcome: Drawn | Exception) -> FinishReason | Exception | None:
+        """Hand a job its token; return how the job ends by it, None when it goes on."""
+        if not isinstance(outcome, Drawn):
+            return outcome
+        request, output = ticket.request, ticket.output
+        output.append(outcome.token)
+        try:
+            if ticket.on_scores is not None:
+                ticket.on_scores((outcome.logprob,))
+            is_enough = ticket.on_step((outcome.token,))
+        except Exception as error:  # noqa: BLE001 - the listener's own, handed back to it
+            return error
+        if request.eos_stop and outcome.token in self._capabilities.eos_tokens:
+            return "stop"
+        if len(output) >= request.max_tokens:
+            return "length"
+        return "cancelled" if is_enough else None
+
+    def _end(self, ticket: Ticket, end: FinishReason | Exception) -> None:
+        try:
+            result: Capture | Exception = (
+                end if isinstance(end, Exception) else self._runner.finish(ticket, end)
+            )
+        except Exception as error:  # noqa: BLE001 - rows that cannot be committed, told to who waits for them
+            result = error
         self._settle(ticket, result)
-        done.append(ticket.handle)
 
     def _settle(self, ticket: Ticket, outcome: Capture | Exception) -> None:
         if ticket in self._active:
@@ -216,11 +248,16 @@ class ChangedSession:
         request: GenerateRequest,
         on_step: OnStep,
         should_stop: Callable[[], bool],
+        on_scores: OnScores | None = None,
     ) -> GenerationHandle:
-        """Queue the changed request."""
+        """Queue the changed request; where the output is changed, no scores are those of its tokens."""
         handle = GenerationHandle(request)
-        listen: OnStep = _ignore if self._is_output_changed else on_step
-        self._outer[self._inner.submit(self._change_request(request), listen, should_stop)] = handle
+        changed = self._change_request(request)
+        if self._is_output_changed:
+            inner = self._inner.submit(changed, _ignore, should_stop)
+        else:
+            inner = self._inner.submit(changed, on_step, should_stop, on_scores)
+        self._outer[inner] = handle
         if self._is_output_changed:
             self._listeners[handle] = on_step
         return handle
