@@ -61,6 +61,7 @@ class Request:
     temperature_micro: int
     seed: bytes | None
     challenge: bool
+    logprobs: bool = False
 
 
 def _parse_tokens(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -116,6 +117,9 @@ def _parse_temperature(_context: click.Context, _parameter: click.Parameter, tex
 )
 @click.option("--seed", type=click.IntRange(0, 2 ** (8 * SEED_BYTES) - 1), help="Your own sampling seed.")
 @click.option("--challenge", is_flag=True, help="Have the result audited at full depth.")
+@click.option(
+    "--logprobs", is_flag=True, help="How likely each token was, as its worker says: not audited as such."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
 def submit(
     *,
@@ -128,6 +132,7 @@ def submit(
     temperature_micro: int,
     seed: int | None,
     challenge: bool,
+    logprobs: bool,
     as_json: bool,
 ) -> None:
     """Send TEXT to a network; stream the answer, then the verdict and the payout."""
@@ -135,7 +140,7 @@ def submit(
         raise click.UsageError("give either a TEXT or --tokens")
     user_seed = None if seed is None else seed.to_bytes(SEED_BYTES, "big")
     request = Request(
-        text, tokens, network_dir, name, model, max_tokens, temperature_micro, user_seed, challenge
+        text, tokens, network_dir, name, model, max_tokens, temperature_micro, user_seed, challenge, logprobs
     )
     with exit_on_error("submit", as_json=as_json):
         is_settled = asyncio.run(_run(request, JsonView() if as_json else TextView()))
@@ -185,6 +190,7 @@ async def follow(
         token_count_max=request.max_tokens,
         sampling=Sampling(temperature_micro=request.temperature_micro),
         seed=request.seed,
+        logprobs=request.logprobs,
     )
     view.show_submitted(job)
 
@@ -285,6 +291,7 @@ class TextView(View):
         super().__init__()
         self._attempt = 0
         self._text: Any = None
+        self._logprobs: list[float] = []
 
     def show_submitted(self, job: Job) -> None:
         """Name the job."""
@@ -304,7 +311,9 @@ class TextView(View):
                 click.echo()
                 self._say(f"attempt {piece.attempt} begins anew")
             self._attempt = piece.attempt
+            self._logprobs.clear()
             self._text = None if self.codec is None else TextStream(self.codec.decode)
+        self._logprobs += piece.logprobs or ()
         if self._text is None:
             click.echo("".join(f"{token} " for token in piece.tokens), nl=False)
         else:
@@ -314,6 +323,14 @@ class TextView(View):
         """Write what was held back, and end the line."""
         if self._attempt:
             click.echo("" if self._text is None else make_printable(self._text.feed((), is_last=True)))
+        if self._logprobs:
+            mean = sum(self._logprobs) / len(self._logprobs)
+            self._say(
+                f"mean log-probability {mean:.4f} over {len(self._logprobs)} tokens, "
+                f"the least {min(self._logprobs):.4f}, as the worker says"
+            )
+        elif job.is_scored and job.result is not None:
+            self._say("the worker said no log-probabilities")
 
     def show_payout(self, payout: m.PayoutSettledV1, job: Job) -> None:
         """Say how it ended and who got what."""
@@ -353,7 +370,14 @@ class JsonView(View):
 
     def show_piece(self, piece: Piece) -> None:
         """Show tokens as they are; the text comes whole with the output."""
-        self._write("tokens", attempt=piece.attempt, first_index=piece.first_index, tokens=list(piece.tokens))
+        scores = {} if piece.logprobs is None else {"logprobs": list(piece.logprobs)}
+        self._write(
+            "tokens",
+            attempt=piece.attempt,
+            first_index=piece.first_index,
+            tokens=list(piece.tokens),
+            **scores,
+        )
 
     def end_text(self, job: Job) -> None:
         """Show the committed output."""

@@ -7,7 +7,7 @@ goes on behind it. The last event with a choice, and a whole body, carry ``pocac
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from pocache.runtime.metrics import Metrics
 from pocache_gateway.errors import ApiError
-from pocache_gateway.runs import Run
+from pocache_gateway.logprobs import ScoredToken, make_chat_logprobs, make_completion_logprobs
+from pocache_gateway.runs import Delivered, Run
 
 PING_S: Final = 15
 DONE: Final = "[DONE]"
@@ -31,8 +32,12 @@ def make_headers(run: Run) -> dict[str, str]:
 
 def make_body(run: Run, public_url: str) -> dict[str, Any]:
     """Return the whole body of a job that is over."""
-    text = "".join(run.pieces)
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": run.finish_reason}
+    text = "".join(piece.text for piece in run.pieces)
+    choice: dict[str, Any] = {
+        "index": 0,
+        "logprobs": _make_logprobs(run, run.pieces),
+        "finish_reason": run.finish_reason,
+    }
     if run.asked.is_chat:
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
     else:
@@ -108,9 +113,10 @@ async def _make_events(
     job = run.job_id.hex()
     try:
         if first == 0 and run.asked.is_chat:
-            yield _make_event(f"{job}:0", {**frame, "choices": [_make_choice(run, "", role="assistant")]})
-        async for index, text in run.read(first):
-            yield _make_event(f"{job}:{index + 1}", {**frame, "choices": [_make_choice(run, text)]})
+            begin = _make_choice(run, Delivered(""), role="assistant")
+            yield _make_event(f"{job}:0", {**frame, "choices": [begin]})
+        async for index, piece in run.read(first):
+            yield _make_event(f"{job}:{index + 1}", {**frame, "choices": [_make_choice(run, piece)]})
     except ApiError as error:
         metrics.gateway_refusals.labels(error.code).inc()
         yield _make_event(f"{job}:{len(run.pieces)}", error.body())
@@ -135,15 +141,35 @@ def _make_frame(run: Run, kind: str) -> dict[str, Any]:
     }
 
 
-def _make_choice(run: Run, text: str | None, *, role: str | None = None) -> dict[str, Any]:
+def _make_choice(run: Run, piece: Delivered | None, *, role: str | None = None) -> dict[str, Any]:
     """Return one choice: a piece of text, or with None the end."""
-    finish_reason = run.finish_reason if text is None else None
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": None}
+    if piece is None:
+        choice["finish_reason"] = run.finish_reason
+    else:
+        choice["logprobs"] = _make_logprobs(run, (piece,))
     if not run.asked.is_chat:
-        return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
+        return {**choice, "text": "" if piece is None else piece.text}
     delta: dict[str, str] = {} if role is None else {"role": role}
-    if text is not None:
-        delta["content"] = text
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    if piece is not None:
+        delta["content"] = piece.text
+    return {**choice, "delta": delta}
+
+
+def _make_logprobs(run: Run, pieces: Sequence[Delivered]) -> dict[str, Any] | None:
+    """Return what is said of the tokens of these pieces; None where nothing was asked, or one has none."""
+    if run.asked.logprobs is None:
+        return None
+    tokens: list[ScoredToken] = []
+    for piece in pieces:
+        if piece.tokens is None:
+            return None
+        tokens += piece.tokens
+    return (
+        make_chat_logprobs(tokens)
+        if run.asked.is_chat
+        else make_completion_logprobs(tokens, run.asked.logprobs)
+    )
 
 
 def _make_event(event_id: str, body: dict[str, Any]) -> ServerSentEvent:

@@ -16,11 +16,12 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from pocache.bus.replies import DeniedError
 from pocache.protocol.ids import JobId
 from pocache.storage.api_keys import ApiKey
 from pocache_gateway.access import read_body
 from pocache_gateway.answers import RunStream, make_body, make_headers
-from pocache_gateway.errors import ApiError, overloaded, unavailable
+from pocache_gateway.errors import ApiError, overloaded, unavailable, unsupported
 from pocache_gateway.jobs import parse_job_id
 from pocache_gateway.requests import Asked, parse_chat, parse_completion, parse_json
 from pocache_gateway.runs import Run
@@ -95,14 +96,20 @@ async def _submit(state: GatewayState, key: ApiKey, asked: Asked, *, is_long: bo
         counted.enter_context(state.metrics.gateway_jobs.track_inprogress())
         client = await state.accounts.get(key.account)
         submitted_s = time.monotonic()
-        job = await client.submit(
-            served.model.model_id,
-            prompt,
-            token_count_max=token_count_max,
-            sampling=asked.sampling,
-            seed=asked.seed,
-            eos_stop=asked.eos_stop,
-        )
+        try:
+            job = await client.submit(
+                served.model.model_id,
+                prompt,
+                token_count_max=token_count_max,
+                sampling=asked.sampling,
+                seed=asked.seed,
+                eos_stop=asked.eos_stop,
+                logprobs=asked.logprobs is not None,
+            )
+        except DeniedError as error:
+            if asked.logprobs is None:
+                raise
+            raise unsupported("logprobs", "the bus does not let this account hear them") from error
         run = Run(job, client, key, asked, served, int(time.time()), submitted_s)
         state.runs.add(run, counted.pop_all().close)
     return run

@@ -166,7 +166,13 @@ def _chat() -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["model", "messages"],
-        "properties": {**_common(), "messages": messages, "max_completion_tokens": limit},
+        "properties": {
+            **_common(),
+            "messages": messages,
+            "max_completion_tokens": limit,
+            "logprobs": {"type": "boolean", "default": False, "description": "as the worker says them"},
+            "top_logprobs": {"const": 0},
+        },
     }
 
 
@@ -176,7 +182,11 @@ def _completion() -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["model", "prompt"],
-        "properties": {**_common(), "prompt": prompt},
+        "properties": {
+            **_common(),
+            "prompt": prompt,
+            "logprobs": {"enum": [None, 0, 1], "description": "of the chosen token, as the worker says them"},
+        },
     }
 
 

@@ -20,6 +20,8 @@ from pocache_gateway.errors import ApiError, invalid, unsupported
 MICRO: Final = 1_000_000
 TEMPERATURE_MAX: Final = 2
 STOPS_MAX: Final = 4
+TOP_LOGPROBS_MAX: Final = 20
+"""OpenAI's bound; beyond it the number is wrong, and within it not supported."""
 STOP_CHARS_MAX: Final = 256
 MESSAGES_MAX: Final = 4_096
 DEPTH_MAX: Final = 32
@@ -31,7 +33,6 @@ ROLES: Final = ("system", "developer", "user", "assistant")
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
     "top_logprobs": (),
     "echo": (False,),
     "suffix": ("",),
@@ -59,14 +60,16 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "safety_identifier": (),
 }
 """OpenAI's options that are not supported, and the values by which each asks for nothing; null always does."""
+_WHY_CHOSEN: Final = "the engine keeps the score of the token that it delivers, and of no other"
 _WHY: Final[Mapping[str, str]] = {
     "n": "one job has one answer",
-    "logprobs": "the engine's stream carries tokens alone",
-    "top_logprobs": "the engine's stream carries tokens alone",
+    "logprobs": _WHY_CHOSEN,
+    "top_logprobs": _WHY_CHOSEN,
 }
 _COMMON: Final = frozenset(
     {
         "model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "user",
+        "logprobs",
     }
 )  # fmt: skip
 
@@ -86,6 +89,8 @@ class Asked:
     eos_stop: bool
     is_streamed: bool
     includes_usage: bool
+    logprobs: int | None
+    """None: no log-probabilities; else how many of the best tokens are named beside each: 0, or 1 in a plain completion."""
 
     @property
     def is_chat(self) -> bool:
@@ -116,18 +121,24 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 def parse_chat(value: Mapping[str, Any]) -> Asked:
     """Read a request for a chat completion. Raises ApiError 400 that names the field."""
-    _verify_names(value, _COMMON | {"messages", "max_completion_tokens"})
-    return _parse_common(value, messages=_read_messages(value.get("messages")), prompt="")
+    _verify_names(value, _COMMON | {"messages", "max_completion_tokens", "top_logprobs"})
+    messages = _read_messages(value.get("messages"))
+    return _parse_common(value, messages=messages, prompt="", logprobs=_read_chat_logprobs(value))
 
 
 def parse_completion(value: Mapping[str, Any]) -> Asked:
     """Read a request for a completion. Raises ApiError 400 that names the field."""
     _verify_names(value, _COMMON | {"prompt"})
-    return _parse_common(value, messages=None, prompt=_read_prompt(value.get("prompt")))
+    prompt = _read_prompt(value.get("prompt"))
+    return _parse_common(value, messages=None, prompt=prompt, logprobs=_read_logprobs(value.get("logprobs")))
 
 
 def _parse_common(
-    value: Mapping[str, Any], *, messages: tuple[Mapping[str, str], ...] | None, prompt: str | tuple[int, ...]
+    value: Mapping[str, Any],
+    *,
+    messages: tuple[Mapping[str, str], ...] | None,
+    prompt: str | tuple[int, ...],
+    logprobs: int | None,
 ) -> Asked:
     is_streamed = _read_bool(value, "stream")
     return Asked(
@@ -141,6 +152,7 @@ def _parse_common(
         eos_stop=not _read_bool(value, "ignore_eos"),
         is_streamed=is_streamed,
         includes_usage=_read_stream_options(value.get("stream_options"), is_streamed=is_streamed),
+        logprobs=logprobs,
     )
 
 
@@ -266,6 +278,23 @@ def _read_stream_options(given: object, *, is_streamed: bool) -> bool:
         if name != "include_usage" and not (name == "include_obfuscation" and one in (None, False)):
             raise unsupported(f"stream_options.{name[:32]}")
     return _read_bool(given, "include_usage")
+
+
+def _read_chat_logprobs(value: Mapping[str, Any]) -> int | None:
+    top = value.get("top_logprobs")
+    if top is not None and _read_int(top, "top_logprobs", 0, TOP_LOGPROBS_MAX):
+        raise unsupported("top_logprobs", _WHY_CHOSEN)
+    return 0 if _read_bool(value, "logprobs") else None
+
+
+def _read_logprobs(given: object) -> int | None:
+    """Read how many of the best tokens are to be named beside each token of a plain completion."""
+    if given is None or given is False:
+        return None
+    count = _read_int(given, "logprobs", 0, TOP_LOGPROBS_MAX)
+    if count > 1:
+        raise unsupported("logprobs", _WHY_CHOSEN)
+    return count
 
 
 def _read_bool(value: Mapping[str, Any], name: str) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -27,6 +27,7 @@ from pocache.storage.api_keys import ApiKey
 from pocache.text import Detokenizer, StopFilter
 from pocache_gateway.catalogue import ServedModel
 from pocache_gateway.errors import ApiError, translate, unavailable
+from pocache_gateway.logprobs import ScoredToken, TokenListing
 from pocache_gateway.requests import Asked
 
 FINISHED_KEPT_MAX: Final = 1_000
@@ -44,6 +45,13 @@ _ADMITTED: Final = (
 _ENDED: Final = (Phase.COMMITTED, Phase.SETTLED, Phase.REFUNDED)
 
 
+class Delivered(NamedTuple):
+    """A piece of an answer's text, and the tokens that it completes where they were asked for and their scores heard."""
+
+    text: str
+    tokens: tuple[ScoredToken, ...] | None = None
+
+
 @dataclass
 class Run:
     """One job on its way to one or more answers."""
@@ -56,7 +64,7 @@ class Run:
     created_s: int
     submitted_s: float = field(default_factory=time.monotonic)
     """When it was handed to the network, by a clock that only goes forward."""
-    pieces: list[str] = field(default_factory=list)
+    pieces: list[Delivered] = field(default_factory=list)
     """The text so far, as it was delivered: an answer's place in it is an index."""
     finish_reason: str | None = None
     failure: ApiError | None = None
@@ -97,7 +105,7 @@ class Run:
         while not is_met():
             await self._changed.wait()
 
-    async def read(self, first: int = 0) -> AsyncIterator[tuple[int, str]]:
+    async def read(self, first: int = 0) -> AsyncIterator[tuple[int, Delivered]]:
         """Yield the pieces of text from an index on, to the end. Raises ApiError when there is no end."""
         index = first
         while True:
@@ -226,6 +234,12 @@ class _Writer:
         codec = run.served.codec
         self._text = None if codec is None else Detokenizer(codec.decode)
         self._stops = StopFilter(run.asked.stops)
+        is_listed = run.asked.logprobs is not None
+        self._listing = (
+            TokenListing(_get_nothing if codec is None else codec.get_bytes) if is_listed else None
+        )
+        self._shown = 0
+        """Characters of the text that were delivered."""
 
     @property
     def is_stopped(self) -> bool:
@@ -239,15 +253,26 @@ class _Writer:
         before = self._tokens[piece.first_index : known]
         if list(piece.tokens[: len(before)]) != before:
             raise ConflictError(_REGENERATED)
-        fresh = piece.tokens[max(0, len(self._tokens) - piece.first_index) :]
+        known_count = max(0, len(self._tokens) - piece.first_index)
+        fresh = piece.tokens[known_count:]
         if not fresh:
             return
+        shown = ""
         if not self._tokens:
             self._metrics.gateway_first_token_s.observe(time.monotonic() - self._run.submitted_s)
         self._metrics.gateway_tokens.inc(len(fresh))
         self._tokens += fresh
-        text = self._text.feed(fresh) if self._text is not None else "".join(f"{one} " for one in fresh)
-        self._push(self._stops.feed(text))
+        if self._listing is not None and piece.logprobs is not None:
+            for token, logprob in zip(fresh, piece.logprobs[known_count:], strict=True):
+                if self._stops.is_stopped:
+                    break
+                text = self._decode((token,))
+                self._listing.add(token, logprob, text)
+                shown = shown + self._stops.feed(text)
+        else:
+            self._listing = None  # a list with tokens left out would be of another text
+            shown = self._stops.feed(self._decode(fresh))
+        self._push(shown, is_last=self._stops.is_stopped)
 
     def end(self) -> None:
         """Deliver what waited, and say how it ended."""
@@ -258,15 +283,25 @@ class _Writer:
             if job.result is not None and unpack_tokens(job.result.output) != tuple(self._tokens):
                 raise ConflictError(_REGENERATED)
             rest = self._text.end() if self._text is not None else ""
-            self._push(self._stops.feed(rest) + self._stops.end())
+            self._push(self._stops.feed(rest) + self._stops.end(), is_last=True)
             finish = job.result.finish_reason if job.result is not None else "length"
             reason = "stop" if finish == "stop" or self._stops.is_stopped else "length"
         self._run.finish_reason = reason
 
-    def _push(self, text: str) -> None:
-        if text:
-            self._run.pieces.append(text)
+    def _decode(self, tokens: Sequence[int]) -> str:
+        """Return the text that these tokens complete; of a model without a tokenizer, their ids."""
+        return self._text.feed(tokens) if self._text is not None else "".join(f"{one} " for one in tokens)
+
+    def _push(self, text: str, *, is_last: bool) -> None:
+        self._shown += len(text)
+        tokens = None if self._listing is None else self._listing.take(self._shown, is_last=is_last)
+        if text or tokens:
+            self._run.pieces.append(Delivered(text, tokens))
             self._run.notify()
+
+
+def _get_nothing(_token: int) -> None:
+    """Say no token's bytes: there is no tokenizer."""
 
 
 def _explain_refund(reason: str) -> ApiError:

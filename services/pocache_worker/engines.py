@@ -27,6 +27,7 @@ from pocache.engine.port import (
     GenerateRequest,
     GenerationHandle,
     GenerationSession,
+    OnScores,
     OnStep,
     VerifyCapture,
     VerifyRequest,
@@ -90,14 +91,17 @@ class EngineHost:
         request: GenerateRequest,
         on_step: OnStep,
         should_stop: Callable[[], bool],
+        on_scores: OnScores | None = None,
     ) -> Capture:
-        """Generate with an identity's engine; ``on_step`` and ``should_stop`` are called in the engine thread.
+        """Generate with an identity's engine; ``on_step`` and the others are called in the engine thread.
 
         Raises PocacheError for a job that cannot be done, BrokenEngineError when the process must end.
         """
         future: Future[Capture] = Future()
         with self._timed("generate"):
-            await self._in_thread(lambda: self._join(identity, request, on_step, should_stop, future))
+            await self._in_thread(
+                lambda: self._join(identity, request, on_step, should_stop, future, on_scores)
+            )
             capture = await self._classify(asyncio.wrap_future(future))
         if self._metrics is not None:
             self._metrics.tokens.labels("generate").inc(len(capture.output))
@@ -141,12 +145,16 @@ class EngineHost:
         on_step: OnStep,
         should_stop: Callable[[], bool],
         future: Future[Capture],
+        on_scores: OnScores | None,
     ) -> None:
         """Submit a job to its engine's session; in the engine thread, as all below."""
         session = self._sessions[identity]
         try:
             handle = session.submit(
-                request, on_step, lambda: self._aborted.is_set() or future.cancelled() or should_stop()
+                request,
+                on_step,
+                lambda: self._aborted.is_set() or future.cancelled() or should_stop(),
+                on_scores,
             )
         except Exception as error:  # noqa: BLE001 - told to the caller, like the end of any job
             _end(future, error)

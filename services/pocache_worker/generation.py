@@ -270,7 +270,7 @@ class Generator:
                     return enough.is_set()
 
                 capture = await c.host.generate(
-                    c.name, request, take, lambda: c.state.now_ms() >= lease.deadline_ms
+                    c.name, request, take, lambda: c.state.now_ms() >= lease.deadline_ms, stream.score
                 )
         finally:
             watching.cancel()

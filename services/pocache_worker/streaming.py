@@ -3,7 +3,8 @@
 A chunk carries a running hash over all tokens so far, so two streams of one attempt that disagree contradict each
 other by signature. What was missed is in the result; a stream that cannot be sent never holds up the generation.
 A stream's first tokens go out at once, those that follow are gathered for a moment: every chunk costs a signature here,
-a message, and a check at the user's, beside an engine that would rather have that time.
+a message, and a check at the user's, beside an engine that would rather have that time. Before each chunk go the
+log-probabilities of its tokens, where the engine has them, in a message that only those hear who listen for it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import structlog
 
 from pocache.bus.port import Bus
 from pocache.protocol.commitment import CHUNK_HASH_START, compute_chunk_hash
-from pocache.protocol.encoding import pack_tokens
-from pocache.protocol.errors import BusError
-from pocache.wire.messages import LeaseV1, TokenChunkV1
+from pocache.protocol.encoding import pack_logprobs, pack_tokens
+from pocache.protocol.errors import BusError, EncodingError
+from pocache.wire.messages import LeaseV1, TokenChunkV1, TokenScoresV1
 from pocache.wire.model import WireModel
-from pocache.wire.topics import TOKENS
+from pocache.wire.topics import SCORES, TOKENS
 
 GATHER_S_PER_STREAM: Final = 0.0125
 """How long tokens are gathered for each stream that is open: one alone hardly waits, many share the work of a chunk."""
@@ -82,9 +83,18 @@ class TokenStream:
         self._seal = seal
         self._lease = lease
         self._pacer = pacer
-        self._subject = TOKENS.subject(user=lease.user, job=lease.job_id, worker=lease.generator)
+        names: dict[str, str | bytes] = {
+            "user": lease.user,
+            "job": lease.job_id,
+            "worker": lease.generator,
+        }
+        self._subject, self._scores_subject = TOKENS.subject(**names), SCORES.subject(**names)
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, ...]] = deque()
+        self._logprobs: deque[float] = deque()
+        """Of the tokens that wait, and of those that are about to."""
+        self._is_scored = True
+        """Whether every token so far had its score, and whoever listens was sent it."""
         self._due = asyncio.Event()
         self._is_ended = False
         self._hash = CHUNK_HASH_START
@@ -119,6 +129,11 @@ class TokenStream:
             self._first_ns = time.time_ns()
             self._loop.call_soon_threadsafe(self.wake)
 
+    def score(self, logprobs: tuple[float, ...]) -> None:
+        """Take the log-probabilities of the tokens that are pushed next; from any thread."""
+        if self._is_scored:
+            self._logprobs.extend(logprobs)
+
     def wake(self) -> None:
         """Publish what waits; in the event loop."""
         self._due.set()
@@ -135,6 +150,7 @@ class TokenStream:
                 tokens += self._waiting.popleft()
             if tokens or is_last:
                 is_first = self._count == 0 and bool(tokens)
+                await self._publish_scores(len(tokens))
                 await self._publish(pack_tokens(tokens), len(tokens), is_last=is_last)
                 if is_first:
                     structlog.get_logger().info(
@@ -156,3 +172,23 @@ class TokenStream:
             await self._bus.publish_core(self._subject, self._seal(chunk))
         except BusError as error:
             structlog.get_logger().info("tokens_not_sent", job=self._lease.job_id, reason=str(error))
+
+    async def _publish_scores(self, count: int) -> None:
+        """Publish the scores of the next ``count`` tokens; after a gap none are, as those behind it say nothing."""
+        if not (count and self._is_scored):
+            return
+        try:
+            if len(self._logprobs) < count:
+                raise EncodingError("the engine gave tokens without scores")
+            packed = pack_logprobs([self._logprobs.popleft() for _ in range(count)])
+            scores = TokenScoresV1(
+                job_id=self._lease.job_id,
+                attempt=self._lease.attempt,
+                first_index=self._count,
+                logprobs=packed,
+            )
+            await self._bus.publish_core(self._scores_subject, self._seal(scores))
+        except (BusError, EncodingError) as error:
+            self._is_scored = False
+            self._logprobs.clear()
+            structlog.get_logger().info("scores_not_sent", job=self._lease.job_id, reason=str(error))

@@ -17,7 +17,7 @@ from pocache.protocol.commitment import (
     compute_sampling_seed,
     compute_token_hash,
 )
-from pocache.protocol.encoding import unpack_tokens
+from pocache.protocol.encoding import unpack_logprobs, unpack_tokens
 from pocache.protocol.errors import AdmissionError, CommitmentError
 from pocache.protocol.ids import Digest, JobId, ModelId
 from pocache.protocol.lifecycle import TERMINAL_PHASES
@@ -45,6 +45,24 @@ class Piece:
     attempt: int
     first_index: int
     tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+    """The natural log-probability of each, as its generator says; None where none were asked for, or heard of all."""
+
+
+@dataclass
+class ScoreStream:
+    """What one signer said of its tokens' log-probabilities: only what follows without a gap."""
+
+    logprobs: list[float] = field(default_factory=list)
+
+    def take(self, scores: m.TokenScoresV1, token_count_max: int) -> None:
+        """Append scores. Raises CommitmentError when they do not follow, EncodingError when they are none."""
+        fresh = unpack_logprobs(scores.logprobs)
+        if scores.first_index != len(self.logprobs):
+            raise CommitmentError("the stream of scores has a gap, or repeats itself")
+        if len(self.logprobs) + len(fresh) > token_count_max:
+            raise CommitmentError(f"scores of more than the {token_count_max} tokens that were asked for")
+        self.logprobs += fresh
 
 
 @dataclass
@@ -81,6 +99,10 @@ class Job:
     holder: tuple[int, str] | None = None
     """The attempt that runs or ran last, and its generator."""
     streams: dict[tuple[int, str], TokenStream] = field(default_factory=dict)
+    is_scored: bool = False
+    """Whether the tokens' log-probabilities were asked for."""
+    scores: dict[tuple[int, str], ScoreStream] = field(default_factory=dict)
+    """What was heard of the tokens' log-probabilities, by the same; nothing unless they were asked for."""
     challenge_hash: bytes | None = None
     challenge_refusal: RefusedError | None = None
     """Why the network did not act on this user's challenge."""
@@ -130,7 +152,10 @@ class Job:
         known = self.result.output if self.result is not None else stream.tokens
         first = index if attempt == current else 0
         tokens = unpack_tokens(known[first * TOKEN_BYTES :])
-        return Piece(current, first, tokens) if tokens else None
+        if not tokens:
+            return None
+        scores = self.scores.get(self.holder, ScoreStream()).logprobs[first : first + len(tokens)]
+        return Piece(current, first, tokens, tuple(scores) if len(scores) == len(tokens) else None)
 
 
 def verify_lease(job: Job, lease: m.LeaseV1) -> None:

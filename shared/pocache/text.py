@@ -8,6 +8,7 @@ gets the plain form that is written down here. Refuses messages that a template 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ _UNFINISHED: Final = "\ufffd"
 """What a decoder shows for bytes of a character whose last byte has not come."""
 _HELD_TOKENS_MAX: Final = 64
 """So many tokens that never make a character are no beginning of one."""
+_BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>")
+_WORD_MARK: Final = "\u2581"
+"""What stands for a space in tokenizers that fall back to bytes."""
 _PLAIN_TEMPLATE: Final = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -42,6 +46,8 @@ class Codec:
     """The model's own chat template; None: the plain form."""
     specials: Mapping[str, str] = field(default_factory=dict)
     """What templates may ask for: ``bos_token``, ``eos_token`` and the like."""
+    get_bytes: Callable[[int], bytes | None] = lambda _token: None
+    """A token's own bytes within a text: none for a special one, which is no text; None where that cannot be said."""
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Return a conversation as the model's template writes it, up to where the assistant begins.
@@ -157,9 +163,49 @@ def load_codec(source: str) -> Codec | None:
         encode=lambda text: tokenizer.encode(text).ids,
         encode_plain=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
         decode=lambda tokens: str(tokenizer.decode(list(tokens))),
+        get_bytes=_make_byte_reader(tokenizer),
         template=template,
         specials=_read_specials(settings),
     )
+
+
+def _make_byte_reader(tokenizer: Any) -> Callable[[int], bytes | None]:
+    """Return what tells a token's bytes, of the two kinds of tokenizers whose tokens have bytes of their own."""
+    added = tokenizer.get_added_tokens_decoder()
+    kinds = _list_decoders(json.loads(tokenizer.decoder.__getstate__())) if tokenizer.decoder else frozenset()
+    table = {character: byte for byte, character in enumerate(list_byte_characters())}
+
+    def read(token: int) -> bytes | None:
+        if token in added:
+            return b"" if added[token].special else str(added[token].content).encode()
+        name = tokenizer.id_to_token(token)
+        if name is None:
+            return b""  # no token of this tokenizer, and no text
+        if "ByteLevel" in kinds:
+            return bytes(table[one] for one in name) if all(one in table for one in name) else None
+        if "ByteFallback" in kinds:
+            found = _BYTE_TOKEN.fullmatch(name)
+            return bytes((int(found[1], 16),)) if found else name.replace(_WORD_MARK, " ").encode()
+        return None
+
+    return read
+
+
+def list_byte_characters() -> list[str]:
+    """Return the printable character that stands for each byte in byte-level tokenizers (GPT-2's table)."""
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    spare = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
+
+
+def _list_decoders(state: Mapping[str, Any]) -> frozenset[str]:
+    """Return the kinds of decoders of a tokenizer, those in a sequence too."""
+    inner = [_list_decoders(one) for one in state.get("decoders", ())]
+    return frozenset({str(state.get("type"))}).union(*inner)
 
 
 def _make_byte_codec() -> Codec:
@@ -170,6 +216,7 @@ def _make_byte_codec() -> Codec:
         encode=encode,
         encode_plain=encode,
         decode=lambda tokens: bytes(one for one in tokens if one < 256).decode(errors="replace"),
+        get_bytes=lambda token: bytes((token,)) if token < 256 else b"",
     )
 
 

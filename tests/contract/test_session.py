@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from kit.engines import (
 )
 from pocache.engine.adversary import build_adversary
 from pocache.engine.fake import FakeEngine
-from pocache.engine.port import Engine, GenerateRequest
+from pocache.engine.port import Engine, GenerateRequest, OnStep
 from pocache.engine.transformers import TransformersEngine
 from pocache.protocol.challenge import Corner, compute_full_corner
 from pocache.protocol.commitment import Sampling
+from pocache.protocol.encoding import RowKind, decode_leaf
 from pocache.protocol.errors import EngineCancelledError, EngineError, PromptError
 
 HONEST_LOG2_MAX = -17.0
@@ -129,6 +131,51 @@ def test_each_token_is_delivered_once_and_one_a_step(engine: Engine) -> None:
             assert len(tokens) - before[index] <= 1
             before[index] = len(tokens)
     assert [tuple(delivered[index]) for index in range(4)] == [handle.result().output for handle in handles]
+
+
+def test_before_each_token_comes_how_likely_it_was_by_the_row_that_is_committed(engine: Engine) -> None:
+    """One number for each token, from the score row of the leaf that predicts it."""
+    session = engine.open_session(slot_count=2)
+    requests = build_ragged(4)
+    heard: dict[int, list[float]] = {index: [] for index in range(4)}
+
+    def listen(index: int) -> OnStep:
+        counted = [0]
+
+        def take(tokens: tuple[int, ...]) -> None:
+            counted[0] += len(tokens)
+            assert len(heard[index]) == counted[0]
+
+        return take
+
+    handles = [
+        session.submit(request, listen(index), lambda: False, heard[index].extend)
+        for index, request in enumerate(requests)
+    ]
+    while not session.is_idle:
+        session.step()
+    for index, handle in enumerate(handles):
+        capture = handle.result()
+        rows = []
+        for position in range(capture.prompt_count - 1, len(capture.leaves)):
+            row = decode_leaf(capture.schema, position, True, capture.leaves[position])[RowKind.SCORES, 0]
+            logit, total, _ = struct.unpack("<3f", row)
+            rows.append(min(0.0, logit - total))
+        assert heard[index] == rows
+        assert len(rows) == len(capture.output)
+        assert max(rows) <= 0.0 > min(rows)
+
+
+def test_every_listener_has_its_token_before_a_job_that_ends_is_made_into_leaves(engine: Engine) -> None:
+    session = engine.open_session(slot_count=2)
+    first = build_request(job="short", max_tokens=2)
+    other = build_request(job="long", max_tokens=4)
+    seen: list[bool] = []
+    short = session.submit(first, lambda _tokens: None, lambda: False)
+    session.submit(other, lambda _tokens: seen.append(short.is_done), lambda: False)
+    while not session.is_idle:
+        session.step()
+    assert seen == [False, False, True, True]
 
 
 def test_a_job_joins_when_a_slot_is_free_and_says_so_when_done(engine: Engine) -> None:

@@ -32,7 +32,7 @@ from pocache_gateway.accounts import Accounts
 from pocache_gateway.app import build_app
 from pocache_gateway.catalogue import Catalogue
 from pocache_gateway.requests import parse_chat
-from pocache_gateway.runs import Run
+from pocache_gateway.runs import Delivered, Run
 from pocache_gateway.settings import GatewaySettings
 from pocache_gateway.state import GatewayState
 
@@ -129,7 +129,7 @@ def _make_run(state: GatewayState) -> Run:
     run = Run(
         Job(JOB, submission, bytes(32)), cast(Any, _Unreachable()), _KEY, asked, served, int(time.time())
     )
-    run.pieces, run.finish_reason = ["one ", "two ", "three"], "stop"
+    run.pieces, run.finish_reason = [Delivered(one) for one in ("one ", "two ", "three")], "stop"
     return run
 
 

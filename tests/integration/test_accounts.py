@@ -89,6 +89,7 @@ REQUESTS = {
     "seal for another": "claims.sealed.{other}.{job}",
     "announce another": "members.announced.{other}",
     "stream another's tokens": "tokens.{user}.{job}.{other}",
+    "score another's tokens": "scores.{user}.{job}.{other}",
     "ask for a user's balance": "queries.balance.{user}",
     "ask for the totals": "queries.totals",
     "read the record": "$JS.API.DIRECT.GET.RECORD.jobs.admitted.{job}",
@@ -260,11 +261,12 @@ async def test_a_worker_takes_its_tasks_and_says_its_own(border: Border) -> None
     async with worker.subscribe_core("beacon.rounds") as rounds:
         await border.watcher.publish("beacon.rounds", b"round")
         assert (await anext(rounds)).data == b"round"
-    subject = f"tokens.{user}.{JOB}.{border.directory.signing_key('worker-1').participant_id}"
-    async with ada.subscribe_core(f"tokens.{user}.*.*") as tokens, asyncio.timeout(WAIT_S):
-        await worker.publish_core(subject, b"chunk")
-        message = await anext(tokens)
-        assert (message.subject, message.data) == (subject, b"chunk")
+    for kind in ("tokens", "scores"):
+        subject = f"{kind}.{user}.{JOB}.{border.directory.signing_key('worker-1').participant_id}"
+        async with ada.subscribe_core(f"{kind}.{user}.*.*") as heard, asyncio.timeout(WAIT_S):
+            await worker.publish_core(subject, b"chunk")
+            message = await anext(heard)
+            assert (message.subject, message.data) == (subject, b"chunk")
 
 
 async def test_a_user_submits_hears_and_asks_again(border: Border) -> None:
@@ -401,6 +403,7 @@ async def test_a_guest_hears_nobody_else(border: Border, rogue: NatsBus) -> None
         "results.completed.{me}.{job}",
         "openings.submitted.{me}.{job}",
         "tokens.{me}.{job}.{other}",
+        "scores.{me}.{job}.{other}",
         "payouts.settled.{job}",
         "challenges.requested.{other}.{job}",
         "withdrawals.requested.user.{other}",

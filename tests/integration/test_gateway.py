@@ -27,10 +27,11 @@ from kit.gateway import Gateway, open_gateway
 from kit.health import read_health_port
 from kit.local import GENERATORS, SECTIONS, USER, VERIFIERS, start_network
 from kit.node import JS, ROOT, find_node
-from kit.says import say
+from kit.says import Said, say
 from kit.scraping import read, scrape
 from kit.sse import iterate_events, read_events, wait_until
 from kit.wealth import RULES
+from pocache.protocol.encoding import pack_logprobs, unpack_logprobs
 from pocache.protocol.unified_pool import Products
 from pocache.receipt.trust import make_trust
 from pocache.receipt.verify import examine_receipt
@@ -175,6 +176,63 @@ async def test_the_python_client_without_asyncio(ground: Ground) -> None:
     assert found["models"] == ["test"]
 
 
+def list_scores(said: Said) -> list[tuple[bytes, float]]:
+    """Return the bytes and the log-probability of each token that is text, as float32 has them."""
+    logprobs = unpack_logprobs(pack_logprobs(said.logprobs))
+    return [
+        (bytes((token,)), logprob)
+        for token, logprob in zip(said.tokens, logprobs, strict=True)
+        if token < 256
+    ]
+
+
+async def test_the_python_client_has_log_probabilities(ground: Ground) -> None:
+    """Whole and streamed, of a conversation and of a plain completion: the engine's own numbers, every token's."""
+    gateway = ground.gateway
+    async with openai.AsyncOpenAI(
+        base_url=f"{gateway.url}/v1", api_key=gateway.secret, max_retries=0
+    ) as client:
+        ask = gateway.ask(temperature=0, logprobs=True, max_tokens=40)
+        whole = await client.chat.completions.create(**ask)
+        streamed = [chunk async for chunk in await client.chat.completions.create(**ask, stream=True)]
+        plain: dict[str, Any] = {"model": "test", "prompt": "Hello", "max_tokens": 40, "temperature": 0}
+        listed = (await client.completions.create(**plain, logprobs=1)).choices[0]
+        chunks = [one async for one in await client.completions.create(**plain, logprobs=1, stream=True)]
+    scores = list_scores(say(PROMPT, 40))
+    assert whole.choices[0].logprobs is not None
+    content = whole.choices[0].logprobs.content or []
+    assert [(bytes(one.bytes or ()), one.logprob) for one in content] == scores
+    assert b"".join(data for data, _ in scores).decode(errors="replace") == whole.choices[0].message.content
+    parts = [one.choices[0].logprobs for one in streamed]
+    assert [one for part in parts if part is not None for one in part.content or ()] == content
+    scores = list_scores(say("Hello", 40))
+    assert listed.logprobs is not None
+    assert listed.logprobs.token_logprobs == [one for _, one in scores]
+    assert len(listed.logprobs.tokens or ()) == len(scores)
+    offsets = listed.logprobs.text_offset or []
+    assert (offsets[0], sorted(offsets)) == (0, offsets)
+    assert max(offsets) < len(listed.text)
+    pieces = [one.choices[0].logprobs for one in chunks]
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        together = [one for piece in pieces if piece is not None for one in getattr(piece, name)]
+        assert together == getattr(listed.logprobs, name)
+
+
+async def test_the_sdk_has_log_probabilities(ground: Ground) -> None:
+    """Over the bus, by the user's own rights on it; a job that asked for none has none."""
+    prompt, count = tuple(b"Hello"), 40
+    (model_id,) = ground.network.directory.load_models()
+    expected = say("Hello", count)
+    async with ground.network.open_user(USER) as client:
+        job = await client.submit(model_id, prompt, token_count_max=count, logprobs=True)
+        pieces = [piece async for piece in client.stream(job)]
+        other = await client.submit(model_id, prompt, token_count_max=2)
+        unscored = [piece async for piece in client.stream(other)]
+    logprobs = [one for piece in pieces for one in piece.logprobs or ()]
+    assert tuple(logprobs) == unpack_logprobs(pack_logprobs(expected.logprobs))
+    assert [piece.logprobs for piece in unscored] == [None] * len(unscored)
+
+
 async def test_the_python_client_with_asyncio(ground: Ground) -> None:
     """Eight streams at once, each with its own text."""
     gateway = ground.gateway
@@ -234,10 +292,13 @@ async def test_the_npm_client(ground: Ground) -> None:
     )
     assert (found["finish"], found["pocache"]["status"]) == (expected.finish_reason, "committed")
     assert found["plain"] == say("Hello", 4).text
+    assert [(bytes(one["bytes"]), one["logprob"]) for one in found["logprobs"]] == list_scores(expected)
+    assert found["streamedLogprobs"] == found["logprobs"]
+    assert found["plainLogprobs"]["token_logprobs"] == [one for _, one in list_scores(say("Hello", 4))]
     assert found["errors"] == {
         "n": ["BadRequestError", 400, "unsupported_parameter", "n"],
         "model": ["NotFoundError", 404, "model_not_found", "model"],
-        "logprobs": ["BadRequestError", 400, "unsupported_parameter", "logprobs"],
+        "top_logprobs": ["BadRequestError", 400, "unsupported_parameter", "top_logprobs"],
         "key": ["AuthenticationError", 401, "invalid_api_key", None],
     }
 

@@ -229,7 +229,7 @@ async def test_nobody_may_listen_to_what_is_not_said_to_it(ground: Ground, name:
 async def test_a_user_hears_and_reads_nothing_of_another(ground: Ground) -> None:
     """Its events, its tokens, its balance."""
     bus = ground.buses["ada"]
-    for topic in (t.JOB_EVENT, t.TOKENS):
+    for topic in (t.JOB_EVENT, t.TOKENS, t.SCORES):
         subject = topic.filter(user=ground.directory.signing_key("grace").participant_id)
         with pytest.raises(DeniedError):
             async with bus.subscribe_core(subject):

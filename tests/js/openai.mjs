@@ -33,11 +33,20 @@ for await (const chunk of stream) {
 const plain = await client.completions.create({ model, prompt: "Hello", max_tokens: 4, temperature: 0 });
 found.plain = plain.choices[0].text;
 
+const scored = { model, messages, max_tokens: 8, temperature: 0, logprobs: true };
+found.logprobs = (await client.chat.completions.create(scored)).choices[0].logprobs.content;
+found.streamedLogprobs = [];
+for await (const chunk of await client.chat.completions.create({ ...scored, stream: true })) {
+  found.streamedLogprobs.push(...(chunk.choices[0]?.logprobs?.content ?? []));
+}
+const listed = await client.completions.create({ model, prompt: "Hello", max_tokens: 4, temperature: 0, logprobs: 0 });
+found.plainLogprobs = listed.choices[0].logprobs;
+
 found.errors = {};
 for (const [name, options] of Object.entries({
   n: { n: 2 },
   model: { model: "no-such-model" },
-  logprobs: { logprobs: true },
+  top_logprobs: { logprobs: true, top_logprobs: 3 },
 })) {
   try {
     await client.chat.completions.create({ model, messages, max_tokens: 4, ...options });

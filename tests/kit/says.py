@@ -18,6 +18,7 @@ class Said:
     text: str
     finish_reason: str
     tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
     @property
     def count(self) -> int:
@@ -31,7 +32,12 @@ def say(prompt: str, token_count_max: int, *, eos_stop: bool = True) -> Said:
     request = build_request(
         prompt=tuple(prompt.encode()), max_tokens=token_count_max, sampling=Sampling(), eos_stop=eos_stop
     )
-    capture = FakeEngine("kit").generate(request, lambda _tokens: None, lambda: False)
+    session = FakeEngine("kit").open_session(slot_count=1)
+    logprobs: list[float] = []
+    handle = session.submit(request, lambda _tokens: None, lambda: False, logprobs.extend)
+    while not handle.is_done:
+        session.step()
+    capture = handle.result()
     codec = load_codec("fake:kit")
     assert codec is not None
-    return Said(codec.decode(capture.output), str(capture.finish_reason), capture.output)
+    return Said(codec.decode(capture.output), str(capture.finish_reason), capture.output, tuple(logprobs))

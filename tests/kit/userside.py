@@ -17,7 +17,7 @@ from kit.network import Network, make_key
 from pocache.bus.port import Bus, CoreMessage, StreamRecord
 from pocache.client import Job, PocacheClient
 from pocache.protocol.commitment import CHUNK_HASH_START, compute_chunk_hash, compute_token_hash
-from pocache.protocol.encoding import pack_tokens
+from pocache.protocol.encoding import pack_logprobs, pack_tokens
 from pocache.protocol.keys import SigningKey
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -58,8 +58,10 @@ class HeardBus:
             while True:
                 yield await queue.get()
 
-        yield read()
-        self.listeners.pop(subject, None)
+        try:
+            yield read()
+        finally:
+            self.listeners.pop(subject, None)
 
     async def request(self, subject: str, _data: bytes, timeout_s: float) -> bytes:
         """Answer as the test prepared it."""
@@ -130,6 +132,22 @@ class UserSide:
         )
         names = {"user": USER.participant_id, "job": job.job_id, "worker": signer.participant_id}
         self.say(t.TOKENS, body, signer, **names)
+
+    def score(
+        self,
+        job: Job,
+        logprobs: list[float],
+        *,
+        first: int = 0,
+        attempt: int = 1,
+        signer: SigningKey = WORKER,
+    ) -> None:
+        """A worker says how likely tokens were, from an index on."""
+        body = m.TokenScoresV1(
+            job_id=job.job_id, attempt=attempt, first_index=first, logprobs=pack_logprobs(logprobs)
+        )
+        names = {"user": USER.participant_id, "job": job.job_id, "worker": signer.participant_id}
+        self.say(t.SCORES, body, signer, **names)
 
     def commit(
         self,

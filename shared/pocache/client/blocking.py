@@ -39,6 +39,7 @@ class BlockingClient:
         sampling: Sampling | None = None,
         seed: bytes | None = None,
         eos_stop: bool = True,
+        logprobs: bool = False,
     ) -> Job:
         """Publish a job and return it once the bus has stored it."""
         return self._portal.call(
@@ -50,6 +51,7 @@ class BlockingClient:
                 sampling=sampling,
                 seed=seed,
                 eos_stop=eos_stop,
+                logprobs=logprobs,
             )
         )
 

@@ -57,6 +57,8 @@ class Completion:
     usage: Mapping[str, int] = field(default_factory=dict)
     status: str = ""
     """Where the job was when the text was complete; its receipt says how it ended."""
+    logprobs: Mapping[str, Any] | None = None
+    """The tokens and how likely each was, in OpenAI's form, where ``logprobs`` was asked and all were heard."""
 
 
 class GatewayStream:
@@ -65,6 +67,7 @@ class GatewayStream:
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
         self.completion = Completion(job_id=response.headers.get("x-pocache-job", ""))
+        self._is_scored = True
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Yield each piece of text once. Raises GatewayError when the job failed on the way."""
@@ -95,8 +98,23 @@ class GatewayStream:
         for choice in chunk["choices"]:
             text += choice.get("text") or choice.get("delta", {}).get("content") or ""
             done.finish_reason = choice["finish_reason"] or done.finish_reason
+            self._join(choice.get("logprobs"), is_text=bool(text))
         done.text += text
         return text
+
+    def _join(self, logprobs: Mapping[str, Any] | None, *, is_text: bool) -> None:
+        """Add what a chunk says of its tokens; a text that has nothing said of it leaves the whole unsaid."""
+        done = self.completion
+        if logprobs is None:
+            self._is_scored = self._is_scored and not is_text
+            if not self._is_scored:
+                done.logprobs = None
+        elif self._is_scored:
+            known = done.logprobs or {}
+            done.logprobs = {
+                name: known[name] + values if isinstance(known.get(name), list) else values
+                for name, values in logprobs.items()
+            }
 
 
 class AsyncGatewayClient:
@@ -277,7 +295,9 @@ def _read_completion(body: Mapping[str, Any]) -> Completion:
     (choice,) = body["choices"]
     text = choice["text"] if "text" in choice else choice["message"]["content"]
     note = body["pocache"]
-    return Completion(note["job_id"], text, choice["finish_reason"], body["usage"], note["status"])
+    return Completion(
+        note["job_id"], text, choice["finish_reason"], body["usage"], note["status"], choice.get("logprobs")
+    )
 
 
 def _raise_for(response: httpx.Response) -> None:

@@ -22,7 +22,16 @@ import structlog
 
 from pocache.bus.port import Bus, CoreMessage
 from pocache.client.judging import judge_receipt
-from pocache.job import STREAMS_KEPT_MAX, Job, Piece, RefusedError, TokenStream, verify_lease, verify_stream
+from pocache.client.scoring import Scoring
+from pocache.job import (
+    STREAMS_KEPT_MAX,
+    Job,
+    Piece,
+    RefusedError,
+    TokenStream,
+    verify_lease,
+    verify_stream,
+)
 from pocache.money import Purse
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
@@ -74,6 +83,7 @@ class PocacheClient:
         self._log = structlog.get_logger().bind(user=key.participant_id)
         self._purse = Purse(bus, genesis, key)
         self.user = key.participant_id
+        self._scoring = Scoring(bus, genesis.network_id, self.user, self._jobs.get)
 
     async def submit(
         self,
@@ -84,9 +94,11 @@ class PocacheClient:
         sampling: Sampling | None = None,
         seed: bytes | None = None,
         eos_stop: bool = True,
+        logprobs: bool = False,
     ) -> Job:
         """Publish a job and return it once the bus has stored it; follow it by :meth:`wait`.
 
+        With ``logprobs`` its pieces carry the generator's word on how likely each token was (docs/protocol.md 10.4.4).
         Raises BackpressureError when the queue is full (nothing was stored), BusError when the bus is away.
         """
         sampling = sampling or Sampling()
@@ -112,12 +124,12 @@ class PocacheClient:
         job_id = JobId(compute_envelope_id(preimage, envelope.kid))
         job = Job(job_id, submission, hashlib.sha256(data).digest())
         self._jobs[job_id] = self._refusable[job.message_hash] = job
+        if logprobs:
+            await self._scoring.begin(job)
         with self._tracer.working("user submit", job_id):
             self._tracer.carry(job_id.hex(), job_id)
             headers = self._tracer.take_headers(job_id.hex())
-            await self._bus.publish(
-                t.JOB_SUBMITTED.subject(), data, message_id=job_id.hex(), headers=headers
-            )
+            await self._bus.publish(t.JOB_SUBMITTED.subject(), data, message_id=job_id.hex(), headers=headers)
         return job
 
     async def challenge(self, job: Job) -> None:
@@ -239,12 +251,22 @@ class PocacheClient:
         Ends with the job when there is none. Raises CommitmentError when what was streamed is not what was committed.
         """
         attempt, index = 0, 0
+        is_patient = job.is_scored
 
         def find() -> Piece | bool | None:
             verify_stream(job)
             return job.get_piece(attempt, index) or (job.result is not None or job.is_over) or None
 
+        def find_scored() -> Piece | bool | None:
+            found = find()
+            return None if isinstance(found, Piece) and found.logprobs is None else found
+
         while isinstance(piece := await self._wait_for(job, find), Piece):
+            if is_patient and piece.logprobs is None:
+                await self._scoring.wait(self._wait_for(job, find_scored))
+                again = find()
+                piece = again if isinstance(again, Piece) else piece
+                is_patient = piece.logprobs is not None  # once and no more: text comes before scores
             attempt, index = piece.attempt, piece.first_index + len(piece.tokens)
             yield piece
 
@@ -333,7 +355,8 @@ class PocacheClient:
                 messages = await stack.enter_async_context(self._bus.subscribe_core(subject))
                 tasks.append(group.create_task(self._hear(messages, handle)))
             try:
-                yield
+                with self._scoring.running(group):
+                    yield
             except Exception as error:  # noqa: BLE001 - the caller's own, raised below: a group would wrap it
                 failure = error
             for task in tasks:
@@ -363,6 +386,7 @@ class PocacheClient:
                 try:
                     job.result, generator = self._open_result(job, event.result)
                     job.holder = (job.result.attempt, generator)
+                    self._scoring.end(job.job_id)
                 except PocacheError as error:
                     job.fault = CommitmentError(f"the announced result is none for this job: {error}")
             elif event.generator is not None and job.result is None:

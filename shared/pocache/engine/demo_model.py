@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocache.protocol.errors import EngineError
+from pocache.text import list_byte_characters
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -99,7 +100,7 @@ def _write_tokenizer(target: Path) -> None:
     """Write a tokenizer whose token ids are the bytes of the UTF-8 text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    vocab = {character: byte for byte, character in enumerate(_list_byte_characters())}
+    vocab = {character: byte for byte, character in enumerate(list_byte_characters())}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -115,14 +116,3 @@ def _write_tokenizer(target: Path) -> None:
         "clean_up_tokenization_spaces": False,
     }
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _list_byte_characters() -> list[str]:
-    """Return the printable character that stands for each byte in byte-level tokenizers (GPT-2's table)."""
-    printable = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    spare = iter(range(BYTE_COUNT, 2 * BYTE_COUNT))
-    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(BYTE_COUNT)]

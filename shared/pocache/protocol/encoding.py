@@ -20,6 +20,7 @@ from pocache.protocol.limits import (
     LAYER_COUNT_MAX,
     LEAF_BYTES_MAX,
     LEAF_COUNT_MAX,
+    LOGPROB_BYTES,
     ROW_WIDTH_MAX,
     TOKEN_BYTES,
 )
@@ -216,7 +217,9 @@ def join_leaves(
         raise EncodingError(
             f"{len(bodies)} and {len(scores)} bytes of rows do not fill {leaf_count} leaves of this schema"
         )
-    plain, scored = (_flags(has_hidden=schema.has_hidden, has_scores=has_scores) for has_scores in (False, True))
+    plain, scored = (
+        _flags(has_hidden=schema.has_hidden, has_scores=has_scores) for has_scores in (False, True)
+    )
     leaves = []
     for position in range(leaf_count):
         body, at = bodies[position * width : (position + 1) * width], (position - first_scored) * score_width
@@ -296,6 +299,27 @@ def unpack_tokens(data: bytes) -> tuple[int, ...]:
     if rest:
         raise EncodingError(f"{len(data)} bytes are not whole tokens of {TOKEN_BYTES}")
     return struct.unpack(f"<{count}I", data)
+
+
+def pack_logprobs(logprobs: Sequence[float]) -> bytes:
+    """Return log-probabilities as float32 little-endian. Raises EncodingError for one that is not finite, or above 0."""
+    try:
+        data = struct.pack(f"<{len(logprobs)}f", *logprobs)
+    except (struct.error, OverflowError) as error:
+        raise EncodingError(f"log-probabilities do not fit 32 bits: {error}") from None
+    unpack_logprobs(data)
+    return data
+
+
+def unpack_logprobs(data: bytes) -> tuple[float, ...]:
+    """Return the numbers of ``pack_logprobs``. Raises EncodingError for what it would not have written."""
+    count, rest = divmod(len(data), LOGPROB_BYTES)
+    if rest:
+        raise EncodingError(f"{len(data)} bytes are not whole log-probabilities of {LOGPROB_BYTES}")
+    logprobs: tuple[float, ...] = struct.unpack(f"<{count}f", data)
+    if not (is_finite(data, FloatFormat.F32) and max(logprobs, default=0.0) <= 0):
+        raise EncodingError("a log-probability is finite and at most 0")
+    return logprobs
 
 
 def lp(*parts: bytes) -> bytes:

@@ -29,6 +29,8 @@ LEAF_COUNT_MAX: Final = PROMPT_TOKENS_MAX + OUTPUT_TOKENS_MAX
 
 TOKEN_BYTES: Final = 4
 """A token id on the wire: unsigned 32-bit, little-endian."""
+LOGPROB_BYTES: Final = 4
+"""A token's log-probability on the wire: float32, little-endian."""
 
 LAYER_COUNT_MAX: Final = 512
 ROW_WIDTH_MAX: Final = 65_536

@@ -223,6 +223,7 @@ def _compute_user_user(party: Party) -> NatsUser:
     user = party.participant
     own: Mapping[str, str] = {"user": user, "participant": user}
     events = _own(t.JOB_EVENT, **own)
+    streamed = tuple(_own(topic, **own) for topic in (t.TOKENS, t.SCORES))
     return compute_permissions(
         party.name,
         party.transport_public,
@@ -235,13 +236,13 @@ def _compute_user_user(party: Party) -> NatsUser:
         ],
         core_subscriptions=(
             events,
-            _own(t.TOKENS, **own),
+            *streamed,
             t.PAYOUT_SETTLED.filter(),
             *(_own(topic, **own) for topic in (t.WITHDRAWAL_ACCEPTED, t.WITHDRAWAL_PAID)),
             *(topic.filter() for topic in t.REFUSALS.values()),
         ),
         is_guest=True,
-        relayed=(_own(t.TOKENS, **own),),
+        relayed=streamed,
     )
 
 

@@ -247,6 +247,20 @@ class TokenChunkV1(WireModel):
     is_last: bool
 
 
+class TokenScoresV1(WireModel):
+    """The log-probabilities of streamed tokens, as their generator says them: nothing is decided or paid by them."""
+
+    kind: ClassVar[str] = "token-scores.v1"
+    job_id: Bytes32
+    attempt: Attempt
+    first_index: Annotated[int, Field(ge=0, le=limits.OUTPUT_TOKENS_MAX)]
+    logprobs: Annotated[
+        bytes,
+        Field(min_length=limits.LOGPROB_BYTES, max_length=limits.OUTPUT_TOKENS_MAX * limits.LOGPROB_BYTES),
+    ]
+    """Natural logarithms, float32 little-endian, each finite and at most 0."""
+
+
 class ResultV1(WireModel):
     """The generator's output and commitment (docs/protocol.md 4), with the lease that it fulfils."""
 

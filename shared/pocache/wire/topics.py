@@ -256,6 +256,7 @@ BEACON_ROUND = Topic(
 BEACON_PARTIAL = Topic("beacon.partials.{signer}", m.BeaconPartialV1, None, _R.BEACON, (), "signer")
 
 TOKENS = Topic("tokens.{user}.{job}.{worker}", m.TokenChunkV1, None, _R.WORKER, (), "worker")
+SCORES = Topic("scores.{user}.{job}.{worker}", m.TokenScoresV1, None, _R.WORKER, (), "worker")
 CONSISTENCY_QUERY = Topic("queries.consistency", m.ConsistencyQueryV1, None, _R.USER)
 BALANCE_QUERY = Topic("queries.balance.{participant}", m.BalanceQueryV1, None, _R.USER, (), None)
 STATEMENT_QUERY = Topic("queries.statement.{participant}", m.StatementQueryV1, None, _R.USER, (), None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +15,7 @@ from kit.network import Network, make_key, make_network
 from kit.userside import USER, WORKER, UserSide, make_event, open_user_side
 from pocache.client import Job, Piece, RefusedError
 from pocache.protocol.commitment import Sampling
-from pocache.protocol.errors import BackpressureError, CommitmentError
+from pocache.protocol.errors import BackpressureError, BusError, CommitmentError
 from pocache.protocol.lifecycle import Phase
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -350,3 +353,119 @@ async def test_a_job_that_nobody_holds_is_forgotten(side: UserSide) -> None:
     side.tell(other, "queued")
     await side.client.wait(other, Phase.QUEUED)
     assert list(side.client._jobs.values()) == [other]
+
+
+# --- log-probabilities ---------------------------------------------------------------------------------------------
+
+
+async def test_nobody_listens_for_scores_that_were_not_asked_for(side: UserSide) -> None:
+    job = await submit(side)
+    assert not any(subject.startswith("scores.") for subject in side.bus.listeners)
+    side.tell(job, "generating", generator=WORKER.participant_id)
+    side.score(job, [-1.0])
+    side.stream(job, [7])
+    side.commit(job, [7])
+    assert await read(side, job) == [Piece(1, 0, (7,))]
+
+
+async def test_scores_come_with_their_tokens_and_are_heard_no_longer_than_the_job(
+    side: UserSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocache.client.scoring.SCORES_S", 0.0)
+    job = await submit(side, logprobs=True)
+    subject = t.SCORES.filter(user=USER.participant_id, job=job.job_id)
+    assert subject in side.bus.listeners
+    side.tell(job, "generating", generator=WORKER.participant_id)
+    side.score(job, [-1.0, -0.5])
+    side.stream(job, [7, 8])
+    side.score(job, [-0.25], first=2)
+    side.stream(job, [9], before=[7, 8])
+    monkeypatch.setattr("pocache.client.scoring.SCORES_S", 60.0)
+    pieces = side.client.stream(job)
+    heard = [await anext(pieces)]
+    while len([token for piece in heard for token in piece.tokens]) < 3:
+        heard.append(await anext(pieces))
+    assert [one for piece in heard for one in piece.logprobs or ()] == [-1.0, -0.5, -0.25]
+    monkeypatch.setattr("pocache.client.scoring.SCORES_S", 0.0)
+    side.commit(job, [7, 8, 9])
+    assert [piece async for piece in pieces] == []
+    async with asyncio.timeout(60):
+        while subject in side.bus.listeners:
+            await asyncio.sleep(0)
+
+
+async def test_a_job_that_nobody_holds_is_not_listened_for(side: UserSide) -> None:
+    job = await submit(side, logprobs=True)
+    assert any(subject.startswith("scores.") for subject in side.bus.listeners)
+    del job
+    async with asyncio.timeout(60):
+        while any(subject.startswith("scores.") for subject in side.bus.listeners):
+            gc.collect()
+            await asyncio.sleep(0)
+
+
+async def test_tokens_wait_for_their_scores_once_and_go_on_without(
+    side: UserSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that says none costs the first token a moment, and no more."""
+    monkeypatch.setattr("pocache.client.scoring.SCORES_S", 0.0)
+    job = await submit(side, logprobs=True)
+    side.tell(job, "generating", generator=WORKER.participant_id)
+    side.stream(job, [7])
+    pieces = side.client.stream(job)
+    assert await anext(pieces) == Piece(1, 0, (7,))
+    monkeypatch.setattr("pocache.client.scoring.SCORES_S", 3_600.0)
+    side.stream(job, [8], before=[7])
+    async with asyncio.timeout(60):
+        assert await anext(pieces) == Piece(1, 1, (8,))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"first": 1},
+        {"logprobs": [-1.0] * 5},
+        {"signer": MALLORY},
+        {"attempt": 2},
+    ],
+    ids=["a gap", "more than were asked for", "another's", "another attempt's"],
+)
+async def test_scores_that_are_not_those_of_the_tokens_are_not_taken(
+    side: UserSide, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("pocache.client.scoring.SCORES_S", 0.01)
+    job = await submit(side, logprobs=True)
+    side.tell(job, "generating", generator=WORKER.participant_id)
+    side.score(job, **{"logprobs": [-1.0], **change})
+    side.stream(job, [7])
+    side.commit(job, [7])
+    assert await read(side, job) == [Piece(1, 0, (7,))]
+
+
+@pytest.mark.parametrize("wrong", [0.5, float("nan"), float("-inf")])
+async def test_a_score_that_is_no_log_probability_is_not_taken(
+    side: UserSide, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    monkeypatch.setattr("pocache.client.scoring.SCORES_S", 0.01)
+    job = await submit(side, logprobs=True)
+    side.tell(job, "generating", generator=WORKER.participant_id)
+    body = m.TokenScoresV1(job_id=job.job_id, attempt=1, first_index=0, logprobs=struct.pack("<f", wrong))
+    names = {"user": USER.participant_id, "job": job.job_id, "worker": WORKER.participant_id}
+    side.say(t.SCORES, body, WORKER, **names)
+    side.stream(job, [7])
+    side.commit(job, [7])
+    assert await read(side, job) == [Piece(1, 0, (7,))]
+
+
+async def test_a_user_who_may_not_hear_scores_has_submitted_nothing(
+    side: UserSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told before the job is paid for."""
+
+    def refuse(_subject: str) -> None:
+        raise BusError("denied")
+
+    monkeypatch.setattr(side.bus, "subscribe_core", refuse)
+    with pytest.raises(BusError, match="denied"):
+        await submit(side, logprobs=True)
+    assert side.bus.published == []

@@ -62,7 +62,6 @@ def test_defaults_are_openais() -> None:
     ("field", "value"),
     [
         ("n", 2),
-        ("logprobs", True),
         ("top_logprobs", 3),
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
@@ -88,6 +87,7 @@ def test_what_is_not_supported_is_refused_by_name(field: str, value: Any) -> Non
     [
         ("n", 1),
         ("logprobs", False),
+        ("top_logprobs", 0),
         ("presence_penalty", 0.0),
         ("frequency_penalty", 0),
         ("logit_bias", {}),
@@ -251,3 +251,47 @@ def test_any_json_is_read_or_refused(value: Any) -> None:
         except ApiError as error:
             codes.add(error.status)
     assert codes == {400}
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({}, None),
+        ({"logprobs": None}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": None}, 0),
+        ({"logprobs": True, "top_logprobs": 0}, 0),
+    ],
+)
+def test_a_conversation_asks_for_the_tokens_that_are_delivered(
+    changes: dict[str, Any], asked: int | None
+) -> None:
+    assert chat(**changes).logprobs == asked
+
+
+@pytest.mark.parametrize(("given", "asked"), [(None, None), (False, None), (0, 0), (1, 1)])
+def test_a_plain_completion_asks_for_them_by_a_number(given: object, asked: int | None) -> None:
+    body = {"model": "m", "prompt": "Hi", "logprobs": given}
+    assert parse_completion(parse_json(json.dumps(body).encode())).logprobs == asked
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (2, "unsupported_parameter"),
+        (5, "unsupported_parameter"),
+        (True, "invalid_value"),
+        (-1, "invalid_value"),
+        ("1", "invalid_value"),
+        (0.5, "invalid_value"),
+        (21, "invalid_value"),
+    ],
+)
+def test_other_tokens_than_the_delivered_are_refused_with_the_reason(given: object, code: str) -> None:
+    body = {"model": "m", "prompt": "Hi", "logprobs": given}
+    with pytest.raises(ApiError) as raised:
+        parse_completion(parse_json(json.dumps(body).encode()))
+    assert (raised.value.status, raised.value.code, raised.value.param) == (400, code, "logprobs")
+    if code == "unsupported_parameter":
+        assert "of the token that it delivers" in raised.value.message

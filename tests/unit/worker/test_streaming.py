@@ -12,7 +12,7 @@ from kit.network import make_key
 from kit.worker import make_grant, make_worker_network
 from pocache.bus.port import Bus
 from pocache.protocol.commitment import CHUNK_HASH_START, compute_chunk_hash
-from pocache.protocol.encoding import unpack_tokens
+from pocache.protocol.encoding import unpack_logprobs, unpack_tokens
 from pocache.protocol.errors import BusError
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -31,11 +31,20 @@ class Wire:
 
     def __init__(self) -> None:
         self.chunks: list[m.TokenChunkV1] = []
+        self.scores: list[tuple[int, m.TokenScoresV1]] = []
+        """How many chunks there were before, and the scores."""
         self.is_away = False
         self.changed = asyncio.Event()
 
     async def publish_core(self, subject: str, data: bytes) -> None:
-        """Take a chunk, its signature and its subject checked."""
+        """Take a chunk or its scores, signature and subject checked."""
+        if t.SCORES.matches(subject):
+            scores = open_envelope(data, NETWORK.network_id, m.TokenScoresV1)
+            assert scores.sender == t.SCORES.parse(subject)["worker"] == WORKER.participant_id
+            if self.is_away:
+                raise BusError("away")
+            self.scores.append((len(self.chunks), scores.body))
+            return
         opened = open_envelope(data, NETWORK.network_id, m.TokenChunkV1)
         assert opened.sender == t.TOKENS.parse(subject)["worker"] == WORKER.participant_id
         self.changed.set()
@@ -151,3 +160,51 @@ async def test_a_bus_that_is_away_holds_nothing_up() -> None:
         wire.is_away = False
         stream.push((2,))
     assert [(chunk.first_index, unpack_tokens(chunk.tokens)) for chunk in wire.chunks] == [(1, (2,))]
+
+
+def push(stream: TokenStream, *tokens: int) -> None:
+    """Push tokens as an engine does that has their scores: these first."""
+    for token in tokens:
+        stream.score((-token / 4,))
+        stream.push((token,))
+
+
+async def test_scores_go_before_their_chunk_with_the_same_first_and_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Pacer, "compute_gather_s", lambda _self: NEVER_S)
+    wire = Wire()
+    async with open_stream(wire, Pacer()) as stream:
+        push(stream, 1)
+        await wire.wait(1)
+        push(stream, 2, 3)
+    assert [index for index, _ in wire.scores] == [0, 1]
+    heard = [(one.first_index, unpack_logprobs(one.logprobs)) for _, one in wire.scores]
+    assert heard == [(0, (-0.25,)), (1, (-0.5, -0.75))]
+    assert [chunk.first_index for chunk in wire.chunks] == [0, 1]
+
+
+async def test_an_engine_without_scores_says_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pacer, "compute_gather_s", lambda _self: NEVER_S)
+    wire = Wire()
+    async with open_stream(wire, Pacer()) as stream:
+        stream.push((1,))
+        await wire.wait(1)
+        push(stream, 2)  # behind a gap they would be another token's
+    assert wire.read() == [(1,), (2,)]
+    assert wire.scores == []
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), 0.5])
+async def test_a_score_that_is_none_is_not_said_and_the_tokens_are(
+    monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    monkeypatch.setattr(Pacer, "compute_gather_s", lambda _self: NEVER_S)
+    wire = Wire()
+    async with open_stream(wire, Pacer()) as stream:
+        stream.score((wrong,))
+        stream.push((1,))
+        await wire.wait(1)
+        push(stream, 2)
+    assert wire.read() == [(1,), (2,)]
+    assert wire.scores == []
