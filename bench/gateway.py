@@ -4,6 +4,15 @@ Command: ``make bench ARGS=gateway``. Recorded figures: bench/RESULTS.md. A whol
 a process of its own, one worker process with eight identities on one engine of one thread (a Llama shape of 8 layers
 with random weights), the gateway in a process of its own, and the clients in this one. The baseline is that engine's own
 loop over the same eight jobs, in this process, before and after each round through the gateway.
+
+Both sides are measured by the same rule, from the first token of all to the last of all, and do the same work within it:
+the own loop's other seven jobs join when the first has its first token, as they do at a worker, so that their prefill
+counts on both sides. (It began with all eight prefilled once, which the worker's never does.) What the gateway's side has more
+of is what it costs: leases that come one after another, commitments, other processes on the same cores. The second row is the
+pace of a stream from its own first token to its own last, eight of them at once.
+
+That engine is small and takes one of the machine's cores, as no engine does that is worth a network. So the same is measured
+with one whose step takes 24 ms and leaves the processor free, about what an 8B model's takes for eight streams on a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +39,8 @@ from kit.sse import iterate_events
 from kit.wealth import RULES
 from pocache.engine.calibrate import draw_prompts, run_calibration
 from pocache.engine.demo_model import build_demo_model
-from pocache.engine.port import GenerateRequest
+from pocache.engine.fake import FakeEngine
+from pocache.engine.port import Engine, GenerateRequest
 from pocache.engine.transformers import TransformersEngine
 from pocache.protocol.commitment import Sampling
 from pocache.protocol.ids import JobId, NetworkId
@@ -43,6 +53,8 @@ from pocache_cli.models import record_source
 
 STREAMS, TOKENS, PROMPT = 8, 96, "Once upon a time there was a model"
 ROUNDS, SINGLES = 3, 15
+PACED, PACED_STEP_MS = "fake:steps@3", 24
+"""Each token takes 3 ms, one stream's after another's. Of this name the answer begins and ends with a whole character."""
 CONNECTIONS = 500
 BUDGET_MS = 25.0
 MONEY_MICRO = 100_000_000_000
@@ -61,59 +73,99 @@ class Streamed:
 
     job_id: str
     first_ns: int
-    """Wall clock of the first piece of text."""
+    """Wall clock of the first piece of text, or of the first token."""
     last_ns: int
     token_count: int
 
 
+@dataclass(frozen=True)
+class Round:
+    """Eight streams at once through the gateway, and the own loop before and after."""
+
+    answers: list[Streamed]
+    wall_ms: float
+    """From the requests to the last one's end."""
+    own: tuple[list[Streamed], list[Streamed]]
+
+
 def run() -> list[Row]:
     """Return the rows of this benchmark."""
-    return [*asyncio.run(_measure_network()), asyncio.run(_measure_connections())]
+    return [
+        *asyncio.run(_measure_small()),
+        *asyncio.run(_measure_paced()),
+        asyncio.run(_measure_connections()),
+    ]
 
 
-async def _measure_network() -> list[Row]:
+async def _measure_small() -> list[Row]:
+    """Measure the small engine that takes a core."""
     with tempfile.TemporaryDirectory() as folder:
         model = str(build_demo_model(Path(folder) / "model", layer_count=8, hidden_size=384, kv_head_count=4))
         engine = TransformersEngine(model, dtype="float32", device="cpu", threads=1)
-        async with AsyncExitStack() as stack:
-            network, client = await stack.enter_async_context(_open(Path(folder), model, engine))
-            await asyncio.gather(
-                *(_stream(client, 8) for _ in range(STREAMS))
-            )  # everything is loaded and connected
+        async with _open(Path(folder), model, engine) as (network, client):
+            await _warm_up(client)
             singles = [await _stream(client, 4) for _ in range(SINGLES)]
             delays = _compute_delays(network, singles)
-            own: list[float] = []
-            ours: list[float] = []
-            walls: list[float] = []
-            together: list[Streamed] = []
-            for _ in range(ROUNDS):
-                own.append(await asyncio.to_thread(_run_own_loop, engine))
-                started_ns = time.time_ns()
-                answers = await asyncio.gather(*(_stream(client, TOKENS) for _ in range(STREAMS)))
-                ours.append(_compute_ms_per_token(answers))
-                walls.append((time.time_ns() - started_ns) / 1e6 / sum(one.token_count for one in answers))
-                own.append(await asyncio.to_thread(_run_own_loop, engine))
-                together += answers
-            crowded = _compute_delays(network, together)
+            rounds = [await _measure_round(client, engine) for _ in range(ROUNDS)]
+            crowded = _compute_delays(network, [one for played in rounds for one in played.answers])
+    walls = [played.wall_ms / (STREAMS * TOKENS) for played in rounds]
     note = (
         f"- first token after the engine's, {STREAMS} streams at once: median {statistics.median(crowded):.1f} ms\n"
         f"- throughput with submission, escrow, lease and commitment: {statistics.median(walls):.3f} ms per token"
     )
     return [
         _make_row("first token at the client, after the engine's", "budget", delays, [BUDGET_MS]),
+        *_make_throughput_rows("", rounds, note),
+    ]
+
+
+async def _measure_paced() -> list[Row]:
+    """Measure the engine whose step takes as long as a large model's, and leaves the processor free."""
+    engine = FakeEngine(PACED.removeprefix("fake:"))
+    with tempfile.TemporaryDirectory() as folder:
+        async with _open(Path(folder), PACED, engine) as (_network, client):
+            await _warm_up(client)
+            rounds = [await _measure_round(client, engine) for _ in range(ROUNDS)]
+    return _make_throughput_rows(f", steps of {PACED_STEP_MS} ms", rounds, "")
+
+
+async def _warm_up(client: httpx.AsyncClient) -> None:
+    """Have everything loaded and connected."""
+    await asyncio.gather(*(_stream(client, 8) for _ in range(STREAMS)))
+
+
+async def _measure_round(client: httpx.AsyncClient, engine: Engine) -> Round:
+    before = await asyncio.to_thread(_run_own_loop, engine)
+    started_ns = time.time_ns()
+    answers = await asyncio.gather(*(_stream(client, TOKENS) for _ in range(STREAMS)))
+    wall_ms = (time.time_ns() - started_ns) / 1e6
+    after = await asyncio.to_thread(_run_own_loop, engine)
+    return Round(answers, wall_ms, (before, after))
+
+
+def _make_throughput_rows(what: str, rounds: list[Round], note: str) -> list[Row]:
+    ours = [played.answers for played in rounds]
+    own = [loop for played in rounds for loop in played.own]
+    return [
         _make_row(
-            f"ms per token, {STREAMS} streams of {TOKENS} through the gateway",
+            f"ms per token, {STREAMS} streams of {TOKENS} through the gateway{what}",
             "the engine's own loop",
-            ours,
-            own,
+            [_compute_ms_per_token(one) for one in ours],
+            [_compute_ms_per_token(one) for one in own],
             note,
+        ),
+        _make_row(
+            f"ms per token by a stream's own pace, {STREAMS} streams{what}",
+            "the engine's own loop",
+            [_compute_pace_ms(one) for one in ours],
+            [_compute_pace_ms(one) for one in own],
         ),
     ]
 
 
 @asynccontextmanager
 async def _open(
-    folder: Path, model: str, engine: TransformersEngine
+    folder: Path, model: str, engine: Engine
 ) -> AsyncIterator[tuple[LocalNetwork, httpx.AsyncClient]]:
     """Run a network of one model, one user and eight generators behind a gateway; yield a client of the gateway."""
     generators = tuple(f"generator-{number}" for number in range(STREAMS))
@@ -184,11 +236,18 @@ def _compute_ms_per_token(answers: list[Streamed]) -> float:
     return (last - first) / 1e6 / sum(one.token_count for one in answers)
 
 
-def _run_own_loop(engine: TransformersEngine) -> float:
-    """Return ms per token, from the first to the last, of the engine's session over the same jobs."""
+def _compute_pace_ms(answers: list[Streamed]) -> float:
+    """Return ms per token of all streams together, each by its own time between its first token and its last."""
+    paces = [(one.last_ns - one.first_ns) / 1e6 / (one.token_count - 1) for one in answers]
+    return statistics.fmean(paces) / len(answers)
+
+
+def _run_own_loop(engine: Engine) -> list[Streamed]:
+    """Run the same jobs in the engine's own session: the first, and at its first token all the others."""
     session = engine.open_session(slot_count=STREAMS)
-    stamps: list[int] = []
-    for index in range(STREAMS):
+    stamps: list[list[int]] = [[] for _ in range(STREAMS)]
+
+    def submit(index: int) -> None:
         request = GenerateRequest(
             job_id=JobId(bytes([index]) * 32),
             attempt=1,
@@ -199,11 +258,17 @@ def _run_own_loop(engine: TransformersEngine) -> float:
             network=NetworkId(bytes(32)),
             eos_stop=False,
         )
-        session.submit(request, lambda _tokens: stamps.append(time.time_ns()), lambda: False)
+        session.submit(request, lambda _tokens: stamps[index].append(time.time_ns()), lambda: False)
+
+    submit(0)
+    while not stamps[0]:
+        session.step()
+    for index in range(1, STREAMS):
+        submit(index)
     while not session.is_idle:
         session.step()
     session.close()
-    return (stamps[-1] - stamps[0]) / 1e6 / len(stamps)
+    return [Streamed("", one[0], one[-1], len(one)) for one in stamps]
 
 
 async def _measure_connections() -> Row:

@@ -32,7 +32,8 @@ def list_tokens(tokens: list[int], *stops: str) -> tuple[str, list[ScoredToken]]
         StopFilter(stops),
         TokenListing(codec.get_bytes),
     )
-    shown, listed = "", []
+    shown = ""
+    listed: list[ScoredToken] = []
     for index, token in enumerate(tokens):
         text = detokenizer.feed((token,))
         listing.add(token, -float(index), text)
@@ -99,7 +100,8 @@ def test_half_a_character_at_the_end_is_listed_as_it_is_shown() -> None:
 def test_a_token_that_a_stop_string_cuts_is_listed_whole() -> None:
     """Its probability is that of the whole token; the text of the answer ends within it."""
     listing, stops = TokenListing(lambda _token: None), StopFilter(("lo",))
-    listed, shown = [], ""
+    shown = ""
+    listed: list[ScoredToken] = []
     for index, text in enumerate(["he", "llo!"]):
         listing.add(index, -1.0, text)
         shown += stops.feed(text)
