@@ -31,6 +31,7 @@ from kit.says import Said, say
 from kit.scraping import read, scrape
 from kit.sse import iterate_events, read_events, wait_until
 from kit.wealth import RULES
+from pocache.client.http import AsyncGatewayClient
 from pocache.protocol.encoding import pack_logprobs, unpack_logprobs
 from pocache.protocol.unified_pool import Products
 from pocache.receipt.trust import make_trust
@@ -524,6 +525,19 @@ async def test_our_client_over_http(ground: Ground) -> None:
         sys.executable, str(EXAMPLES / "gateway_receipt.py"), *ground.http, ground.trust
     )
     assert "agree, receipt valid in" in last
+
+
+async def test_our_client_over_http_has_log_probabilities(ground: Ground) -> None:
+    """Whole and joined from a stream alike; nothing where nothing was asked."""
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
+    async with AsyncGatewayClient(ground.gateway.url, ground.gateway.secret) as client:
+        for prompt, asked in (("Hello", 1), ([{"role": "user", "content": "Hello"}], True)):
+            whole = await client.complete("test", prompt, logprobs=asked, **options)
+            assert whole.logprobs
+            async with client.stream("test", prompt, logprobs=asked, **options) as stream:
+                assert "".join([text async for text in stream]) == whole.text
+            assert stream.completion.logprobs == whole.logprobs
+        assert (await client.complete("test", "Hello", **options)).logprobs is None
 
 
 async def test_our_client_over_the_bus(ground: Ground) -> None:

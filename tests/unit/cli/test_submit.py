@@ -235,6 +235,44 @@ async def test_json_is_one_object_a_line(network: Network, capsys: pytest.Captur
     }
 
 
+async def settle_scored(side: UserSide, job: Job) -> None:
+    side.tell(job, "generating", generator=WORKER.participant_id)
+    side.score(job, [-1.0, -0.5])
+    side.stream(job, list(b"ok"))
+    side.commit(job, list(b"ok"))
+    side.pay(job)
+    side.tell(job, "settled", detail="agree")
+
+
+async def test_log_probabilities_are_told_where_they_were_asked_for(
+    network: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the worker's word: in text their mean and the least, as JSON each with its token."""
+    asked = make_request(logprobs=True)
+    async with open_user_side(network) as side:
+        assert await play(side, TextView(), request=asked, script=lambda job: settle_scored(side, job))
+    told = "mean log-probability -0.7500 over 2 tokens, the least -1.0000, as the worker says"
+    assert told in capsys.readouterr().err.splitlines()
+    async with open_user_side(network) as side:
+        assert await play(side, JsonView(), request=asked, script=lambda job: settle_scored(side, job))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one for line in lines for one in line.get("logprobs", ())] == [-1.0, -0.5]
+    async with open_user_side(network) as side:
+        assert await play(side, JsonView(), script=lambda job: settle_scored(side, job))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert not any("logprobs" in line for line in lines)
+
+
+async def test_a_worker_that_says_no_log_probabilities_is_named(
+    network: Network, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocache.client.scoring.SCORES_S", 0.0)
+    async with open_user_side(network) as side:
+        asked = make_request(logprobs=True)
+        assert await play(side, TextView(), request=asked, script=lambda job: settle(side, job))
+    assert "the worker said no log-probabilities" in capsys.readouterr().err.splitlines()
+
+
 async def test_a_challenge_is_sent_once_the_result_is_there(
     network: Network, capsys: pytest.CaptureFixture[str]
 ) -> None:
