@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from kit.sse import read_events
-from kit.stub_gateway import StubGateway, read_error
+from kit.network import Network
+from kit.sse import read_events, wait_until
+from kit.stub_gateway import StubGateway, open_stub_gateway, read_error
 from pocache.bus.replies import DeniedError
 from pocache.client import Job
+from pocache.text import Codec
 
 EOS = 257
 
@@ -118,6 +121,31 @@ async def test_a_stop_string_ends_both(gateway: StubGateway) -> None:
     choice = (await ask(gateway, act, stop=["END"], logprobs=0, max_tokens=40)).json()["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("before ", "stop")
     assert "".join(choice["logprobs"]["tokens"]) == "before "
+
+
+async def test_a_token_that_a_stop_string_cuts_is_listed_though_its_text_was_delivered(
+    network: Network, tmp_path: Path
+) -> None:
+    """Its last characters were held back, and nothing of them comes: its number comes with the end."""
+    words = ("x<", "END>")
+    codec = Codec(lambda _text: [0], lambda _text: [0], lambda tokens: "".join(words[one] for one in tokens))
+
+    async def act(job: Job) -> None:
+        gateway.begin(job)
+        gateway.side.score(job, [-1.0])
+        gateway.side.stream(job, [0])
+        run = gateway.state.runs.find(job.job_id, "ada")
+        assert run is not None
+        await wait_until(lambda: bool(run.pieces))
+        gateway.side.score(job, [-2.0], first=1)
+        gateway.side.stream(job, [1], before=[0])
+        await gateway.wait_cancelled(job)
+        gateway.side.commit(job, [0, 1])
+
+    async with open_stub_gateway(network, tmp_path, codec=codec) as gateway:
+        choice = (await ask(gateway, act, stop=["<END>"], logprobs=0)).json()["choices"][0]
+    assert choice["text"] == "x"
+    assert (choice["logprobs"]["tokens"], choice["logprobs"]["token_logprobs"]) == (["x<"], [-1.0])
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

@@ -7,6 +7,7 @@ import threading
 from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from kit.network import make_key
 from kit.worker import make_grant, make_worker_network
@@ -187,12 +188,14 @@ async def test_scores_go_before_their_chunk_with_the_same_first_and_count(
 async def test_an_engine_without_scores_says_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pacer, "compute_gather_s", lambda _self: NEVER_S)
     wire = Wire()
-    async with open_stream(wire, Pacer()) as stream:
-        stream.push((1,))
-        await wire.wait(1)
-        push(stream, 2)  # behind a gap they would be another token's
+    with capture_logs() as logs:
+        async with open_stream(wire, Pacer()) as stream:
+            stream.push((1,))
+            await wire.wait(1)
+            push(stream, 2)  # behind a gap they would be another token's
     assert wire.read() == [(1,), (2,)]
     assert wire.scores == []
+    assert [one["event"] for one in logs].count("scores_not_sent") == 1
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), 0.5])
