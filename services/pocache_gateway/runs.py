@@ -31,6 +31,8 @@ from pocache_gateway.logprobs import ScoredToken, TokenListing
 from pocache_gateway.requests import Asked
 
 FINISHED_KEPT_MAX: Final = 1_000
+LISTED_TOKENS_KEPT_MAX: Final = 200_000
+"""Tokens with their log-probabilities that finished runs keep together, about 250 bytes each."""
 _REGENERATED: Final = "the job was generated anew, with another output than was delivered: ask again"
 _ADMITTED: Final = (
     Phase.QUEUED,
@@ -91,6 +93,11 @@ class Run:
         return len(self.job.submission.prompt) // 4
 
     @property
+    def listed_count(self) -> int:
+        """Tokens that are kept with their log-probabilities."""
+        return sum(len(piece.tokens or ()) for piece in self.pieces)
+
+    @property
     def output_count(self) -> int:
         """Tokens that the job's commitment is to, and that are paid for."""
         return len(self.job.result.output) // 4 if self.job.result is not None else 0
@@ -130,6 +137,8 @@ class Runs:
         self._spawn = spawn
         self._active: dict[JobId, Run] = {}
         self._finished: OrderedDict[JobId, Run] = OrderedDict()
+        self._listed_count = 0
+        """Tokens that finished runs keep with their log-probabilities."""
         self._log = structlog.get_logger()
 
     @property
@@ -205,9 +214,15 @@ class Runs:
             run.notify()
             on_end()
             self._active.pop(run.job_id, None)
-            self._finished[run.job_id] = run
-            while len(self._finished) > FINISHED_KEPT_MAX:
-                self._finished.popitem(last=False)
+            self._keep(run)
+
+    def _keep(self, run: Run) -> None:
+        """Keep a run that is over, and forget the oldest where there are too many, or too much in them."""
+        self._finished[run.job_id] = run
+        self._listed_count += run.listed_count
+        while len(self._finished) > FINISHED_KEPT_MAX or self._listed_count > LISTED_TOKENS_KEPT_MAX:
+            _, oldest = self._finished.popitem(last=False)
+            self._listed_count -= oldest.listed_count
 
     async def _collect(self, run: Run) -> None:
         writer = _Writer(run, self._metrics)

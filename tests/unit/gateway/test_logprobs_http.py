@@ -175,6 +175,21 @@ async def test_a_stream_that_is_read_again_says_the_same(gateway: StubGateway) -
     assert read_choices(await read_events(again)) == first
 
 
+async def test_what_finished_answers_list_is_bounded(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest is forgotten first, as with too many answers."""
+    monkeypatch.setattr("pocache_gateway.runs.LISTED_TOKENS_KEPT_MAX", 5)
+    async with open_stub_gateway(network, tmp_path) as gateway:
+        jobs = []
+        for logprobs in (0, None, 0, 0):
+            act = play(gateway, list(b"abc"), scored=3 if logprobs == 0 else 0)
+            jobs.append((await ask(gateway, act, logprobs=logprobs)).headers["x-pocache-job"])
+            await wait_until(lambda: not gateway.state.runs.active_count)
+        kept = [job.hex() for job in gateway.state.runs.job_ids]
+    assert kept == jobs[3:]
+
+
 @pytest.mark.parametrize(
     ("path", "changes", "param"),
     [
