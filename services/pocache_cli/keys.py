@@ -62,7 +62,8 @@ def keys() -> None:
 @click.option(
     "--sections",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds.",
+    help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds, ejection"
+    " (null: nobody is ejected for what many of its jobs show together).",
 )
 @_AS_JSON
 def create(
@@ -90,7 +91,7 @@ def create(
                 name,
                 users,
                 workers,
-                sections=_choose_rules(_read_sections(sections), rules),
+                sections={"ejection": {}, **_choose_rules(_read_sections(sections), rules)},
                 period_s=period_s,
                 witnesses=witnesses,
             )
@@ -351,7 +352,7 @@ def _read_sections(file: Path | None) -> dict[str, Any]:
         sections = json.loads(file.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{file} is not JSON: {error}") from error
-    allowed = ("rules", "audit", "deadlines", "bounds")
+    allowed = ("rules", "audit", "deadlines", "bounds", "ejection")
     if not isinstance(sections, dict) or not set(sections) <= set(allowed):
         raise ConfigError(f"{file} may have the sections {', '.join(allowed)}, and nothing else")
     return sections
