@@ -62,8 +62,8 @@ def keys() -> None:
 @click.option(
     "--sections",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds, ejection"
-    " (null: nobody is ejected for what many of its jobs show together).",
+    help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds; and ejection, which has to be"
+    " asked for (docs/economics.md 6.6).",
 )
 @_AS_JSON
 def create(
@@ -91,7 +91,7 @@ def create(
                 name,
                 users,
                 workers,
-                sections={"ejection": {}, **_choose_rules(_read_sections(sections), rules)},
+                sections=_choose_rules(_read_sections(sections), rules),
                 period_s=period_s,
                 witnesses=witnesses,
             )

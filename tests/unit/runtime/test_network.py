@@ -254,8 +254,12 @@ def test_a_file_that_is_no_key_is_named(directory: NetworkDirectory) -> None:
 def test_who_ejects_is_another_network_than_who_does_not() -> None:
     """The section is in the hashed bytes where there is one, its default with it; a share of more than the whole is refused."""
     plain, ejecting, spelt = (
-        make_network(**sections).genesis
-        for sections in ({}, {"ejection": {}}, {"ejection": {"bond_share": "1/2"}})
+        one.genesis
+        for one in (
+            make_network(),
+            make_network(ejection={}),
+            make_network(ejection={"bond_share": "1/2"}),
+        )
     )
     assert b"ejection" not in plain.canonical_json()
     assert b'"ejection":{"bond_share":"1/2"}' in ejecting.canonical_json()

@@ -14,6 +14,7 @@ from kit.network import Harness, Network, make_key, make_network
 from kit.pool import LeasedJob, Pool
 from pocache.protocol.ids import EnvelopeId, ModelId, ParticipantId
 from pocache.protocol.sprt import EJECT_Q16, HONEST_PERMILLE, Standing, judge_jobs
+from pocache.runtime.metrics import Metrics
 from pocache.service.unit import Unit
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -191,3 +192,12 @@ def test_who_is_ejected_is_in_no_later_snapshot_for_that_model() -> None:
     pool.stake(make_key("worker"), 6, entry=2)
     pool.harness.pass_rounds()
     assert [one.participant for one in pool.hear(t.SNAPSHOT_TAKEN).members] == [VERIFIER]
+
+
+def test_an_ejection_is_counted_by_its_test(network: Network) -> None:
+    pool = make_pool(network)
+    assert [count(pool, number, 3) for number in range(4)][-1]
+    metrics = Metrics("verifier")
+    metrics.observe_said([one.body for one in pool.drain()])
+    assert 'pocache_ejections_total{test="grades"} 1.0' in metrics.render()
+    pool.close()
