@@ -84,8 +84,8 @@ class Ejections:
         """Note what a message says of ejections; outcomes are counted by :meth:`take_outcome`."""
         body = said.body
         if said.topic.signer is Role.VERIFIER:
-            for key, crossing in self._crossed.items():
-                crossing.is_overdue |= key not in self._ejected
+            for crossing in self._crossed.values():
+                crossing.is_overdue = True
         if said.topic is t.WORKER_EJECTED:
             self._take_ejection(said)
         elif said.topic is t.BOND_TAKEN:

@@ -19,7 +19,7 @@ from pocache.protocol.ids import JobId
 from pocache.protocol.sprt import EJECT_Q16, WEIGHTS_Q16
 from pocache.readmodel import queries
 from pocache.readmodel.model import ReadModel
-from pocache.receipt.audit import A_EJECTION, AuditReport, Divergence
+from pocache.receipt.audit import A_EJECTION, A_MONEY, AuditReport, Divergence
 from pocache.receipt.export import Entry
 from pocache.receipt.format import encode_json
 from pocache.receipt.verify import verify_receipt
@@ -206,6 +206,13 @@ def test_a_bond_that_says_otherwise_is_found(changes: dict[str, Any], what: str)
     found = [one for one in report.divergences if one.step == A_EJECTION]
     assert found
     assert found[0].what.startswith(what)
+
+
+def test_what_a_bond_takes_was_somebodys() -> None:
+    """More than the worker ever had is money from nowhere."""
+    report = change(t.BOND_TAKEN, forge(t.BOND_TAKEN, taken_micro=2 * MONEY_MICRO))
+    (found,) = [one for one in report.divergences if one.step == A_MONEY]
+    assert WORKER in found.what
 
 
 def test_a_bond_that_was_spared_is_found() -> None:

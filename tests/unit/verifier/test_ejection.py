@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from kit.network import Harness, Network, make_key, make_network
 from kit.pool import LeasedJob, Pool
 from pocache.protocol.ids import EnvelopeId, ModelId, ParticipantId
-from pocache.protocol.sprt import EJECT_Q16, HONEST_PERMILLE, Standing, judge_jobs
+from pocache.protocol.sprt import EJECT_Q16, HONEST_PERMILLE, WEIGHTS_Q16, Standing, judge_jobs
 from pocache.runtime.metrics import Metrics
 from pocache.service.unit import Unit
+from pocache.storage.rows import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache_verifier.ejection import count_outcome, read_ejected
@@ -192,6 +193,26 @@ def test_who_is_ejected_is_in_no_later_snapshot_for_that_model() -> None:
     pool.stake(make_key("worker"), 6, entry=2)
     pool.harness.pass_rounds()
     assert [one.participant for one in pool.hear(t.SNAPSHOT_TAKEN).members] == [VERIFIER]
+
+
+def test_a_dispute_ejects_and_the_next_round_draws_from_others() -> None:
+    """Also before the ledger has taken anything: one more job, however clean, and the sum is at the threshold."""
+    pool = Pool(sections={"ejection": {}})
+    pool.commit()
+    pool.hear(t.SNAPSHOT_TAKEN)
+    generator = pool.job.generator.participant_id
+    key = {"participant": generator, "model_id": pool.network.model.model_id}
+    near = {"sum_q16": EJECT_Q16 - WEIGHTS_Q16[0], "token_sum_q16": 0, "cycle_count": 0, "standing": "open"}
+    with pool.harness.store.begin() as connection:
+        upsert(connection, JOB_TESTS, key, {**near, **{f"grade_{grade}": grade for grade in range(4)}})
+    pool.audit()
+    pool.play()
+    outcome, ejection = pool.hear(t.OUTCOME_DECIDED), pool.hear(t.WORKER_EJECTED)
+    assert (outcome.case, ejection.job_id) == ("agree", outcome.job_id)
+    assert (ejection.participant, ejection.grade_sum_q16, ejection.job_count) == (generator, EJECT_Q16, 7)
+    pool.harness.pass_rounds()
+    drawn = {one.participant for one in pool.hear(t.SNAPSHOT_TAKEN).members}
+    assert drawn == set(pool.keys) - {generator}
 
 
 def test_an_ejection_is_counted_by_its_test(network: Network) -> None:
