@@ -3,17 +3,18 @@
 Owns one record of the tests for each worker and model, advanced by the outcomes in their order (docs/protocol.md 7.8).
 What crosses must have been followed by an ejection that says the same, an ejection must have crossed, an ejected worker is
 in no later snapshot for the model, and bonds are what the genesis says and no more. Judged at the end of the record: what
-the pool or the ledger had not said yet when it ended is no divergence.
+the pool or the ledger had not said yet when it ended is no divergence, and neither is one outcome that the bus stored a
+little after those that were decided behind it, as an outage can have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pocache.protocol.ids import ModelId
-from pocache.protocol.sprt import JobRecord, advance_record, compute_bond, judge_job
+from pocache.protocol.sprt import JobEvidence, JobRecord, advance_record, compute_bond, judge_job
 from pocache.receipt.dossier import Said
 from pocache.runtime.network import Genesis, Model
 from pocache.wire import messages as m
@@ -23,7 +24,9 @@ from pocache.wire.topics import Role
 
 Key = tuple[str, bytes]
 """A worker and a model."""
-NOBODY = "none: by its genesis this network ejects nobody"
+LATE_MAX: Final = 8
+"""Of one worker's outcomes with one model, how many may have been stored before one that was decided before them."""
+NOBODY: Final = "none: by its genesis this network ejects nobody"
 
 
 class Finding(NamedTuple):
@@ -33,6 +36,14 @@ class Finding(NamedTuple):
     stated: str
     computed: str
     job_id: bytes | None = None
+
+
+class _Count(NamedTuple):
+    """An outcome that was counted."""
+
+    outcome: bytes
+    job_id: bytes
+    evidence: JobEvidence
 
 
 @dataclass
@@ -69,6 +80,7 @@ class Ejections:
     def __init__(self, genesis: Genesis, models: Mapping[ModelId, Model]) -> None:
         self._share, self._models = genesis.bond_share, models
         self._records: dict[Key, JobRecord] = {}
+        self._counts: dict[Key, list[_Count]] = {}
         self._counted: set[bytes] = set()
         self._crossed: dict[Key, _Crossing] = {}
         self._ejected: dict[Key, _Ejected] = {}
@@ -111,19 +123,12 @@ class Ejections:
             return
         key = (generator, model_id)
         before = self._records.get(key, JobRecord())
-        after = advance_record(before, evidence.grade, evidence.token_evidence_q16)
+        counted = _Count(said.envelope_id, body.job_id, evidence)
+        after = _advance(before, counted)
         self._records[key] = after
-        if after is not before and after.crossed is not None:
-            computed = m.EjectionV1(
-                participant=generator,
-                model_id=model_id,
-                test=after.crossed.value,
-                job_id=body.job_id,
-                outcome=said.envelope_id,
-                job_count=after.job_count,
-                grade_sum_q16=after.sum_q16,
-                token_sum_q16=after.token_sum_q16,
-            )
+        self._counts.setdefault(key, []).append(counted)
+        computed = None if after is before else _make_ejection(key, after, counted)
+        if computed is not None:
             self._crossed[key] = _Crossing(computed)
 
     def find_divergences(self) -> Iterator[Finding]:
@@ -131,19 +136,32 @@ class Ejections:
         yield from self._findings
         for key, crossing in self._crossed.items():
             if key not in self._ejected and crossing.is_overdue:
-                computed = crossing.said
-                yield Finding(_name("the ejection", key), "none", _describe(computed), computed.job_id)
+                due = crossing.said
+                yield Finding(_name("the ejection", key), "none", _describe(due), due.job_id)
         for key, one in self._ejected.items():
             stated, known = one.said.body, self._crossed.get(key)
             what = _name("the ejection", key)
-            if known is None:
+            if (known is None or known.said != stated) and not self._is_of_another_order(key, stated):
                 record = self._records.get(key, JobRecord())
-                yield Finding(what, _describe(stated), self._describe_record(record), stated.job_id)
-            elif known.said != stated:
-                yield Finding(what, _describe(stated), _describe(known.said), stated.job_id)
+                computed = self._describe_record(record) if known is None else _describe(known.said)
+                yield Finding(what, _describe(stated), computed, stated.job_id)
             if one.is_overdue and key not in self._bonds:
                 yield Finding(_name("the bond", key), "none", "one is taken", stated.job_id)
         yield from self._find_bonds()
+
+    def _is_of_another_order(self, key: Key, stated: m.EjectionV1) -> bool:
+        """Whether an ejection is that of the same outcomes, one of which was decided up to LATE_MAX places earlier."""
+        counts, end = self._counts.get(key, []), stated.job_count
+        start = max(0, end - 4 * LATE_MAX)
+        before = JobRecord()
+        for one in counts[:start]:
+            before = _advance(before, one)
+        for place in range(start, min(end, len(counts))):
+            for late in range(place + 1, min(place + LATE_MAX + 1, len(counts))):
+                moved = [*counts[start:place], counts[late], *counts[place:late], *counts[late + 1 :]]
+                if _find_crossing(key, before, moved[: end - start]) == stated:
+                    return True
+        return False
 
     def _take_ejection(self, said: Said[m.EjectionV1]) -> None:
         body = said.body
@@ -187,6 +205,36 @@ class Ejections:
         if self._share is None:
             return NOBODY
         return f"{record.job_count} audited jobs with sums {record.sum_q16}, {record.token_sum_q16}: {record.standing.value}"
+
+
+def _advance(record: JobRecord, counted: _Count) -> JobRecord:
+    return advance_record(record, counted.evidence.grade, counted.evidence.token_evidence_q16)
+
+
+def _find_crossing(key: Key, record: JobRecord, counts: Iterable[_Count]) -> m.EjectionV1 | None:
+    """Return the ejection that these outcomes lead to, in this order; None where they lead to none."""
+    for counted in counts:
+        record = _advance(record, counted)
+        ejection = _make_ejection(key, record, counted)
+        if ejection is not None:
+            return ejection
+    return None
+
+
+def _make_ejection(key: Key, record: JobRecord, counted: _Count) -> m.EjectionV1 | None:
+    """Return what the pool must say of a record that the outcome counted last has made crossing."""
+    if record.crossed is None:
+        return None
+    return m.EjectionV1(
+        participant=key[0],
+        model_id=key[1],
+        test=record.crossed.value,
+        job_id=counted.job_id,
+        outcome=counted.outcome,
+        job_count=record.job_count,
+        grade_sum_q16=record.sum_q16,
+        token_sum_q16=record.token_sum_q16,
+    )
 
 
 def _name(what: str, key: Key) -> str:

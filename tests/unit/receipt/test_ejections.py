@@ -15,11 +15,13 @@ from kit.network import STACK, make_key
 from kit.recorded import STORED_MS
 from pocache.bus.port import StreamRecord
 from pocache.protocol.errors import EjectedError
-from pocache.protocol.ids import JobId
-from pocache.protocol.sprt import EJECT_Q16, WEIGHTS_Q16
+from pocache.protocol.ids import EnvelopeId, JobId, ParticipantId
+from pocache.protocol.sprt import EJECT_Q16, WEIGHTS_Q16, judge_jobs
 from pocache.readmodel import queries
 from pocache.readmodel.model import ReadModel
 from pocache.receipt.audit import A_EJECTION, A_MONEY, AuditReport, Divergence
+from pocache.receipt.dossier import Said
+from pocache.receipt.ejections import Ejections
 from pocache.receipt.export import Entry
 from pocache.receipt.format import encode_json
 from pocache.receipt.verify import verify_receipt
@@ -172,6 +174,52 @@ def test_an_ejection_that_says_otherwise_is_found_with_both_values(
     assert all("ejection" in one.what for one in others), "the bond was for another one"
 
 
+@pytest.mark.parametrize(
+    ("stored", "is_found"),
+    [
+        ((0, 1, 2, 3, 4), False),
+        ((0, 1, 2, 4, 3), False),
+        ((0, 1, 2, 4, 5, 6, 3), False),
+        ((0, 2, 1, 4, 3), False),
+        ((0, 1, 2, *range(4, 13), 3), True),
+        ((0, 1, 2, 4, 5), True),
+    ],
+)
+def test_one_outcome_may_have_been_stored_late(stored: tuple[int, ...], is_found: bool) -> None:
+    """Decided as four of grade 3, then clean ones; stored in another order the sum crosses later, or never."""
+    loopback, jobs, _ = play()
+    model = loopback.network.model
+    body = loopback.find(t.OUTCOME_DECIDED, jobs[0])
+    ejections = Ejections(loopback.network.genesis, loopback.network.models)
+    assert loopback.find(t.COMMITMENT_RECORDED, jobs[0]).generator == WORKER
+
+    def make(number: int) -> Said[m.OutcomeV1]:
+        shown = tuple(
+            one.model_copy(update={"grade": 3 if number < 4 else 0, "tokens": None})
+            for one in body.comparisons
+        )
+        job = {"job_id": bytes([number]) * 32, "comparisons": shown}
+        outcome = body.model_copy(update=job)
+        return Said(t.OUTCOME_DECIDED, outcome, ParticipantId("pool"), EnvelopeId(bytes([number]) * 32), b"")
+
+    for number in stored:
+        ejections.take_outcome(make(number), WORKER, model.model_id)
+    record = judge_jobs([3] * 4)
+    ejection = m.EjectionV1(
+        participant=WORKER,
+        model_id=model.model_id,
+        test="grades",
+        job_id=bytes([3]) * 32,
+        outcome=bytes([3]) * 32,
+        job_count=4,
+        grade_sum_q16=record.sum_q16,
+        token_sum_q16=record.token_sum_q16,
+    )
+    said = Said(t.WORKER_EJECTED, ejection, ParticipantId("pool"), EnvelopeId(bytes(32)), b"")
+    ejections.take(said)
+    assert [one.what.startswith("the ejection") for one in ejections.find_divergences()] == [True] * is_found
+
+
 def test_an_ejection_without_a_crossing_is_found() -> None:
     """Of a worker whose sums are below: what they are is shown."""
     verifier = make_key("verifier-1").participant_id
@@ -229,6 +277,21 @@ def test_a_bond_that_was_spared_is_found() -> None:
     assert (only(report).what.startswith("the bond of"), only(report).stated) == (True, "none")
     sound = audit_entries(loopback.header, [*loopback.rounds, *loopback.record], loopback.trust)
     assert sound.divergences == []
+
+
+def test_it_is_the_same_under_committees_and_the_reserve_gets_nothing() -> None:
+    rules = {"name": "fixed-fee-committee", "committee_size": 3, "levy": "2"}
+    verifiers = tuple(f"verifier-{number}" for number in range(1, 6))
+    loopback = Loopback(
+        {**EJECTING, "rules": rules}, verifiers=verifiers, habits={"worker": Habit(is_last_missed=True)}
+    )
+    jobs = [loopback.play() for _ in range(JOBS)]
+    assert [loopback.find(t.PAYOUT_SETTLED, one).case for one in jobs] == ["agree"] * JOBS
+    network = loopback.network
+    bonds = [one for one in loopback.record if t.BOND_TAKEN.matches(one.subject)]
+    assert sum(network.open(one.data, m.BondTakenV1).taken_micro for one in bonds) == MONEY_MICRO // 2
+    report = audit_entries(loopback.header, [*loopback.rounds, *loopback.record], loopback.trust)
+    assert (report.divergences, report.ejections) == ([], 1)
 
 
 def test_a_network_whose_genesis_ejects_nobody_ejects_nobody() -> None:
