@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import os
+import sqlite3
 import sys
 import tempfile
 import time
@@ -74,8 +75,10 @@ async def measure(jobs: int, samples: int) -> dict[str, object]:
                 started = time.monotonic()
                 taken = await _play(network, client, jobs, jobs // samples)
                 seconds = time.monotonic() - started
-            totals = await network.query_totals()
-    residue = totals.deposited_micro - totals.held_micro
+            with sqlite3.connect(
+                f"file:{network.directory.path / 'state' / 'ledger.sqlite'}?mode=ro", uri=True
+            ) as ledger:
+                ((residue,),) = ledger.execute("SELECT sum(balance_micro) FROM accounts")
     return {
         "jobs": jobs,
         "seconds": round(seconds),
