@@ -1,4 +1,4 @@
-"""The router's tables: jobs with their lifecycle state, and the epochs of sampling seeds."""
+"""The router's tables: jobs with their lifecycle state, who is leased no more, and the epochs of sampling seeds."""
 
 from __future__ import annotations
 
@@ -46,6 +46,14 @@ CANCELLATIONS: Final = sa.Table(
     sa.Column("cancellation", sa.LargeBinary, nullable=False, comment="the user's signed envelope"),
 )
 
+EJECTIONS: Final = sa.Table(
+    "ejections",
+    METADATA,
+    sa.Column("worker", sa.String(56), primary_key=True),
+    sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
+    comment="Who gets no lease of which model any more.",
+)
+
 EPOCHS: Final = sa.Table(
     "epochs",
     METADATA,
@@ -91,6 +99,11 @@ _KEEP_RESULT: Final = Prepared(
 def get_job(connection: sa.Connection, job_id: bytes) -> Any:
     """Return a job's row, None for one that was never admitted."""
     return find_row(connection, JOBS, {"job_id": job_id})
+
+
+def is_ejected(connection: sa.Connection, worker: str, model_id: bytes) -> bool:
+    """Whether a worker gets no lease of a model any more."""
+    return find_row(connection, EJECTIONS, {"worker": worker, "model_id": model_id}) is not None
 
 
 def get_epoch(connection: sa.Connection) -> Any:

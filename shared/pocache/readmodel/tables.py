@@ -145,6 +145,22 @@ JOB_TESTS: Final = _table(
 )
 """What the test over a worker's audited jobs says of it, for each model (docs/protocol.md 7.8)."""
 
+EJECTIONS: Final = _table(
+    "ejections",
+    sa.Column("participant", sa.String, primary_key=True),
+    sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("stored_ms", sa.Integer, nullable=False),
+    sa.Column("test", sa.String, nullable=False),
+    sa.Column("job_id", sa.LargeBinary(32), nullable=False),
+    sa.Column("job_count", sa.Integer, nullable=False),
+    sa.Column("sum_q16", sa.Integer, nullable=False),
+    sa.Column("token_sum_q16", sa.Integer, nullable=False),
+    sa.Column("bond_micro", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("taken_micro", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("open_micro", sa.Integer, nullable=False, server_default="0"),
+)
+"""Whom the pool has ejected from which model, and what that has cost so far."""
+
 TRANSFERS: Final = _table(
     "transfers",
     sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
