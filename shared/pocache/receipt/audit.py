@@ -8,6 +8,7 @@ and no trust in whoever runs the services.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -201,7 +202,7 @@ class Auditor:
         if said.topic is t.SNAPSHOT_TAKEN:
             self._snapshots[body.number] = body
         elif said.topic is t.EPOCH:
-            self._epochs.append(body)
+            self._take_epoch(body)
         elif said.topic is t.CHECKPOINT:
             self._log.take_checkpoint(body, said.data)
             for job_id in list(self._waiting):
@@ -273,6 +274,19 @@ class Auditor:
                     result.step.value, what, result.stated, result.computed, code=result.code, job_id=job_id
                 )
         self._note_seed(case)
+
+    def _take_epoch(self, epoch: m.EpochV1) -> None:
+        """Epochs ascend without a gap, and each publishes the key whose hash the one before it announced."""
+        last = self._epochs[-1] if self._epochs else None
+        wanted = (0 if last is None else last.number) + 1
+        if epoch.number != wanted:
+            self._diverge("R5", "the number of an epoch", str(epoch.number), str(wanted))
+        shown = b"" if epoch.previous_key is None else hashlib.sha256(epoch.previous_key).digest()
+        announced = b"" if last is None else last.key_hash
+        if shown != announced:
+            what = f"the hash of the key of the epoch before epoch {epoch.number}"
+            self._diverge("R5", what, shown.hex() or "none", announced.hex() or "none")
+        self._epochs.append(epoch)
 
     def _note_seed(self, case: Case) -> None:
         """Keep a seed whose key may be published later; what the epochs so far give was checked by R5."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -201,6 +202,38 @@ def test_a_later_snapshot_that_was_passed_over_is_found() -> None:
     found = [one for one in audit(renumber(record)).divergences if one.job_id == jobs[2]]
     assert [one.step for one in found] == ["R11"]
     assert "the latest before its round" in found[0].computed
+
+
+@pytest.mark.parametrize(
+    ("number", "key", "what"),
+    [
+        (2, b"another key", "the hash of the key of the epoch before epoch 2"),
+        (2, None, "the hash of the key of the epoch before epoch 2"),
+        (3, b"the key", "the number of an epoch"),
+    ],
+)
+def test_an_epochs_key_that_is_not_the_announced_one_is_found(
+    number: int, key: bytes | None, what: str
+) -> None:
+    """Whoever chose the key after the fact could have chosen the seeds."""
+    loopback, _ = play()
+    record = list(loopback.record)
+    place = find(t.EPOCH)
+    signer = loopback.network.keys[Role.ROUTER]
+    padded = b"the key".ljust(32)
+    announced = reseal(
+        loopback.network, record[place].data, m.EpochV1, signer, key_hash=hashlib.sha256(padded).digest()
+    )
+    record[place] = replace(record[place], data=announced)
+
+    def publish(number: int, key: bytes | None) -> list[Divergence]:
+        previous = None if key is None else key.ljust(32)
+        data = reseal(loopback.network, announced, m.EpochV1, signer, number=number, previous_key=previous)
+        told = [*record[: place + 1], replace(record[place], data=data), *record[place + 1 :]]
+        return [one for one in audit(renumber(told)).divergences if "epoch" in one.what and not one.job_id]
+
+    assert publish(2, b"the key") == []
+    assert [one.what for one in publish(number, key)] == [what]
 
 
 def test_a_message_by_the_wrong_service_or_on_the_wrong_subject_is_found() -> None:
