@@ -200,7 +200,7 @@ class Auditor:
         body = said.body
         self._accounts.take(said)
         if said.topic is t.SNAPSHOT_TAKEN:
-            self._snapshots[body.number] = body
+            self._take_snapshot(body)
         elif said.topic is t.EPOCH:
             self._take_epoch(body)
         elif said.topic is t.CHECKPOINT:
@@ -274,6 +274,17 @@ class Auditor:
                     result.step.value, what, result.stated, result.computed, code=result.code, job_id=job_id
                 )
         self._note_seed(case)
+
+    def _take_snapshot(self, snapshot: m.SnapshotV1) -> None:
+        """Snapshots ascend without a gap, in number and time: none is replaced once somebody was drawn from it."""
+        last = max(self._snapshots, default=0)
+        if snapshot.number != last + 1:
+            self._diverge("R11", "the number of a snapshot", str(snapshot.number), str(last + 1))
+        before_ms = self._snapshots[last].taken_ms if last else 0
+        if snapshot.taken_ms < before_ms:
+            what = f"when snapshot {snapshot.number} was taken, in ms"
+            self._diverge("R11", what, str(snapshot.taken_ms), f"not before {before_ms}")
+        self._snapshots.setdefault(snapshot.number, snapshot)
 
     def _take_epoch(self, epoch: m.EpochV1) -> None:
         """Epochs ascend without a gap, and each publishes the key whose hash the one before it announced."""

@@ -205,6 +205,31 @@ def test_a_later_snapshot_that_was_passed_over_is_found() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({}, "the number of a snapshot"),
+        ({"number": 2, "taken_ms": 1}, "when snapshot 2 was taken"),
+        ({"number": 3}, "the number of a snapshot"),
+    ],
+)
+def test_a_snapshot_that_is_altered_after_the_round_is_found(changes: dict[str, int], what: str) -> None:
+    """Said again with other stakes: the first stays what draws are held against, and the second is named."""
+    loopback, _ = play()
+    place = find(t.SNAPSHOT_TAKEN)
+    assert sum(t.SNAPSHOT_TAKEN.matches(one.subject) for one in loopback.record) == 1
+    snapshot = loopback.network.open(loopback.record[place].data, m.SnapshotV1)
+    poorer = tuple(one.model_copy(update={"stake_micro": 1}) for one in snapshot.members)
+    key = loopback.network.keys[Role.VERIFIER]
+    data = reseal(
+        loopback.network, loopback.record[place].data, m.SnapshotV1, key, members=poorer, **changes
+    )
+    drawn = find(t.VERIFIER_DRAWN)
+    record = [*loopback.record[:drawn], replace(loopback.record[place], data=data), *loopback.record[drawn:]]
+    found = [one for one in audit(renumber(record)).divergences if not one.job_id]
+    assert [(one.step, one.what.startswith(what)) for one in found] == [("R11", True)]
+
+
+@pytest.mark.parametrize(
     ("number", "key", "what"),
     [
         (2, b"another key", "the hash of the key of the epoch before epoch 2"),
