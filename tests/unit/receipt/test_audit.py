@@ -220,9 +220,7 @@ def test_a_snapshot_that_is_altered_after_the_round_is_found(changes: dict[str, 
     snapshot = loopback.network.open(loopback.record[place].data, m.SnapshotV1)
     poorer = tuple(one.model_copy(update={"stake_micro": 1}) for one in snapshot.members)
     key = loopback.network.keys[Role.VERIFIER]
-    data = reseal(
-        loopback.network, loopback.record[place].data, m.SnapshotV1, key, members=poorer, **changes
-    )
+    data = reseal(loopback.network, loopback.record[place].data, m.SnapshotV1, key, members=poorer, **changes)
     drawn = find(t.VERIFIER_DRAWN)
     record = [*loopback.record[:drawn], replace(loopback.record[place], data=data), *loopback.record[drawn:]]
     found = [one for one in audit(renumber(record)).divergences if not one.job_id]
@@ -259,6 +257,28 @@ def test_an_epochs_key_that_is_not_the_announced_one_is_found(
 
     assert publish(2, b"the key") == []
     assert [one.what for one in publish(number, key)] == [what]
+
+
+@pytest.mark.parametrize(
+    ("second", "what"),
+    [
+        ({"entries": 128, "at_ms": 2}, None),
+        ({"entries": 64, "at_ms": 2}, "entries of the journal at a checkpoint"),
+        ({"entries": 128, "at_ms": 0}, "when the checkpoint of 128 entries was made, in ms"),
+    ],
+)
+def test_a_journal_that_was_taken_back_is_found(second: dict[str, int], what: str | None) -> None:
+    """Two heads of one length, or a later one of an earlier time: somebody has begun again from a copy."""
+    loopback, _ = play()
+    key = loopback.network.keys[Role.LEDGER]
+
+    def say(head: int, entries: int, at_ms: int) -> Entry:
+        body = m.JournalCheckpointV1(entries=entries, head=bytes([head]) * 32, at_ms=at_ms)
+        return Entry("RECORD", 0, t.JOURNAL_CHECKPOINT.subject(), loopback.network.seal(key, body))
+
+    record = [*loopback.record, say(1, 64, 1), say(2, **second)]
+    found = audit(renumber(record)).divergences
+    assert [(one.step, one.what) for one in found] == ([] if what is None else [(A_MONEY, what)])
 
 
 def test_a_message_by_the_wrong_service_or_on_the_wrong_subject_is_found() -> None:
