@@ -1,7 +1,8 @@
 """What the services number or count through, as an audit follows it: snapshots, epochs of seeds, journal checkpoints.
 
 Owns that none is left out, said twice or taken back, and that an epoch's key is the one whose hash was announced. Refuses
-nothing: each ``take`` returns what is not as it must be, and the first of a number stays the one that counts.
+nothing: each ``take`` returns what is not as it must be, and the first of a number stays the one that counts. The same
+statement stored again, as after a crash, says nothing new (11.4.3).
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ class Succession:
     def __init__(self) -> None:
         self.snapshots: dict[int, m.SnapshotV1] = {}
         self.epochs: list[m.EpochV1] = []
-        self._journal = (0, 0)
-        """Entries of the last checkpoint, and when it was made in ms."""
+        self._journal: dict[int, m.JournalCheckpointV1] = {}
 
     def take_snapshot(self, snapshot: m.SnapshotV1) -> list[Found]:
         """Follow the snapshots in number and time: none is replaced once somebody was drawn from it (6.6.3)."""
+        if self.snapshots.get(snapshot.number) == snapshot:
+            return []
         last = max(self.snapshots, default=0)
         found = []
         if snapshot.number != last + 1:
@@ -46,6 +48,8 @@ class Succession:
 
     def take_epoch(self, epoch: m.EpochV1) -> list[Found]:
         """Follow the epochs, each of which publishes the key whose hash the one before it announced (4.3.3)."""
+        if epoch in self.epochs:
+            return []
         last = self.epochs[-1] if self.epochs else None
         wanted = (0 if last is None else last.number) + 1
         found = []
@@ -61,14 +65,17 @@ class Succession:
 
     def take_journal(self, checkpoint: m.JournalCheckpointV1) -> list[Found]:
         """Follow the heads of the ledger's journal: it only grows, and no head is said again (9.9.1)."""
-        (entries, at_ms), self._journal = self._journal, (checkpoint.entries, checkpoint.at_ms)
+        if self._journal.get(checkpoint.entries) == checkpoint:
+            return []
+        last = self._journal.get(max(self._journal, default=0))
+        self._journal.setdefault(checkpoint.entries, checkpoint)
         found = []
-        if checkpoint.entries <= entries:
+        if last is not None and checkpoint.entries <= last.entries:
             what = "entries of the journal at a checkpoint"
-            found.append(Found(what, str(checkpoint.entries), f"more than {entries}"))
-        if checkpoint.at_ms < at_ms:
+            found.append(Found(what, str(checkpoint.entries), f"more than {last.entries}"))
+        if last is not None and checkpoint.at_ms < last.at_ms:
             what = f"when the checkpoint of {checkpoint.entries} entries was made, in ms"
-            found.append(Found(what, str(checkpoint.at_ms), f"not before {at_ms}"))
+            found.append(Found(what, str(checkpoint.at_ms), f"not before {last.at_ms}"))
         return found
 
     def compute_seeds(self, job_id: JobId) -> set[Digest]:

@@ -259,6 +259,13 @@ def test_an_epochs_key_that_is_not_the_announced_one_is_found(
     assert [one.what for one in publish(number, key)] == [what]
 
 
+@pytest.mark.parametrize("topic", [t.SNAPSHOT_TAKEN, t.EPOCH], ids=lambda topic: topic.pattern)
+def test_what_was_stored_again_after_a_crash_is_no_divergence(topic: Topic[Any]) -> None:
+    loopback, _ = play()
+    again = [*loopback.record, loopback.record[find(topic)]]
+    assert audit(renumber(again)).is_sound
+
+
 @pytest.mark.parametrize(
     ("second", "what"),
     [
@@ -276,7 +283,7 @@ def test_a_journal_that_was_taken_back_is_found(second: dict[str, int], what: st
         body = m.JournalCheckpointV1(entries=entries, head=bytes([head]) * 32, at_ms=at_ms)
         return Entry("RECORD", 0, t.JOURNAL_CHECKPOINT.subject(), loopback.network.seal(key, body))
 
-    record = [*loopback.record, say(1, 64, 1), say(2, **second)]
+    record = [*loopback.record, say(1, 64, 1), say(1, 64, 1), say(2, **second)]
     found = audit(renumber(record)).divergences
     assert [(one.step, one.what) for one in found] == ([] if what is None else [(A_MONEY, what)])
 
