@@ -208,7 +208,6 @@ def test_a_later_snapshot_that_was_passed_over_is_found() -> None:
     ("changes", "what"),
     [
         ({}, "the number of a snapshot"),
-        ({"number": 2, "taken_ms": 1}, "when snapshot 2 was taken"),
         ({"number": 3}, "the number of a snapshot"),
     ],
 )
@@ -269,13 +268,13 @@ def test_what_was_stored_again_after_a_crash_is_no_divergence(topic: Topic[Any])
 @pytest.mark.parametrize(
     ("second", "what"),
     [
-        ({"entries": 128, "at_ms": 2}, None),
+        ({"entries": 128, "at_ms": 0}, None),
         ({"entries": 64, "at_ms": 2}, "entries of the journal at a checkpoint"),
-        ({"entries": 128, "at_ms": 0}, "when the checkpoint of 128 entries was made, in ms"),
+        ({"entries": 1, "at_ms": 2}, "entries of the journal at a checkpoint"),
     ],
 )
 def test_a_journal_that_was_taken_back_is_found(second: dict[str, int], what: str | None) -> None:
-    """Two heads of one length, or a later one of an earlier time: somebody has begun again from a copy."""
+    """Two heads of one length, or one of a shorter journal: somebody has begun again from a copy."""
     loopback, _ = play()
     key = loopback.network.keys[Role.LEDGER]
 
