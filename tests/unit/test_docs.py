@@ -210,6 +210,20 @@ def test_every_link_inside_the_repository_leads_somewhere(file: Path) -> None:
         assert target.startswith("https://") or (file.parent / target).exists(), target
 
 
+def test_every_refusal_of_the_gateway_is_listed_with_its_status() -> None:
+    """docs/gateway.md has each code that the gateway's sources name, and no other."""
+    sources = "\n".join(
+        file.read_text(encoding="utf-8") for file in (ROOT / "services/pocache_gateway").glob("*.py")
+    )
+    made = set(re.findall(r"code(?:: str)? ?= ?\"([a-z_]+)\"", sources))
+    made |= set(re.findall(r"unavailable\(\s*f?\"[^\"]*\",\s*\"([a-z_]+)\"", sources))
+    made |= set(re.findall(r"\" if \"context\" in reason else \"([a-z_]+)\"", sources))
+    table = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8").split("| status | `code` | when |")[1]
+    rows = [line.split("|") for line in table.split("\n\n")[0].splitlines()[2:]]
+    listed = [code for row in rows for code in re.findall(r"`([a-z_]+)`", row[2])]
+    assert sorted(listed) == sorted(made)
+
+
 def test_the_threat_model_names_only_tests_that_exist() -> None:
     """A test is named as `file.py::test`; a file alone stands for all of its tests."""
     named = re.findall(r"`((?:[a-z_]+/)*test_[a-z_0-9]+\.py)(?:::(test_[a-z_0-9]+))?`", THREATS)
