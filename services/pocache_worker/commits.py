@@ -15,6 +15,7 @@ from pocache.protocol.commitment import compute_binding_digest
 from pocache.protocol.encoding import pack_tokens
 from pocache.protocol.ids import NetworkId, ParticipantId
 from pocache.service.unit import Unit
+from pocache.storage.prepared import Prepared
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.codec import decode, encode
@@ -25,6 +26,22 @@ from pocache_worker.tables import LEASES, LeasePhase
 
 ANNOUNCE_COUNT_MAX: Final = 8
 """How often one result is said at most."""
+
+_COMMIT: Final = Prepared(
+    sa.update(LEASES)
+    .where(
+        LEASES.c.job_id == sa.bindparam("of_job"),
+        LEASES.c.attempt == sa.bindparam("of_attempt"),
+        LEASES.c.phase == LeasePhase.GRANTED.value,
+    )
+    .values(
+        phase=LeasePhase.COMMITTED.value,
+        root=sa.bindparam("of_root"),
+        result=sa.bindparam("said"),
+        announced_round=sa.bindparam("said_round"),
+        announce_count=1,
+    )
+)
 
 
 def commit_result(
@@ -57,22 +74,15 @@ def commit_result(
         latest_round=latest_round,
         cancellation=cancellation,
     )
-    done = unit.connection.execute(
-        sa.update(LEASES)
-        .where(
-            LEASES.c.job_id == lease.job_id,
-            LEASES.c.attempt == lease.attempt,
-            LEASES.c.phase == LeasePhase.GRANTED.value,
-        )
-        .values(
-            phase=LeasePhase.COMMITTED.value,
-            root=sealed.root,
-            result=encode(result),
-            announced_round=latest_round,
-            announce_count=1,
-        )
+    changed = _COMMIT.run(
+        unit.connection,
+        of_job=lease.job_id,
+        of_attempt=lease.attempt,
+        of_root=sealed.root,
+        said=encode(result),
+        said_round=latest_round,
     )
-    if not done.rowcount:
+    if not changed:
         return False
     _say(unit, result, participant)
     if commits_twice:

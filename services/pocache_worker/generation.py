@@ -43,12 +43,13 @@ from pocache_worker.commits import commit_result
 from pocache_worker.engines import EngineHost
 from pocache_worker.grants import Grant, GrantVerifier, verify_cancellation
 from pocache_worker.leases import (
+    GrantedLease,
     LeaseAnswer,
     LeaseKey,
     finish_lease,
+    read_answers,
     read_cancellation,
     read_granted,
-    read_lease,
     request_lease,
 )
 from pocache_worker.leaves import LeafStore, compute_commitment_name
@@ -134,11 +135,17 @@ class Generator:
             with self._c.bell.listen(News.LEASES) as rung:
                 while True:
                     rung.clear()
-                    look = partial(_look, asked=tuple(self._asked), begun=frozenset(self._begun))
+                    rung_count = self._c.bell.get_count(News.CANCELLATIONS)
+                    look = partial(
+                        _look,
+                        asked=tuple(self._asked),
+                        begun=frozenset(self._begun),
+                        free_count=self._c.jobs_max - len(self._begun),
+                    )
                     granted, answers = await self._c.state.transact(look)
-                    for body in granted[: self._c.jobs_max - len(self._begun)]:
-                        key = (body.job_id, body.attempt)
-                        self._begun[key] = group.create_task(self._generate(body))
+                    for lease in granted:
+                        key = (lease.body.job_id, lease.body.attempt)
+                        self._begun[key] = group.create_task(self._generate(lease, rung_count))
                     for key, answer in answers:
                         self._answer(key, answer)
                     if self._begun:
@@ -199,21 +206,24 @@ class Generator:
             return
         future.set_result(answer)
 
-    async def _generate(self, body: m.LeaseGrantedV1) -> None:
+    async def _generate(self, granted: GrantedLease, rung_count: int) -> None:
+        """Generate a lease that was read when the bell had rung so often for cancellations."""
+        body = granted.body
         try:
             with self._c.state.tracer.working("worker generate", body.job_id):
-                await self._fulfil(body)
+                await self._fulfil(granted, rung_count)
         finally:
             del self._begun[body.job_id, body.attempt]
             self._c.bell.ring(News.LEASES)
 
-    async def _fulfil(self, body: m.LeaseGrantedV1) -> None:
+    async def _fulfil(self, granted: GrantedLease, rung_count: int) -> None:
         """Generate one lease to its end: a commitment, or the reason why there is none."""
         c = self._c
+        body = granted.body
         log = self._log.bind(job=body.job_id, attempt=body.attempt)
         try:
             grant = c.grants.verify(body)
-            capture, cancellation = await self._run_engine(grant)
+            capture, cancellation = await self._run_engine(grant, granted.cancellation, rung_count)
             name = compute_commitment_name(body.job_id, body.attempt)
             with nullcontext() if c.state.metrics is None else c.state.metrics.commit_s.time():
                 sealed = await asyncio.to_thread(c.store.write, name, capture.leaves)
@@ -246,7 +256,9 @@ class Generator:
             else:
                 log.warning("lease_expired", reason="it ended before the result could be said")
 
-    async def _run_engine(self, grant: Grant) -> tuple[Capture, bytes | None]:
+    async def _run_engine(
+        self, grant: Grant, cancellation: bytes | None, rung_count: int
+    ) -> tuple[Capture, bytes | None]:
         """Generate to the end, or until the user has cancelled; then the cancellation is returned as well."""
         c = self._c
         lease = grant.lease
@@ -261,7 +273,7 @@ class Generator:
             eos_stop=lease.eos_stop,
         )
         enough = threading.Event()
-        watching = asyncio.create_task(self._wait_cancelled(grant, enough))
+        watching = asyncio.create_task(self._wait_cancelled(grant, cancellation, rung_count, enough))
         try:
             async with TokenStream(c.bus, c.state.seal, lease, c.pacer) as stream:
 
@@ -277,12 +289,14 @@ class Generator:
             await asyncio.gather(watching, return_exceptions=True)
         return capture, watching.result() if capture.finish_reason == "cancelled" else None
 
-    async def _wait_cancelled(self, grant: Grant, enough: threading.Event) -> bytes:
+    async def _wait_cancelled(
+        self, grant: Grant, cancellation: bytes | None, rung_count: int, enough: threading.Event
+    ) -> bytes:
         """Wait until the user of this lease has cancelled it, say so to the engine, and return the cancellation."""
         with self._c.bell.listen(News.CANCELLATIONS) as rung:
+            if self._c.bell.get_count(News.CANCELLATIONS) != rung_count:
+                rung.set()  # since the lease was read
             while True:
-                rung.clear()
-                cancellation = await self._c.state.transact(lambda unit: read_cancellation(unit, grant))
                 if cancellation is not None:
                     try:
                         verify_cancellation(grant, cancellation, network=self._c.genesis.network_id)
@@ -292,6 +306,8 @@ class Generator:
                         enough.set()
                         return cancellation
                 await rung.wait()
+                rung.clear()
+                cancellation = await self._c.state.transact(lambda unit: read_cancellation(unit, grant))
 
     async def _wait_first_round(self, deadline_ms: int) -> None:
         """Wait for a round to name, but not beyond the deadline: a result without one is refused as stale."""
@@ -318,11 +334,10 @@ def verify_task(subject: str, data: bytes, genesis: Genesis, model: Model) -> m.
 
 
 def _look(
-    unit: Unit, asked: Sequence[LeaseKey], begun: Collection[LeaseKey]
-) -> tuple[list[m.LeaseGrantedV1], list[tuple[LeaseKey, LeaseAnswer | None]]]:
-    """Return what is granted and not begun, and where each attempt is that was asked for."""
-    answers = [(key, read_lease(unit, *key)) for key in asked]
-    return read_granted(unit, begun), answers
+    unit: Unit, asked: Sequence[LeaseKey], begun: Collection[LeaseKey], free_count: int
+) -> tuple[list[GrantedLease], list[tuple[LeaseKey, LeaseAnswer | None]]]:
+    """Return as much of what is granted and not begun as there are hands for, and where each attempt is that was asked for."""
+    return read_granted(unit, begun, free_count), read_answers(unit, asked)
 
 
 async def _set_after(first: asyncio.Event, then: asyncio.Event) -> None:

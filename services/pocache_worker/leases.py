@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from pocache.protocol.errors import PocacheError
 from pocache.service.unit import Unit
-from pocache.storage.prepared import Prepared
+from pocache.storage.prepared import Prepared, PreparedIn
 from pocache.storage.rows import upsert
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -33,10 +33,25 @@ def _is_attempt(table: sa.Table) -> Any:
 _GET_ANSWER: Final = Prepared(
     sa.select(LEASES.c.phase, LEASES.c.code, LEASES.c.reason).where(_is_attempt(LEASES))
 )
-_READ_GRANTED: Final = Prepared(
-    sa.select(LEASES.c.job_id, LEASES.c.attempt, LEASES.c.deadline_ms, LEASES.c.granted)
+_GET_ANSWERS: Final = PreparedIn(
+    lambda keys: sa.select(
+        LEASES.c.job_id, LEASES.c.attempt, LEASES.c.phase, LEASES.c.code, LEASES.c.reason
+    ).where(LEASES.c.job_id.in_(keys))
+)
+_LIST_GRANTED: Final = Prepared(
+    sa.select(LEASES.c.job_id, LEASES.c.attempt, LEASES.c.deadline_ms)
     .where(LEASES.c.phase == LeasePhase.GRANTED.value)
     .order_by(LEASES.c.deadline_ms)
+)
+_GET_GRANTED: Final = Prepared(
+    sa.select(LEASES.c.granted, CANCELLATIONS.c.cancellation)
+    .select_from(
+        LEASES.outerjoin(
+            CANCELLATIONS,
+            sa.and_(CANCELLATIONS.c.job_id == LEASES.c.job_id, CANCELLATIONS.c.attempt == LEASES.c.attempt),
+        )
+    )
+    .where(_is_attempt(LEASES))
 )
 _FINISH: Final = Prepared(
     sa.update(LEASES)
@@ -57,6 +72,14 @@ class LeaseAnswer:
     phase: LeasePhase
     code: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedLease:
+    """A lease that waits to be generated, and its user's signed wish for no more of it, where there is one already."""
+
+    body: m.LeaseGrantedV1
+    cancellation: bytes | None
 
 
 def request_lease(unit: Unit, task: m.GenerateTaskV1, worker: str) -> LeaseAnswer | None:
@@ -82,20 +105,34 @@ def read_lease(unit: Unit, job_id: bytes, attempt: int) -> LeaseAnswer | None:
     return None if row is None else LeaseAnswer(LeasePhase(row.phase), row.code, row.reason)
 
 
-def read_granted(unit: Unit, begun: Collection[LeaseKey] = ()) -> list[m.LeaseGrantedV1]:
-    """Return the granted leases that are not ``begun``, the one that ends first before the others.
+def read_answers(unit: Unit, asked: Sequence[LeaseKey]) -> list[tuple[LeaseKey, LeaseAnswer | None]]:
+    """Return where each attempt is, None of one that is not known here."""
+    if not asked:
+        return []
+    rows = _GET_ANSWERS.rows(unit.connection, [job_id for job_id, _ in asked])
+    found = {
+        (bytes(job_id), attempt): LeaseAnswer(LeasePhase(phase), code, reason)
+        for job_id, attempt, phase, code, reason in rows
+    }
+    return [(key, found.get(key)) for key in asked]
+
+
+def read_granted(unit: Unit, begun: Collection[LeaseKey] = (), count_max: int = 256) -> list[GrantedLease]:
+    """Return at most ``count_max`` granted leases that are not ``begun``, the one that ends first before the others.
 
     Those that are over are marked so.
     """
-    found = []
-    for row in _READ_GRANTED.all(unit.connection):
+    found: list[GrantedLease] = []
+    for row in _LIST_GRANTED.all(unit.connection):
         if (row.job_id, row.attempt) in begun:
             continue
-        if row.deadline_ms > unit.now_ms:
-            found.append(decode(m.LeaseGrantedV1, row.granted))
-        else:
+        if row.deadline_ms <= unit.now_ms:
             said = "the deadline passed before it was begun"
             _end(unit, row.job_id, row.attempt, LeasePhase.EXPIRED, "", said)
+        elif len(found) < count_max:
+            granted = _GET_GRANTED.first(unit.connection, job_id=row.job_id, attempt=row.attempt)
+            cancellation = None if granted.cancellation is None else bytes(granted.cancellation)
+            found.append(GrantedLease(decode(m.LeaseGrantedV1, granted.granted), cancellation))
     return found
 
 

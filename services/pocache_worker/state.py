@@ -95,10 +95,15 @@ class Bell:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: dict[News, set[asyncio.Event]] = {news: set() for news in News}
+        self._counts: dict[News, int] = dict.fromkeys(News, 0)
 
     def ring(self, *news: News) -> None:
         """Wake the listeners, of all news unless named. What rang inside a transaction is visible to those begun afterwards."""
         self._loop.call_soon_threadsafe(self._set, news or tuple(News))
+
+    def get_count(self, news: News) -> int:
+        """Return how often it rang for this: who compares sees whether it rang since, without having listened."""
+        return self._counts[news]
 
     @contextmanager
     def listen(self, news: News) -> Iterator[asyncio.Event]:
@@ -112,6 +117,7 @@ class Bell:
 
     def _set(self, news: Iterable[News]) -> None:
         for one in news:
+            self._counts[one] += 1
             for event in self._events[one]:
                 event.set()
 

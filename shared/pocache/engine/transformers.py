@@ -43,7 +43,7 @@ from pocache.protocol.encoding import FloatFormat, RowSchema
 from pocache.protocol.errors import EngineError
 from pocache.protocol.limits import LEAF_COUNT_MAX
 
-ENGINE_NAME = "pocache-transformers/2"
+ENGINE_NAME = "pocache-transformers/3"
 COLUMNS_DEFAULT = 16
 """Columns of a sketch: 16 separate every measured cheat that 64 do, at a quarter of the bytes."""
 

@@ -102,6 +102,36 @@ def test_a_token_just_below_the_cut_has_a_small_gap() -> None:
     assert math.isfinite(far)
 
 
+@pytest.mark.parametrize("kept_count", [2, 3, 4])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_rounding_at_the_edge_of_top_p_is_a_small_gap_however_far_the_next_logit(
+    kept_count: int, top_k: int
+) -> None:
+    """The mass reaches p just where one more token is kept or not, and tokens lie a whole logit apart."""
+    logits = -torch.arange(VOCAB_SIZE, dtype=torch.float64)
+    mass = torch.softmax(logits[: top_k or VOCAB_SIZE], dim=0).cumsum(dim=0)
+    sampling = Sampling(1_000_000, top_k=top_k, top_p_micro=round(float(mass[kept_count - 1]) * 1_000_000))
+    sampler, count = Sampler(sampling, SEED, VOCAB_SIZE), 1_500
+    rounded = logits + 0.01 * torch.randn((count, VOCAB_SIZE), generator=torch.Generator().manual_seed(0))
+    tokens = [sampler.sample(rounded[position], position)[0] for position in range(count)]
+    gaps = sampler.score(logits.expand(count, -1), tokens, range(count))[:, 2]
+    assert max(tokens) == kept_count, "the token beyond the edge was drawn"
+    assert float(gaps.max()) < 0.1
+
+
+def test_the_gap_of_a_token_far_below_the_mass_grows_with_what_lies_before_it() -> None:
+    logits = -torch.arange(VOCAB_SIZE, dtype=torch.float64)
+    sampler = Sampler(Sampling(1_000_000, top_p_micro=900_000), SEED, VOCAB_SIZE)
+    count = 200
+    gaps = [
+        float(sampler.score(logits.expand(count, -1), [token] * count, range(count))[:, 2].min())
+        for token in (3, 5, 8, 12)
+    ]
+    assert gaps == sorted(gaps)
+    assert gaps[0] > 0.5
+    assert gaps[-1] > 5
+
+
 def test_many_scores_equal_single_ones() -> None:
     logits, tokens, positions = (
         draw_logits(3, 70),
