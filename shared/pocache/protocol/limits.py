@@ -68,11 +68,11 @@ BEACON_MEMBERS_MAX: Final = 64
 ESCROW_ENTRY_BYTES: Final = 3_072
 """What an admitted job takes of RECORD until its deposit is answered, besides its submission."""
 
-ESCROW_BYTES_MAX: Final = 4_194_304
-"""Jobs of one account that wait for their deposit: about a thousand small ones."""
+ESCROW_BYTES_MAX: Final = 8_388_608
+"""Jobs of one account that wait for their deposit: more than two thousand small ones."""
 
-NEW_ACCOUNT_ESCROW_BYTES_MAX: Final = 1_048_576
-"""The same of an account of which no deposit was ever held: about 280 small ones, or the three largest."""
+NEW_ACCOUNT_ESCROW_BYTES_MAX: Final = 2_097_152
+"""The same of an account of which no deposit was ever held: more than five hundred small ones, or the seven largest."""
 
 NEW_ACCOUNTS_BYTES_MAX: Final = 4_194_304
 """The same of all those accounts together, with what was refused to them in the current round: keys cost nothing."""
@@ -125,7 +125,7 @@ assert RECEIPT_BYTES_MAX <= RECEIPT_PARTS_MAX * RECEIPT_PART_BYTES_MAX
 assert PAYLOAD_BYTES_MAX * 4 // 3 + 2_048 < ENTRY_TEXT_BYTES_MAX
 assert RECEIPT_BYTES_MAX * 4 // 3 < RECEIPT_TEXT_BYTES_MAX
 assert RECEIPT_PART_BYTES_MAX + 4_096 < PAYLOAD_BYTES_MAX
-assert PROMPT_TOKENS_MAX * TOKEN_BYTES + 1_024 + ESCROW_ENTRY_BYTES < NEW_ACCOUNT_ESCROW_BYTES_MAX // 3
+assert PROMPT_TOKENS_MAX * TOKEN_BYTES + 1_024 + ESCROW_ENTRY_BYTES < NEW_ACCOUNT_ESCROW_BYTES_MAX // 7
 assert min(ESCROW_BYTES_MAX, NEW_ACCOUNTS_BYTES_MAX) > NEW_ACCOUNT_ESCROW_BYTES_MAX
 assert STAGE_COUNT_MAX <= SEAT_COUNT_MAX < COMPARISONS_MAX
 assert OUTPUT_TOKENS_MAX < LEAF_COUNT_MAX < 2**31
