@@ -194,6 +194,8 @@ def _print(report: AuditReport) -> None:
     )
     if report.witnessed:
         click.echo(f"held against {report.witnessed:,} checkpoints that others were shown")
+    if report.ejections:
+        click.echo(f"{report.ejections:,} ejections, computed again from the outcomes before them")
     if report.seeds_open:
         click.echo(f"{report.seeds_open:,} sampling seeds wait for the key of their epoch")
     for one in report.divergences[:_SHOWN_MAX]:

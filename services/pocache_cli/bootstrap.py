@@ -80,7 +80,8 @@ class NetworkPlan:
     users: tuple[str, ...]
     workers: tuple[str, ...]
     is_demo: bool = False
-    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sections: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    """By name; None, or none of this name, is the default, which for ``ejection`` is that there is none."""
     period_s: int = 3
     beacon: BeaconPlan = field(default_factory=BeaconPlan)
     witnesses: tuple[str, ...] = ()
@@ -101,7 +102,8 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
         raise ConfigError(
             f"{path} has keys but no genesis, as after an interrupted start: remove it, or choose another"
         )
-    validate_sections(plan.sections)
+    sections = {name: dict(section) for name, section in plan.sections.items() if section is not None}
+    validate_sections(sections)
     members = plan.beacon.member_names
     parties = {role.value: role for role in SERVICE_ROLES if not (members and role is Role.BEACON)}
     parties.update(dict.fromkeys(members, Role.BEACON))
@@ -126,7 +128,7 @@ def create_network(path: Path, plan: NetworkPlan) -> NetworkDirectory:
             "chain": chain,
             "demo": plan.is_demo,
             **({"witnesses": tuple(ids[name] for name in plan.witnesses)} if plan.witnesses else {}),
-            **{name: dict(section) for name, section in plan.sections.items()},
+            **sections,
         }
     )
     (path / PARTIES_FILE).write_text(

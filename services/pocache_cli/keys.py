@@ -62,7 +62,8 @@ def keys() -> None:
 @click.option(
     "--sections",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds.",
+    help="A JSON file of genesis sections that differ from the defaults: rules, audit, deadlines, bounds; and ejection, which has to be"
+    " asked for (docs/economics.md 6.6).",
 )
 @_AS_JSON
 def create(
@@ -351,7 +352,7 @@ def _read_sections(file: Path | None) -> dict[str, Any]:
         sections = json.loads(file.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{file} is not JSON: {error}") from error
-    allowed = ("rules", "audit", "deadlines", "bounds")
+    allowed = ("rules", "audit", "deadlines", "bounds", "ejection")
     if not isinstance(sections, dict) or not set(sections) <= set(allowed):
         raise ConfigError(f"{file} may have the sections {', '.join(allowed)}, and nothing else")
     return sections

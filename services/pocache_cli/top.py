@@ -117,6 +117,7 @@ def take_picture(network: Observed, rates: Rates) -> dict[str, Any]:
     with network.model.reading() as connection:
         overview = queries.read_overview(connection, now_ms=now_ms)
         people = queries.list_participants(connection, "worker")
+        ejected = {row["participant"] for row in queries.list_ejections(connection)}
     sums = overview.sums
     due = compute_round_at(network.model.genesis.beacon_chain, now_ms)
     return {
@@ -127,6 +128,7 @@ def take_picture(network: Observed, rates: Rates) -> dict[str, Any]:
         "phases": {name: overview.phases.get(name, 0) for name in PHASES},
         "endings": {name: overview.endings.get(name, 0) for name in _ENDINGS},
         "audits": overview.audited_count,
+        "ejections": sums.get("ejections", 0),
         "commitments": overview.log_size,
         "round": overview.round_number,
         "rounds_behind": max(0, due - overview.round_number),
@@ -143,6 +145,7 @@ def take_picture(network: Observed, rates: Rates) -> dict[str, Any]:
                 "generated": row["generated"],
                 "verified": row["verified"],
                 "slashed": row["slashed"],
+                "is_ejected": row["participant"] in ejected,
                 "net_micro": row["net_micro"],
             }
             for row in people
@@ -198,7 +201,7 @@ def draw(picture: dict[str, Any]) -> Any:
     people.add_row(
         *(
             Text(name, style="dim")
-            for name in ("worker", "stake", "locked", "generated", "verified", "net", "slashed")
+            for name in ("worker", "stake", "locked", "generated", "verified", "net", "slashed", "")
         )
     )
     for one in picture["workers"][:_WORKERS_SHOWN]:
@@ -210,6 +213,7 @@ def draw(picture: dict[str, Any]) -> Any:
             f"{one['verified']:,}",
             draw_gain(one["net_micro"], 4),
             Text(str(one["slashed"] or ""), style="red"),
+            Text("ejected" if one["is_ejected"] else "", style="red"),
         )
     latest = Table.grid(padding=(0, 2))
     for one in picture["latest"]:

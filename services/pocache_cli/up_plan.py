@@ -36,6 +36,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, object]]] = {
         "commitment_lag_rounds_max": 10,
     },
     "deadlines": {"queue_ticks": 600, "lease_ticks": 300, "seal_ticks": 120, "opening_ticks": 60},
+    "ejection": {},
 }
 """Rounds of one second: who waits at a terminal sees the payout in half a minute."""
 LEVY: Final = "1/3"

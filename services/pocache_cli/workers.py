@@ -1,4 +1,4 @@
-"""``pocache workers``: who generates and verifies, with what stake, how often, and who was slashed for what."""
+"""``pocache workers``: who generates and verifies, with what stake, how often, who was slashed for what, and who ejected."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from pocache_cli.observing import Observed
 
 _HISTORY: Final = 15
+_EJECTION_FIELDS: Final = (
+    "test",
+    "job_count",
+    "sum_q16",
+    "token_sum_q16",
+    "bond_micro",
+    "taken_micro",
+    "open_micro",
+    "stored_ms",
+)
 _FIELDS: Final = (
     "participant", "is_verifier", "stake_micro", "free_micro", "generated", "verified", "slashed", "net_micro", "lost_micro", "seen_ms",
 )  # fmt: skip
@@ -29,6 +39,7 @@ _FIELDS: Final = (
   pocache workers                     everybody who has staked, generated or may be drawn
   pocache workers worker-int4         one of them: its latest jobs, and why it was slashed
   pocache workers --json | jq -c 'select(.slashed > 0)'
+  pocache workers --json | jq -c 'select(.ejected != [])'
 """
 )
 @click.argument("name", required=False)
@@ -51,11 +62,13 @@ async def _show(name: str | None, network_dir: str, *, as_json: bool) -> bool:
             if participant is not None:
                 return _show_one(network, connection, participant, as_json=as_json)
             rows = queries.list_participants(connection, "worker")
+            ejected = _group_ejections(network, queries.list_ejections(connection))
         if as_json:
             for row in rows:
-                click.echo(json.dumps(_to_object(network, row)))
+                found = _to_object(network, row)
+                click.echo(json.dumps({**found, "ejected": ejected.get(row["participant"], [])}))
         elif rows:
-            _print_table(network, rows)
+            _print_table(network, rows, ejected)
         else:
             click.echo("no worker is in the record yet", err=True)
         return True
@@ -65,7 +78,22 @@ def _to_object(network: Observed, row: Any) -> dict[str, Any]:
     return {"name": network.names.get(row["participant"]), **{field: row[field] for field in _FIELDS}}
 
 
-def _print_table(network: Observed, rows: Any) -> None:
+def _group_ejections(network: Observed, rows: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return by participant what it was ejected from, and what that has cost."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        model = network.model.models.get(row["model_id"])
+        one = {
+            "model": None if model is None else model.entry.name,
+            "model_id": row["model_id"].hex(),
+            "job_id": row["job_id"].hex(),
+            **{name: row[name] for name in _EJECTION_FIELDS},
+        }
+        found.setdefault(row["participant"], []).append(one)
+    return found
+
+
+def _print_table(network: Observed, rows: Any, ejected: dict[str, list[dict[str, Any]]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -73,7 +101,16 @@ def _print_table(network: Observed, rows: Any) -> None:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("worker", no_wrap=True)
     table.add_column("part", no_wrap=True)
-    for heading in ("stake", "free", "generated", "verified", "earned, net", "slashed", "heard of"):
+    for heading in (
+        "stake",
+        "free",
+        "generated",
+        "verified",
+        "earned, net",
+        "slashed",
+        "ejected",
+        "heard of",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         part = [
@@ -90,6 +127,10 @@ def _print_table(network: Observed, rows: Any) -> None:
             f"{row['verified']:,}",
             Text(f"{row['net_micro'] / 1e6:+.6f}", style="red" if row["net_micro"] < 0 else "green"),
             Text(str(row["slashed"] or ""), style="red"),
+            Text(
+                ", ".join(one["model"] or one["model_id"][:8] for one in ejected.get(row["participant"], [])),
+                style="red",
+            ),
             show_time(row["seen_ms"]),
         )
     make_console().print(table)
@@ -104,9 +145,11 @@ def _show_one(network: Observed, connection: Any, participant: str, *, as_json: 
         return False
     involved = queries.list_involvements(connection, participant, limit=_HISTORY).rows
     slashes = queries.list_slashes(connection, participant)
+    ejected = _group_ejections(network, queries.list_ejections(connection, participant)).get(participant, [])
     if as_json:
         found = _to_object(network, row)
         found["slashes"] = [to_object(network, one) for one in slashes]
+        found["ejected"] = ejected
         found["latest"] = [
             {"role": one["role"], "stage": one["stage"], **to_object(network, one)} for one in involved
         ]
@@ -122,6 +165,12 @@ def _show_one(network: Observed, connection: Any, participant: str, *, as_json: 
     for one in slashes:
         lost = one["held_micro"] - one["amount_micro"]
         click.echo(f"  slashed {lost:,} in job {one['job_id'].hex()[:12]}: {one['ending']}")
+    for out in ejected:
+        click.echo(
+            f"  ejected from {out['model'] or out['model_id'][:12]} by its {out['test']} after {out['job_count']:,} audited jobs, the last"
+            f" {out['job_id'][:12]}; bond {out['taken_micro']:,} of {out['bond_micro']:,}"
+            + (f", {out['open_micro']:,} open" if out["open_micro"] else "")
+        )
     for one in involved:
         state = one["ending"] or one["phase"]
         click.echo(f"  {show_time(one['admitted_ms'])}  {one['job_id'].hex()[:12]}  {one['role']:10} {state}")

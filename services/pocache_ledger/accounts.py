@@ -262,6 +262,11 @@ def compute_participant_subject(participant: str, nonce: bytes) -> bytes:
     return _lp(participant.encode(), nonce)
 
 
+def compute_bond_subject(participant: str, model_id: bytes, part: int) -> bytes:
+    """Return what the taking of this number is about, of what a worker's ejection from a model costs."""
+    return _lp(participant.encode(), model_id, str(part).encode())
+
+
 def _move(books: Books, lines: Iterable[Posting]) -> None:
     """Change the balances; all of them are checked before the first is changed."""
     changes: dict[str, int] = {}

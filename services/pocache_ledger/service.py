@@ -45,6 +45,7 @@ from pocache_ledger.accounts import (
     sum_accounts,
     verify_journal,
 )
+from pocache_ledger.bonds import begin_bond, collect_bonds
 from pocache_ledger.books import ESCROW, STAKES, VERIFIER_STAKE, Books, Job
 from pocache_ledger.settlement import Ending
 from pocache_ledger.statements import announce_checkpoints, compute_statement, read_checkpoints
@@ -115,6 +116,7 @@ class LedgerService:
             t.WINDOW_CLOSED: self._on_window_closed,
             t.OUTCOME_DECIDED: self._on_outcome,
             t.JOB_ABANDONED: self._on_abandoned,
+            t.WORKER_EJECTED: self._on_ejection,
         }
 
     def queries(self) -> Mapping[Topic[Any], Query]:
@@ -136,7 +138,8 @@ class LedgerService:
         holds.look_up(books, [body.job_id for body in bodies], [_get_operation_id(body) for body in bodies])
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
-        """Pay out what has unbonded, publish the journal's checkpoints, forget the waits that ended."""
+        """Take what bonds are due, pay out what has unbonded, publish the journal's checkpoints, forget the waits that ended."""
+        collect_bonds(unit)  # before what it could be taken from has left
         pay_matured(unit)
         announce_checkpoints(unit)
         horizon = unit.tick - 2 * self._patience_ticks
@@ -287,6 +290,13 @@ class LedgerService:
         if job.phase == holds.COMMITTED:
             raise ConflictError("the job has a recorded commitment: it is settled, not abandoned")
         settlement.refund(unit, job, inbound.envelope_id)
+
+    def _on_ejection(self, unit: Unit, inbound: Inbound[m.EjectionV1]) -> None:
+        share = self._genesis.bond_share
+        if share is None:
+            raise LedgerError("by its genesis this network ejects nobody")
+        if not begin_bond(unit, inbound.body, inbound.envelope_id, share):
+            self._log.warning("ejection_ignored", worker=inbound.body.participant)
 
     def _on_balance_query(self, unit: Unit, inbound: Inbound[m.BalanceQueryV1]) -> m.BalanceReplyV1:
         participant = self._verify_asker(inbound)

@@ -1,4 +1,4 @@
-"""The ledger's tables: accounts, the journal with its postings and checkpoints, jobs, holds, unbonding stake.
+"""The ledger's tables: accounts, the journal with its postings and checkpoints, jobs, holds, unbonding stake, bonds.
 
 The rules that money lives by stand in the database: no account but the outside world is ever negative, a
 closed one is empty, an operation happens once, a hold exists once per job, purpose, attempt and stage. A change here
@@ -79,6 +79,23 @@ UNBONDINGS: Final = sa.Table(
     sa.CheckConstraint("NOT is_paid OR amount_micro = 0", name="unbondings_paid_empty"),
     sa.Index("unbondings_due", "is_paid", "matures_tick"),
     comment="Stake on its way out, what slashes left of it; a participant's sum to its unbonding account.",
+)
+
+BONDS: Final = sa.Table(
+    "bonds",
+    METADATA,
+    sa.Column("participant", sa.String(56), primary_key=True),
+    sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("ejection", sa.LargeBinary(32), nullable=False),
+    sa.Column("stake_micro", sa.BigInteger, nullable=False),
+    sa.Column("bond_micro", sa.BigInteger, nullable=False),
+    sa.Column("taken_micro", sa.BigInteger, nullable=False),
+    sa.Column("part_count", sa.Integer, nullable=False),
+    sa.Column("is_open", sa.Boolean, nullable=False),
+    sa.CheckConstraint("bond_micro >= 0 AND bond_micro <= stake_micro", name="bonds_of_the_stake"),
+    sa.CheckConstraint("taken_micro >= 0 AND taken_micro <= bond_micro", name="bonds_taken_once"),
+    sa.Index("bonds_open", "is_open"),
+    comment="What ejections cost, and how much of it was taken.",
 )
 
 JOBS: Final = sa.Table(

@@ -30,6 +30,7 @@ from pocache_router.admission import admit
 from pocache_router.escrows import confirm_escrow, forget_refused, open_escrow, refuse_escrow
 from pocache_router.tables import (
     CANCELLATIONS,
+    EJECTIONS,
     EPOCHS,
     JOBS,
     METADATA,
@@ -39,6 +40,7 @@ from pocache_router.tables import (
     get_job,
     get_overdue,
     get_unanswered,
+    is_ejected,
     keep_result,
     read_state,
 )
@@ -89,6 +91,7 @@ class RouterService:
             t.COMMITMENT_RECORDED: self.on_recorded,
             t.ATTEMPT_CLOSED: self.on_attempt_closed,
             t.PAYOUT_SETTLED: self.on_payout,
+            t.WORKER_EJECTED: self.on_ejection,
         }
 
     def queries(self) -> Mapping[Topic[Any], Query]:
@@ -156,7 +159,9 @@ class RouterService:
     def on_lease_request(self, unit: Unit, inbound: Inbound[m.LeaseRequestV1]) -> None:
         """A worker wants to generate an attempt."""
         body = inbound.body
-        event = life.LeaseRequested(inbound.sender, body.attempt)
+        job = get_job(unit.connection, body.job_id)
+        is_out = job is not None and is_ejected(unit.connection, inbound.sender, job.model_id)
+        event = life.LeaseRequested(inbound.sender, body.attempt, is_ejected=is_out)
         answered = Answered(body.publication, body.requested_ms)
         self._advance(unit, JobId(body.job_id), event, answered)
 
@@ -211,6 +216,12 @@ class RouterService:
         case = inbound.body.case
         event = life.Refunded() if case == "refunded" else life.Settled(case)
         self._advance(unit, JobId(inbound.body.job_id), event)
+
+    def on_ejection(self, unit: Unit, inbound: Inbound[m.EjectionV1]) -> None:
+        """Lease a model to a worker no more; what it holds ends as it would have."""
+        key = {"worker": inbound.body.participant, "model_id": inbound.body.model_id}
+        upsert(unit.connection, EJECTIONS, key, {})
+        self._log.warning("ejected", worker=inbound.body.participant, model=inbound.body.model_id.hex())
 
     def _advance(self, unit: Unit, job_id: JobId, event: life.Event, answered: Answered = UNASKED) -> None:
         """Take one step of a job's life; a denial says by ``answered`` which request it belongs to."""

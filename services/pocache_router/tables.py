@@ -1,4 +1,4 @@
-"""The router's tables: jobs with their lifecycle state, epochs of sampling seeds, and what is asked of the ledger."""
+"""The router's tables: jobs with their lifecycle state, what is asked of the ledger, who is leased no more, and seeds' epochs."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ CANCELLATIONS: Final = sa.Table(
     METADATA,
     sa.Column("job_id", sa.LargeBinary(32), primary_key=True),
     sa.Column("cancellation", sa.LargeBinary, nullable=False, comment="the user's signed envelope"),
+)
+
+EJECTIONS: Final = sa.Table(
+    "ejections",
+    METADATA,
+    sa.Column("worker", sa.String(56), primary_key=True),
+    sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
+    comment="Who gets no lease of which model any more.",
 )
 
 EPOCHS: Final = sa.Table(
@@ -118,6 +126,11 @@ _KEEP_RESULT: Final = Prepared(
 def get_job(connection: sa.Connection, job_id: bytes) -> Any:
     """Return a job's row, None for one that was never admitted."""
     return find_row(connection, JOBS, {"job_id": job_id})
+
+
+def is_ejected(connection: sa.Connection, worker: str, model_id: bytes) -> bool:
+    """Whether a worker gets no lease of a model any more."""
+    return find_row(connection, EJECTIONS, {"worker": worker, "model_id": model_id}) is not None
 
 
 def get_epoch(connection: sa.Connection) -> Any:

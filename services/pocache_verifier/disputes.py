@@ -41,6 +41,7 @@ from pocache_verifier.drawing import (
     draw_stage,
     read_due,
 )
+from pocache_verifier.ejection import count_outcome
 from pocache_verifier.evidence import open_opening, verify_challenge, verify_contradiction
 from pocache_verifier.holding import (
     hold_closing,
@@ -50,6 +51,7 @@ from pocache_verifier.holding import (
     release_closing,
 )
 from pocache_verifier.jobs import Job, Jobs
+from pocache_verifier.membership import note_change
 from pocache_verifier.tables import DISPUTES, OPENINGS
 
 _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
@@ -311,8 +313,10 @@ class Disputes:
             comparisons=read_comparisons(unit.connection, job),
             reason=outcome.reason,
         )
-        unit.emit(t.OUTCOME_DECIDED, body, job=job.job_id)
+        outcome_id = unit.emit(t.OUTCOME_DECIDED, body, job=job.job_id)
         self._log.info("decided", job=job.job_id.hex(), case=body.case, stage=body.stage, reason=body.reason)
+        if count_outcome(self._genesis, unit, job, body, outcome_id):
+            note_change(unit.connection)
 
     def _make_stage(self, unit: Unit, job: Job, command: d.SealStage) -> m.StageSealedV1:
         claims = show_claims(unit.connection, job, [party.stage for party in command.parties])

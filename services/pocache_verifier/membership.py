@@ -2,7 +2,7 @@
 
 Owns the rule which snapshot a round draws from: the latest that was taken before the round was due. A snapshot is taken
 in the first round after a change, so it is older than every round that will use it, and nobody can join or stake
-because of a draw that it has seen. An announcement by itself gives no chance, and stake without one gives none either.
+because of a draw that it has seen. Who was ejected from a model is in no later snapshot for it. An announcement by itself gives no chance, and stake without one gives none either.
 Refuses announcements from the future, which could never be followed by a newer one. Whose somebody is, only the operator
 says, who credits stakes and knows where they came from.
 
@@ -28,6 +28,7 @@ from pocache.storage.store import get_meta, set_meta
 from pocache.wire.codec import decode, encode
 from pocache.wire.messages import MemberV1, OwnedV1, OwnerV1, SnapshotMemberV1, SnapshotV1, StakePostedV1
 from pocache.wire.topics import SNAPSHOT_TAKEN
+from pocache_verifier.ejection import read_ejected
 from pocache_verifier.tables import MEMBERS, OWNERS, SNAPSHOTS, STAKES
 
 SNAPSHOTS_KEPT: Final = 2_000
@@ -143,6 +144,11 @@ class Membership:
         return model is not None and model.entry.stack == stack
 
 
+def note_change(connection: sa.Connection) -> None:
+    """Have the next round take a snapshot, if it differs from the last one."""
+    set_meta(connection, _CHANGED, "1")
+
+
 def get_snapshot_before(connection: sa.Connection, time_ms: int) -> SnapshotV1 | None:
     """Return the latest snapshot that was taken before a time, None when there is none."""
     body = _GET_SNAPSHOT_BEFORE.scalar(connection, time_ms=time_ms)
@@ -163,18 +169,24 @@ def _read_members(connection: sa.Connection, bytes_max: int) -> tuple[SnapshotMe
         .order_by(STAKES.c.stake_micro.desc(), MEMBERS.c.participant)
         .limit(MEMBERS_MAX)
     ).mappings()
-    return tuple(sorted(_select_fitting(rows, bytes_max), key=lambda member: member.participant))
+    found = _select_fitting(rows, read_ejected(connection), bytes_max)
+    return tuple(sorted(found, key=lambda member: member.participant))
 
 
-def _select_fitting(rows: Iterable[sa.RowMapping], bytes_max: int) -> list[SnapshotMemberV1]:
-    """Return as many members as one message carries, those with most stake first."""
+def _select_fitting(
+    rows: Iterable[sa.RowMapping], ejected: Mapping[str, set[bytes]], bytes_max: int
+) -> list[SnapshotMemberV1]:
+    """Return as many members as one message carries, those with most stake first, without what they were ejected from."""
     members: list[SnapshotMemberV1] = []
     size = 0
     for row in rows:
-        model_ids = [
+        announced = (
             row["model_ids"][start : start + _ID_BYTES]
             for start in range(0, len(row["model_ids"]), _ID_BYTES)
-        ]
+        )
+        model_ids = [one for one in announced if one not in ejected.get(row["participant"], ())]
+        if not model_ids:
+            continue
         size += _MEMBER_BYTES + _MODEL_BYTES * len(model_ids)
         if size > bytes_max:
             break

@@ -1,6 +1,6 @@
 """What the verifier pool remembers: members and stakes, snapshots of them, committed jobs, and their disputes.
 
-Rounds, ticks, times and money are 64-bit; identifiers and digests are 32 bytes. What verifying a job needs, its tokens
+Beside these the tests over each worker's jobs, which a job adds to when it is decided. Rounds, ticks, times and money are 64-bit; identifiers and digests are 32 bytes. What verifying a job needs, its tokens
 above all, is forgotten once the job is settled; who was drawn and how it ended stays, so that whoever comes late is
 told why.
 """
@@ -131,4 +131,18 @@ COMPARISONS: Final = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("body", sa.LargeBinary, nullable=False, comment="comparison.v1"),
     comment="What was compared so far in each dispute, in order.",
+)
+
+JOB_TESTS: Final = sa.Table(
+    "job_tests",
+    METADATA,
+    sa.Column("participant", sa.String(56), primary_key=True),
+    sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("sum_q16", sa.BigInteger, nullable=False, comment="over grades, since its cycle began"),
+    sa.Column("token_sum_q16", sa.BigInteger, nullable=False, comment="over tokens, since its own"),
+    sa.Column("cycle_count", sa.BigInteger, nullable=False, comment="cycles that ended in its favour"),
+    *(sa.Column(f"grade_{grade}", sa.BigInteger, nullable=False) for grade in range(4)),
+    sa.Column("standing", sa.String(16), nullable=False),
+    sa.Index("job_tests_by_standing", "standing"),
+    comment="The tests over each worker's audited jobs with each model, up to an ejection.",
 )

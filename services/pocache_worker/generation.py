@@ -23,6 +23,7 @@ from pocache.bus.port import Bus, StoredMessage
 from pocache.engine.port import Capture, GenerateRequest
 from pocache.protocol.errors import (
     AdmissionError,
+    EjectedError,
     EngineCancelledError,
     EngineError,
     EnvelopeError,
@@ -64,6 +65,8 @@ TASK_RETURN_S: Final = 5.0
 """How long such a task stays away."""
 STAKE_BACKOFF_S: Final = 10.0
 """How long an identity without free stake asks for nothing: the tasks are for others meanwhile."""
+EJECTED_BACKOFF_S: Final = 600.0
+"""How long an identity that was ejected from the model asks for nothing: it is told so again then, as long as it runs."""
 PROGRESS_S: Final = 1.5
 
 
@@ -171,15 +174,24 @@ class Generator:
                 self._log.warning("lease_unanswered", job=task.job_id, attempt=task.attempt)
                 await message.nak(TASK_RETURN_S)
                 return
-        if answer is not None and answer.phase is LeasePhase.DENIED and answer.code == FundsError.code:
-            self._log.warning("no_stake", pause_s=STAKE_BACKOFF_S, reason=answer.reason)
-            self._pause_s = STAKE_BACKOFF_S
-            enough.set()
+        if answer is not None and answer.phase is LeasePhase.DENIED:
+            self._note_denial(answer, enough)
         await message.ack(keeps_credit=True)
         begun = self._begun.get((task.job_id, task.attempt))
         if begun is not None:
             await asyncio.wait({begun})
         message.release()
+
+    def _note_denial(self, answer: LeaseAnswer, enough: asyncio.Event) -> None:
+        """Ask for nothing for a while where the next task would be denied as well: it is for others."""
+        if answer.code == FundsError.code:
+            self._pause_s = STAKE_BACKOFF_S
+            self._log.warning("no_stake", pause_s=self._pause_s, reason=answer.reason)
+            enough.set()
+        elif answer.code == EjectedError.code:
+            self._pause_s = EJECTED_BACKOFF_S
+            self._log.error("ejected", pause_s=self._pause_s, reason=answer.reason)
+            enough.set()
 
     async def _ask(self, task: m.GenerateTaskV1) -> LeaseAnswer | None:
         """Return the router's answer, None when the job was settled meanwhile. Raises TimeoutError."""

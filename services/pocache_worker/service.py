@@ -14,7 +14,14 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from pocache.protocol.errors import FundsError, InputError, NotAuthorizedError, PocacheError, UnknownJobError
+from pocache.protocol.errors import (
+    EjectedError,
+    FundsError,
+    InputError,
+    NotAuthorizedError,
+    PocacheError,
+    UnknownJobError,
+)
 from pocache.protocol.ids import ParticipantId
 from pocache.runtime.network import Genesis
 from pocache.service.unit import Handler, Inbound, Query, RoundView, Unit
@@ -114,7 +121,8 @@ class WorkerService:
         if _get_phase(unit, body.job_id, body.attempt) != LeasePhase.REQUESTED:
             return
         deny_lease(unit, body.job_id, body.attempt, body.code, body.reason)
-        level = self._log.warning if body.code == FundsError.code else self._log.info
+        is_idling = body.code in (FundsError.code, EjectedError.code)
+        level = self._log.warning if is_idling else self._log.info
         level("lease_denied", job=body.job_id, attempt=body.attempt, code=body.code, reason=body.reason)
         self._notify(News.LEASES)
 

@@ -15,7 +15,7 @@ import pytest
 
 from kit.endings import ENDINGS, Played, play
 from kit.forging import find_said
-from kit.loopback import Loopback
+from kit.loopback import SECTIONS, Loopback
 from kit.mutants import Forger, Mutant, make_mutant
 from kit.network import make_key
 from kit.node import CURVES, JS, PAIRING, VERIFY_JS, Judgement, get_statuses, judge_all, run_node
@@ -398,3 +398,13 @@ def test_trust_files_that_are_none_are_refused(change: dict[str, object], tmp_pa
     done = run_node(VERIFY_JS, RECEIPTS / "agree.json", "--trust", file)
     assert done.returncode == 2
     assert "trust roots" in done.stderr
+
+
+def test_a_network_that_ejects_is_known_to_both() -> None:
+    """Its genesis has a section that older ones do not have."""
+    loopback = Loopback({**SECTIONS, "ejection": {"bond_share": "1/3"}})
+    data = encode_json(loopback.get_receipt(loopback.play(challenge=True)))
+    (judgement,) = judge_all([(data, loopback.trust)])
+    report = verify_receipt(data, loopback.trust)
+    assert report.is_valid
+    verify_same(judgement, report, "a network that ejects")

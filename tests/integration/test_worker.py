@@ -393,16 +393,17 @@ async def test_draining_finishes_what_is_being_generated(script: Script, gate: t
     assert sum(await script.count_pending(*get_task_consumer(script))) == 1
 
 
-async def test_without_stake_nothing_is_asked_for_but_verifying_goes_on(
-    script: Script, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("code", "pause"), [("E204", "STAKE_BACKOFF_S"), ("E210", "EJECTED_BACKOFF_S")])
+async def test_without_stake_or_ejected_nothing_is_asked_for_but_verifying_goes_on(
+    script: Script, monkeypatch: pytest.MonkeyPatch, code: str, pause: str
 ) -> None:
     """The next task stays on the bus for others while the identity pauses, and a drain ends the pause."""
-    monkeypatch.setattr(generation, "STAKE_BACKOFF_S", 3_600.0)
+    monkeypatch.setattr(generation, pause, 3_600.0)
     grant = make_grant(script.network, WORKER)
     async with run_worker(script) as worker:
         await offer(script, grant)
         request = await script.hear(t.LEASE_REQUESTED)
-        denial = m.LeaseDeniedV1(job_id=grant.job_id, attempt=1, code="E204", reason="no free stake")
+        denial = m.LeaseDeniedV1(job_id=grant.job_id, attempt=1, code=code, reason="no more for now")
         await script.say(t.LEASE_DENIED, denial, worker=WORKER.participant_id)
         assert await script.hear_settled(*get_task_consumer(script)) == "+ACK"
         await offer(script, make_grant(script.network, WORKER, attempt=2))

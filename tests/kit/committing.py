@@ -39,10 +39,23 @@ SALT: Final = b"salt of 16 bytes"
 EOS: Final = 2
 
 
+MISSED_BY: Final = 1 / 16
+"""Margin of a token that is not the best; the kit's profile knows honest ones like that, and they are rare."""
+
+
 def make_leaves(
-    schema: RowSchema, leaf_count: int, prompt_count: int, *, flavour: str = "honest", rounding: str = ""
+    schema: RowSchema,
+    leaf_count: int,
+    prompt_count: int,
+    *,
+    flavour: str = "honest",
+    rounding: str = "",
+    is_last_missed: bool = False,
 ) -> list[bytes]:
-    """Return encoded leaves whose floats are hashes of position, row and flavour; ``rounding`` moves each by a little."""
+    """Return encoded leaves whose floats are hashes of position, row and flavour; ``rounding`` moves each by a little.
+
+    ``is_last_missed``: the last token is not the model's best, if hardly worse. That position is always opened.
+    """
     leaves = []
     for position in range(leaf_count):
         rows = {}
@@ -53,7 +66,8 @@ def make_leaves(
             drift = hashlib.shake_256(rounding.encode() + name).digest(count) if rounding else bytes(count)
             values = [word / 2**15 + by / 2**32 for word, by in zip(words, drift, strict=True)]
             if kind is RowKind.SCORES:
-                values[-1] = 0.0  # the delivered token is the best
+                is_missed = is_last_missed and position == leaf_count - 1
+                values[-1] = MISSED_BY if is_missed else 0.0  # the delivered token is the best
             rows[kind, layer] = struct.pack(f"<{count}f", *values)
         leaves.append(encode_leaf(schema, position, rows))
     return leaves

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from pocache.client import Job, PocacheClient
 from pocache.engine.calibrate import draw_prompts, run_calibration
 from pocache.protocol.ids import JobId, ModelId
 from pocache.protocol.lifecycle import Phase
+from pocache.protocol.matching import MatchingProfile
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.model import WireModel
@@ -69,13 +70,14 @@ async def start_network(
     encoding: str = "sketch",
     model_name: str = "test",
     options: Mapping[str, Any] = MappingProxyType({}),
+    adjust: Callable[[MatchingProfile], MatchingProfile] = lambda profile: profile,
 ) -> AsyncIterator[LocalNetwork]:
     """Create, calibrate, start and fund a network; return when deposits are booked and verifiers may be drawn.
 
     ``idle_workers`` are identities with a stake that no process runs, ``idle_models`` entries that no process serves:
     what a test plays by hand; ``idle_users`` have keys and no account, ``idle_witnesses`` no process. ``money`` says
-    what a name has where that is not ``MONEY_MICRO``; ``options`` go on to ``run_network``. Rules without a name are
-    those of `unified-pool`.
+    what a name has where that is not ``MONEY_MICRO``; ``options`` go on to ``run_network``; ``adjust`` sees each profile before
+    the operator signs it. Rules without a name are those of `unified-pool`.
     """
     processes = tuple(workers) if workers is not None else honest_processes()
     names = (*(name for process in processes for name in process.identities), *idle_workers)
@@ -95,7 +97,7 @@ async def start_network(
         engine = build_engine(source, encoding=encoding, device="cpu", threads=1)
         prompts = draw_prompts(engine.capabilities(), count=6)
         profile = await asyncio.to_thread(run_calibration, engine, engine, prompts, max_tokens=16)
-        register_model(directory, describe(engine.capabilities(), profile, model_name))
+        register_model(directory, describe(engine.capabilities(), adjust(profile), model_name))
     async with run_network(directory, processes, model=model, witnesses=witnesses, **options) as network:
         deposits = [(name, "available") for name in users] + [(name, "stake") for name in names]
         for name, bucket in deposits:

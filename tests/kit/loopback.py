@@ -25,6 +25,7 @@ from pocache.protocol.commitment import (
     compute_token_hash,
 )
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
+from pocache.protocol.errors import EjectedError
 from pocache.protocol.ids import Digest, JobId, ModelId
 from pocache.protocol.keys import SigningKey
 from pocache.receipt.export import Entry, Header
@@ -64,6 +65,8 @@ class Habit:
     seals: bool = True
     commits: bool = True
     commits_twice: bool = False
+    is_last_missed: bool = False
+    """Its last token is not the best: every verifier sees that, and none convicts it."""
 
 
 @dataclass
@@ -105,6 +108,7 @@ class Loopback:
         self._waiting: list[tuple[Role, Delivery]] = []
         self._pending: list[Emission] = []
         self._leaves: dict[tuple[str, int, int], list[bytes]] = {}
+        self.denied: list[m.LeaseDeniedV1] = []
         self.keys: dict[str, str] = {
             make_key(name).participant_id: name for name in (self.generator, *self.verifiers, self.user)
         }
@@ -273,6 +277,8 @@ class Loopback:
                     self._granted = one.body
                 else:
                     self._generate(one.body)
+            elif isinstance(one.body, m.LeaseDeniedV1):
+                self.denied.append(one.body)
             elif isinstance(one.body, m.LeaseCancelledV1):
                 self._generate(self._granted, cancellation=one.body.cancellation)
             elif isinstance(one.body, m.VerifyTaskV1):
@@ -296,6 +302,8 @@ class Loopback:
         return self.habits.get(name, Habit())
 
     def _request_lease(self, task: m.GenerateTaskV1) -> None:
+        if any(one.code == EjectedError.code for one in self.denied):
+            return  # as a worker does that was told so
         key = make_key(self.generator)
         body = m.LeaseRequestV1(
             job_id=task.job_id, attempt=task.attempt, requested_ms=self.clock_ms, publication=task.publication
@@ -315,7 +323,12 @@ class Loopback:
         flavours = (habit.flavour, "another") if habit.commits_twice else (habit.flavour,)
         for flavour in reversed(flavours):
             leaves = make_leaves(
-                schema, leaf_count, lease.prompt_count, flavour=flavour, rounding=habit.rounding
+                schema,
+                leaf_count,
+                lease.prompt_count,
+                flavour=flavour,
+                rounding=habit.rounding,
+                is_last_missed=habit.is_last_missed,
             )
             self._leaves[self.generator, 0, 0] = leaves
             body = make_result(
@@ -341,6 +354,7 @@ class Loopback:
             task.prompt_count,
             flavour=habit.flavour,
             rounding=habit.rounding,
+            is_last_missed=self._habit(self.generator).is_last_missed,
         )
         self._leaves[name, task.stage, task.retry] = leaves
         body = m.ClaimSealedV1(

@@ -44,6 +44,7 @@ NETWORK = make_network(
     rules={"lease_fee_micro": FEE, "stage_max": 3, "unbonding_ticks": UNBONDING_TICKS},
     audit={"window_rounds": 1, "bind_delay_ms": 0},
     deadlines={"queue_ticks": 3, "lease_ticks": 1, "seal_ticks": 1, "opening_ticks": 1},
+    ejection={"bond_share": "2/3"},
 )
 USERS = ("user-1", "user-2")
 WORKERS = ("worker-1", "worker-2", "worker-3", "worker-4")
@@ -51,6 +52,8 @@ NAMES = USERS + WORKERS
 MEMORY = Path("/dev/shm")
 """Where no power is cut, a commit need not wait for the disk; tests/integration/test_ledger_kills.py is on one."""
 STAGE_MAX = 3
+MODELS = (b"\x01" * 32, b"\x02" * 32)
+"""From each of which a worker may be ejected."""
 MESSAGE_STEPS, BATCH_STEPS = 16, 26
 """About as many statements as one message takes, and a deposit with a withdrawal behind it."""
 CASES = {
@@ -77,6 +80,15 @@ def beta(amount: int) -> int:
 def has_job(*phases: str) -> Callable[[LedgerMachine], bool]:
     """Return the precondition that some job is in one of these phases."""
     return lambda machine: any(one.phase in phases for one in machine.jobs)
+
+
+@dataclass
+class ModelBond:
+    """What an ejection has cost so far, of what it may."""
+
+    name: str
+    model_id: bytes
+    open: int
 
 
 @dataclass
@@ -120,6 +132,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.available = dict.fromkeys(NAMES, 0)
         self.stake = dict.fromkeys(NAMES, 0)
         self.unbonding: list[tuple[int, str, int]] = []
+        self.bonds: list[ModelBond] = []
         self.tick = 0
         self.treasury = 0
         self.deposited = 0
@@ -236,9 +249,60 @@ class LedgerMachine(RuleBasedStateMachine):
     def pass_rounds(self, count: int) -> None:
         """Rounds come; what has unbonded leaves."""
         self.ledger.pass_rounds(count)
+        self.collect()
         self.tick += count
         self.deposited -= sum(amount for matures, _, amount in self.unbonding if matures <= self.tick)
         self.unbonding = [one for one in self.unbonding if one[0] > self.tick]
+
+    @precondition(lambda self: len(self.bonds) < len(WORKERS) * len(MODELS))
+    @rule(data=st.data())
+    def eject(self, data: st.DataObject) -> None:
+        """A worker is ejected from a model: two thirds of all that it has staked are due to the treasury."""
+        known = {(one.name, one.model_id) for one in self.bonds}
+        fresh = [(name, model) for name in WORKERS for model in MODELS if (name, model) not in known]
+        name, model_id = data.draw(st.sampled_from(fresh))
+        ejection = m.EjectionV1(
+            participant=make_key(name).participant_id,
+            model_id=model_id,
+            test="grades",
+            job_id=bytes(32),
+            outcome=bytes(32),
+            job_count=4,
+            grade_sum_q16=2**21,
+            token_sum_q16=0,
+        )
+        assert self.tell(t.WORKER_EJECTED, ejection) == "ack"
+        stake = self.stake[name] + self.locked_stake(name) + self.unbonding_of(name)
+        bond = ModelBond(name, model_id, stake * 2 // 3)
+        self.bonds.append(bond)
+        self.take_bond(bond)
+
+    def collect(self) -> None:
+        """With a round comes what was locked and is free."""
+        for bond in sorted(self.bonds, key=lambda one: (make_key(one.name).participant_id, one.model_id)):
+            self.take_bond(bond)
+
+    def take_bond(self, bond: ModelBond) -> None:
+        """The free stake first, then what leaves first; with nothing locked what is lacking is forgotten."""
+        name = bond.name
+        from_free = min(bond.open, self.stake[name])
+        self.stake[name] -= from_free
+        self.treasury += from_free
+        bond.open -= from_free
+        for place in sorted(range(len(self.unbonding)), key=lambda one: self.unbonding[one][0]):
+            matures, owner, amount = self.unbonding[place]
+            if owner == name:
+                part = min(bond.open, amount)
+                self.unbonding[place] = (matures, owner, amount - part)
+                self.treasury += part
+                bond.open -= part
+        if not self.locked_stake(name):
+            bond.open = 0
+
+    def locked_stake(self, name: str) -> int:
+        """What of somebody's stake is in the pools of all jobs; workers have no escrow."""
+        assert name in WORKERS
+        return self.locked(name)
 
     @rule(
         user=st.sampled_from(USERS),

@@ -94,6 +94,8 @@ class JobMachine(RuleBasedStateMachine):
         assert before.attempt <= self.state.attempt <= before.attempt + 1
         if isinstance(event, Recorded | AttemptClosed) and event.attempt != before.attempt:
             assert self.state == before, "news of another attempt moved this one"
+        if isinstance(event, LeaseRequested) and event.is_ejected:
+            assert not any(isinstance(command, RequestStake) for command in commands)
         if isinstance(event, LeaseRequested) and self.state == before and before.phase is not Phase.LOCKING:
             assert len(commands) == 1, "whoever asks is answered"
 
@@ -105,9 +107,9 @@ class JobMachine(RuleBasedStateMachine):
     def request_lease(self, worker: ParticipantId, attempt: int) -> None:
         self.deliver(LeaseRequested(worker, attempt))
 
-    @rule(worker=workers)
-    def request_current_lease(self, worker: ParticipantId) -> None:
-        self.deliver(LeaseRequested(worker, self.state.attempt))
+    @rule(worker=workers, is_ejected=st.booleans())
+    def request_current_lease(self, worker: ParticipantId, *, is_ejected: bool) -> None:
+        self.deliver(LeaseRequested(worker, self.state.attempt, is_ejected=is_ejected))
 
     @rule(worker=workers, attempt=attempts, deadline_tick=ticks, is_placed=st.booleans())
     def answer_any_stake(

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from pocache.protocol import errors, limits
 from pocache.protocol.payoff import RULES_DEFAULT
-from pocache.runtime.network import AuditConfig, Bounds, Deadlines
+from pocache.runtime.network import AuditConfig, Bounds, Deadlines, EjectionConfig
 from pocache.runtime.rules import CommitteeRules, UnifiedPoolRules
 from pocache.wire import messages
 from pocache.wire.model import WireModel
@@ -34,6 +34,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("rules", UnifiedPoolRules),
     ("rules", CommitteeRules),
     ("audit", AuditConfig),
+    ("ejection", EjectionConfig),
     ("deadlines", Deadlines),
     ("bounds", Bounds),
 )

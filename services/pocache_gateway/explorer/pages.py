@@ -190,6 +190,8 @@ def make_participant(page: PageContext) -> dict[str, Any]:
             }
             for one in queries.list_job_tests(page.connection, participant)
         ],
+        "ejections": queries.list_ejections(page.connection, participant),
+        "is_ejecting": page.model.genesis.ejection is not None,
         "bits_ejected": EJECT_Q16 / ONE_Q16,
         "bits_cleared": CLEAR_Q16 / ONE_Q16,
         "transfers": queries.list_transfers(page.connection, participant),

@@ -162,6 +162,12 @@ class NotAuthorizedError(AdmissionError):
     code = "E209"
 
 
+class EjectedError(AdmissionError):
+    """The worker was ejected from this model: it gets no further lease of it."""
+
+    code = "E210"
+
+
 class VerificationError(PocacheError):
     """A cryptographic or numeric check failed."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, assert_never
 
-from pocache.protocol.errors import ConflictError, ExpiredError, UnknownJobError
+from pocache.protocol.errors import ConflictError, EjectedError, ExpiredError, UnknownJobError
 
 if TYPE_CHECKING:
     from pocache.protocol.ids import ParticipantId
@@ -56,6 +56,10 @@ TERMINAL_PHASES: Final = frozenset({Phase.SETTLED, Phase.REFUNDED, Phase.REFUSED
 REASON_EXPIRED: Final = "no worker took the job in time"
 REASON_ATTEMPTS: Final = "no worker committed a result in any attempt"
 REASON_CANCELLED: Final = "cancelled by the user"
+REASON_EJECTED: Final = (
+    "this worker was ejected from the model, for good (workers.ejected on the record): stop serving the model with this key, "
+    "and ask the operator"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,8 @@ class LeaseRequested:
 
     worker: ParticipantId
     attempt: int
+    is_ejected: bool = False
+    """Whether the worker was ejected from the job's model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +326,10 @@ def _on_lease_requested(state: JobState, event: LeaseRequested) -> Step:
         return state, (_deny(event, UnknownJobError.code, f"attempt {state.attempt} is the current one"),)
     is_holder = event.worker == state.holder
     match state.phase:
+        case Phase.QUEUED if event.is_ejected:
+            # It has taken the task: the attempt is offered anew, to the others.
+            queued, commands = _queue(state)
+            return queued, (_deny(event, EjectedError.code, REASON_EJECTED), *commands)
         case Phase.QUEUED:
             locking = replace(state, phase=Phase.LOCKING, holder=event.worker)
             request = RequestStake(event.worker, event.attempt, state.publication)

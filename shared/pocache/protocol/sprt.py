@@ -1,17 +1,20 @@
 """The test over a worker's jobs: cheats too small for one job, and jobs too short to judge, add up (docs/protocol.md 7.8).
 
 Owns two sequential probability ratio tests (Wald 1945) over a worker's audited jobs, in integers: one over their grades, one
-over all their judged tokens together, so that a cheat that shows in one token of fifty adds up over short jobs. One pure
-function, record × grade × evidence → record. Refuses grades that do not exist. It ejects; what an ejection costs is the rule set's.
+over all their judged tokens together, so that a cheat that shows in one token of fifty adds up over short jobs. What a job
+says is computed from the comparisons that its outcome shows; then one pure function, record × grade × evidence → record. The
+pool that ejects, the audit that checks it and the explorer that shows it call this and nothing else. Refuses grades that do
+not exist. It ejects; what an ejection costs is the network's (``compute_bond``).
 Not covered: jobs that nobody audited, and a worker that comes back under another key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import repeat
+from statistics import median_low
 from typing import Final
 
 from pocache.protocol.errors import MatchingError
@@ -51,6 +54,32 @@ class Standing(StrEnum):
     """For good."""
 
 
+class JobTest(StrEnum):
+    """Which of the two tests."""
+
+    GRADES = "grades"
+    TOKENS = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One comparison with a job's generator, as its outcome shows it."""
+
+    stage: int
+    retry: int
+    grade: int
+    tokens: tuple[int, int] | None = None
+    """How many tokens were judged, and their margin sum in Q16; None where none were."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvidence:
+    """What one audited job says of its generator."""
+
+    grade: int
+    token_evidence_q16: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class JobRecord:
     """A worker's record with one model: the running sum of its cycle, and how many jobs had which grade."""
@@ -67,6 +96,37 @@ class JobRecord:
     def job_count(self) -> int:
         """Return the audited jobs."""
         return sum(self.grade_counts)
+
+    @property
+    def crossed(self) -> JobTest | None:
+        """The test that ejected it, the one over grades where both did; None of a worker that is not ejected."""
+        if self.standing is not Standing.EJECTED:
+            return None
+        return JobTest.GRADES if self.sum_q16 >= EJECT_Q16 else JobTest.TOKENS
+
+
+def judge_job(looks: Sequence[Look], limits: TokenLimits | None) -> JobEvidence | None:
+    """Return a job's grade and what its tokens say, each the lower median of its stages' last tries; None without a look.
+
+    So one lying verifier among several moves nothing. Without limits of tokens these say nothing.
+    """
+    last: dict[int, Look] = {}
+    for one in sorted(looks, key=lambda one: one.retry):
+        last[one.stage] = one
+    if not last:
+        return None
+    evidence_q16 = [
+        0 if limits is None or one.tokens is None else compute_token_evidence_q16(limits, *one.tokens)
+        for one in last.values()
+    ]
+    return JobEvidence(median_low(one.grade for one in last.values()), median_low(evidence_q16))
+
+
+def compute_bond(stake_micro: int, share: tuple[int, int]) -> int:
+    """Return ⌊share · stake⌋ in micro-units: what an ejection costs who has this much staked, a share of at most one."""
+    numerator, denominator = share
+    assert 0 <= numerator <= denominator, "a share is at most the whole"
+    return stake_micro * numerator // denominator
 
 
 def advance_record(record: JobRecord, grade: int, token_evidence_q16: int = 0) -> JobRecord:

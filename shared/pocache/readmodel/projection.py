@@ -8,9 +8,8 @@ delivered again changes nothing, and a crash loses nothing that the next start d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from statistics import median_low
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -19,15 +18,15 @@ from sqlalchemy.dialects.sqlite import insert
 from pocache.bus.port import StreamRecord
 from pocache.protocol.errors import PocacheError
 from pocache.protocol.ids import ModelId, NetworkId
-from pocache.protocol.matching_limits import TokenLimits
 from pocache.protocol.merkle import hash_leaf
-from pocache.protocol.sprt import JobRecord, Standing, advance_record, compute_token_evidence_q16
+from pocache.protocol.sprt import JobEvidence, JobRecord, Standing, advance_record, judge_job
 from pocache.readmodel import tables as tb
 from pocache.receipt.dossier import JOB_TOPICS, Said, open_message, open_party
 from pocache.receipt.promise import compute_log_entry
 from pocache.runtime.network import Genesis, Model
 from pocache.wire import messages as m
 from pocache.wire import topics as t
+from pocache.wire.comparisons import read_looks
 from pocache.wire.topics import TOPICS, Stream, Topic
 
 FAULTS_MAX: Final = 1_000
@@ -42,6 +41,8 @@ _SHARED: Final = (
     t.DEPOSITED,
     t.WITHDRAWAL_ACCEPTED,
     t.WITHDRAWAL_PAID,
+    t.WORKER_EJECTED,
+    t.BOND_TAKEN,
 )
 _TAKEN: Final = frozenset({*JOB_TOPICS, *_SHARED})
 _BY_START: Final[Mapping[str, tuple[Topic[Any], ...]]] = {
@@ -83,6 +84,8 @@ class Projection:
             t.DEPOSITED: self._take_deposit,
             t.WITHDRAWAL_ACCEPTED: self._take_withdrawal,
             t.WITHDRAWAL_PAID: self._take_paid,
+            t.WORKER_EJECTED: self._take_ejection,
+            t.BOND_TAKEN: self._take_bond,
             t.SNAPSHOT_TAKEN: self._take_snapshot,
             t.EPOCH: self._take_epoch,
             t.CHECKPOINT: self._take_checkpoint,
@@ -233,9 +236,9 @@ class Projection:
             if row is not None and not row.verdict and row.model_id is not None:  # an outcome counts once
                 model = self._models.get(ModelId(row.model_id))
                 limits = None if model is None else model.profile.limits.tokens
-                evidence_q16 = compute_job_evidence_q16(limits, shown)
-                grade = compute_job_grade(shown)
-                _advance_test(connection, row.generator, row.model_id, grade, evidence_q16)
+                evidence = judge_job(read_looks(shown, row.generator), limits)
+                assert evidence is not None, "something is shown"
+                _advance_test(connection, row.generator, row.model_id, evidence)
         _change_job(connection, record, body.job_id, **changes)
 
     def _take_payout(self, connection: sa.Connection, record: StreamRecord, body: m.PayoutSettledV1) -> None:
@@ -321,6 +324,35 @@ class Projection:
         _add_to_participant(connection, record, body.participant, withdrawn_micro=body.amount_micro)
         _tally(connection, "sum", "withdrawn_micro", body.amount_micro)
 
+    def _take_ejection(self, connection: sa.Connection, record: StreamRecord, body: m.EjectionV1) -> None:
+        key = {"participant": body.participant, "model_id": body.model_id}
+        values = {
+            "stored_ms": record.stored_ms,
+            "test": body.test,
+            "job_id": body.job_id,
+            "job_count": body.job_count,
+            "sum_q16": body.grade_sum_q16,
+            "token_sum_q16": body.token_sum_q16,
+        }
+        _add_to_participant(connection, record, body.participant)
+        done = connection.execute(insert(tb.EJECTIONS).values(**key, **values).on_conflict_do_nothing())
+        if done.rowcount:
+            _tally(connection, "sum", "ejections", 1)
+
+    def _take_bond(self, connection: sa.Connection, record: StreamRecord, body: m.BondTakenV1) -> None:
+        ejections = tb.EJECTIONS.c
+        where = (ejections.participant == body.participant, ejections.model_id == body.model_id)
+        values = {
+            "bond_micro": body.bond_micro,
+            "taken_micro": ejections.taken_micro + body.taken_micro,
+            "open_micro": body.open_micro,
+        }
+        connection.execute(sa.update(tb.EJECTIONS).where(*where).values(**values))
+        if body.taken_micro:
+            what = (body.participant, "bond taken", "stake", body.taken_micro, body.model_id.hex())
+            _add_transfer(connection, record, *what)
+            _add_to_participant(connection, record, body.participant, lost_micro=body.taken_micro)
+
     # what many jobs share
 
     def _take_snapshot(self, connection: sa.Connection, record: StreamRecord, body: m.SnapshotV1) -> None:
@@ -398,32 +430,8 @@ def get_tally(connection: sa.Connection, kind: str, name: str) -> int:
     return connection.execute(sa.select(tb.TALLIES.c.value).where(*where)).scalar() or 0
 
 
-def compute_job_grade(shown: Sequence[m.ComparisonV1]) -> int:
-    """Return a job's grade: the lower median of its stages', each at its last try, so that one liar moves nothing."""
-    return median_low(one.grade for one in _list_last_tries(shown))
-
-
-def compute_job_evidence_q16(limits: TokenLimits | None, shown: Sequence[m.ComparisonV1]) -> int:
-    """Return what a job's tokens say against its generator, by the same median; 0 where none were judged."""
-    if limits is None:
-        return 0
-    return median_low(
-        compute_token_evidence_q16(limits, one.tokens.token_count, one.tokens.margin_sum_q16)
-        if one.tokens is not None
-        else 0
-        for one in _list_last_tries(shown)
-    )
-
-
-def _list_last_tries(shown: Sequence[m.ComparisonV1]) -> list[m.ComparisonV1]:
-    last: dict[int, m.ComparisonV1] = {}
-    for one in sorted(shown, key=lambda one: one.retry):
-        last[one.stage] = one
-    return list(last.values())
-
-
 def _advance_test(
-    connection: sa.Connection, participant: str, model_id: bytes, grade: int, evidence_q16: int
+    connection: sa.Connection, participant: str, model_id: bytes, evidence: JobEvidence
 ) -> None:
     tests = tb.JOB_TESTS.c
     where = (tests.participant == participant, tests.model_id == model_id)
@@ -438,7 +446,7 @@ def _advance_test(
             Standing(row.standing),
             row.token_sum_q16,
         )
-    record = advance_record(record, grade, evidence_q16)
+    record = advance_record(record, evidence.grade, evidence.token_evidence_q16)
     values = {
         "sum_q16": record.sum_q16,
         "token_sum_q16": record.token_sum_q16,

@@ -233,6 +233,14 @@ def list_job_tests(connection: sa.Connection, participant: str | None = None) ->
     return connection.execute(statement.limit(PAGE_ROWS_MAX)).mappings().all()
 
 
+def list_ejections(connection: sa.Connection, participant: str | None = None) -> Sequence[Row]:
+    """Return who was ejected from which model, everybody or this worker, the latest first."""
+    statement = sa.select(tb.EJECTIONS).order_by(tb.EJECTIONS.c.stored_ms.desc(), tb.EJECTIONS.c.participant)
+    if participant is not None:
+        statement = statement.where(tb.EJECTIONS.c.participant == participant)
+    return connection.execute(statement.limit(PAGE_ROWS_MAX)).mappings().all()
+
+
 def list_involvements(
     connection: sa.Connection, participant: str, *, before: int | None = None, limit: int = PAGE_ROWS
 ) -> Page:

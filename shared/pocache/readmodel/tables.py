@@ -169,6 +169,22 @@ JOB_TESTS: Final = _table(
 )
 """What the test over a worker's audited jobs says of it, for each model (docs/protocol.md 7.8)."""
 
+EJECTIONS: Final = _table(
+    "ejections",
+    _name("participant"),
+    sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
+    _number("stored_ms"),
+    _text("test"),
+    _bytes("job_id", 32),
+    _number("job_count"),
+    _number("sum_q16"),
+    _number("token_sum_q16"),
+    _count("bond_micro"),
+    _count("taken_micro"),
+    _count("open_micro"),
+)
+"""Whom the pool has ejected from which model, and what that has cost so far."""
+
 TRANSFERS: Final = _table(
     "transfers",
     _key("sequence"),

@@ -27,6 +27,7 @@ class Accounts:
         self._locked: dict[bytes, dict[tuple[object, ...], tuple[str, int]]] = {}
         self._references: dict[str, tuple[object, ...]] = {}
         self._withdrawn: set[tuple[str, bytes]] = set()
+        self._bonds: set[bytes] = set()
         self.deposited_micro = 0
 
     def take(self, said: Said[Any]) -> None:
@@ -43,6 +44,10 @@ class Accounts:
             self._charge(body)
         elif said.topic is t.PAYOUT_SETTLED:
             self._settle(body)
+        elif said.topic is t.BOND_TAKEN and said.envelope_id not in self._bonds:
+            self._bonds.add(said.envelope_id)
+            self._add(body.participant, -body.taken_micro)
+            self._add(TREASURY, body.taken_micro)
 
     def find_overdrawn(self) -> Iterator[tuple[str, int, int]]:
         """Yield who has less than what is locked of its money: account, what it has, what it must have."""
@@ -68,7 +73,7 @@ class Accounts:
         if key in self._withdrawn:
             return
         self._withdrawn.add(key)
-        # What was slashed of it left with the payout of the job that took it.
+        # What was slashed of it left with the payout of the job that took it, or with a bond.
         self._add(body.participant, -body.amount_micro)
 
     def _charge(self, body: Any) -> None:

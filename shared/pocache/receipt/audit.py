@@ -1,7 +1,7 @@
 """The audit of a whole record: everything that can be computed again, by the steps that judge a receipt.
 
-Owns what concerns more than one job: the order of the record, one commitment per attempt, the log that only grows, and
-the money of all jobs together (docs/protocol.md 14.6). Each job is judged by the steps R4 to R18 when it is over. Works
+Owns what concerns more than one job: the order of the record, one commitment per attempt, the log that only grows,
+the money of all jobs together, and the tests over each worker's jobs (docs/protocol.md 14.6). Each job is judged by the steps R4 to R18 when it is over. Works
 through the record once, in its order, and keeps of a finished job only what the others need. Needs no torch, no network
 and no trust in whoever runs the services.
 """
@@ -18,6 +18,7 @@ from pocache.receipt.accounts import Accounts
 from pocache.receipt.assemble import read_submission
 from pocache.receipt.case import Case, RoundBook
 from pocache.receipt.dossier import JOB_TOPICS, Dossier, Said, open_message
+from pocache.receipt.ejections import Ejections
 from pocache.receipt.export import Entry
 from pocache.receipt.grown_log import GrownLog, LogError
 from pocache.receipt.promise import compute_log_entry, verify_checkpoint_note
@@ -38,6 +39,8 @@ A_LOG: Final = "A2"
 """One commitment per attempt, and a log that only grew."""
 A_MONEY: Final = "A3"
 """Nobody has paid out what was never paid in, and the ledger's journal only grew."""
+A_EJECTION: Final = "A4"
+"""Who was ejected, had to be, and who had to be, was; each bond is what the genesis says."""
 
 _DIVERGENCES_MAX: Final = 1_000
 
@@ -78,6 +81,7 @@ class AuditReport:
     checkpoints: int = 0
     rounds_verified: int = 0
     seeds_open: int = 0
+    ejections: int = 0
     deposited_micro: int = 0
     witnessed: int = 0
     """Checkpoints that others were shown, and that the log was held against."""
@@ -125,6 +129,7 @@ class Auditor:
         self._seeds: list[_OpenSeed] = []
         self._log = GrownLog()
         self._accounts = Accounts(genesis.rules.lease_fee_micro)
+        self._ejections = Ejections(genesis, models)
         self._last_sequence = 0
         self._witnessed: list[Witnessed] = []
         self.report = AuditReport()
@@ -168,7 +173,10 @@ class Auditor:
         self._check_seeds()
         for account, stated, least in self._accounts.find_overdrawn():
             self._diverge(A_MONEY, f"money of {account}, micro-units", str(stated), f"at least {least}")
+        for found in self._ejections.find_divergences():
+            self._diverge(A_EJECTION, found.what, found.stated, found.computed, job_id=found.job_id)
         report = self.report
+        report.ejections = self._ejections.count
         report.jobs_open = len(self._jobs)
         report.commitments, report.checkpoints = self._log.size, len(self._log.checkpoints)
         report.rounds_verified = len(self._rounds.verified)
@@ -196,6 +204,7 @@ class Auditor:
         """Put a message where it belongs, and judge the job that it ends."""
         body = said.body
         self._accounts.take(said)
+        self._ejections.take(said)
         if said.topic is t.SNAPSHOT_TAKEN:
             self._follow("R11", self._numbered.take_snapshot(body))
         elif said.topic is t.EPOCH:
@@ -219,12 +228,20 @@ class Auditor:
         known = self._jobs.setdefault(body.job_id, [])
         if all(one.envelope_id != said.envelope_id for one in known):
             known.append(said)
+        if said.topic is t.OUTCOME_DECIDED:
+            self._count_outcome(said, Dossier(known, is_strict=False))
         is_refusal = said.topic is t.HOLD_REFUSED and body.purpose == "escrow"
         if said.topic is t.PAYOUT_SETTLED or is_refusal:
             self._over.add(body.job_id)
             self._guard(
                 body.job_id, self._judge_when_logged, body.job_id, Dossier(self._jobs.pop(body.job_id))
             )
+
+    def _count_outcome(self, said: Said[m.OutcomeV1], dossier: Dossier) -> None:
+        """Count an audited job for its generator; whether there is a commitment to it is for the job's own steps."""
+        recorded = dossier.find(t.COMMITMENT_RECORDED)
+        if recorded is not None and dossier.all(t.JOB_ADMITTED):
+            self._ejections.take_outcome(said, recorded.generator, read_submission(dossier).model_id)
 
     def _verify_note(self, checkpoint: m.CheckpointV1) -> None:
         """Check that witnesses are told what the record's readers are told."""

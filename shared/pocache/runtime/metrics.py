@@ -115,6 +115,12 @@ class Metrics:
             registry=registry,
         )
         self.slashed = Counter("pocache_slashed", "Parties slashed, by case.", ["case"], registry=registry)
+        self.ejections = Counter(
+            "pocache_ejections",
+            "Workers ejected from a model, by the test that crossed.",
+            ["test"],
+            registry=registry,
+        )
         self.residue_micro = Gauge(
             "pocache_conservation_residue_micro",
             "What was deposited less what all accounts hold: 0, or money was made or lost.",
@@ -183,6 +189,8 @@ class Metrics:
                 self.jobs.labels(body.phase).inc()
             elif isinstance(body, m.OutcomeV1):
                 self._observe_outcome(body)
+            elif isinstance(body, m.EjectionV1):
+                self.ejections.labels(body.test).inc()
             elif isinstance(body, m.PayoutSettledV1):
                 self.payouts.labels(body.case).inc()
                 self.money_moved_micro.labels(body.case).inc(sum(line.amount_micro for line in body.lines))

@@ -120,6 +120,13 @@ class AuditConfig(_Strict):
     """In sortition all that one owner has staked counts no more than this share of what can be drawn."""
 
 
+class EjectionConfig(_Strict):
+    """What the tests over a worker's audited jobs cost whom they eject (docs/protocol.md 7.8)."""
+
+    bond_share: Share = "1/2"
+    """Of all that it has staked, what goes to the treasury."""
+
+
 class Deadlines(_Strict):
     """Durations in ticks: beacon rounds that arrived while the service that counts them was alive."""
 
@@ -156,6 +163,8 @@ class Genesis(_Strict):
         tuple[Annotated[str, Field(pattern=_PARTICIPANT)], ...], Field(max_length=WITNESSES_MAX)
     ] = ()
     """Who may cosign checkpoints of the commitment log. Without any, the canonical JSON has no such field."""
+    ejection: EjectionConfig | None = None
+    """Without it nobody is ejected, as in networks of before there was any, and the canonical JSON has no such field."""
 
     @model_validator(mode="after")
     def _verify_witnesses(self) -> Self:
@@ -180,7 +189,8 @@ class Genesis(_Strict):
 
     def canonical_json(self) -> bytes:
         """Return the bytes that the network id is the hash of."""
-        fields = self.model_dump(exclude=None if self.witnesses else {"witnesses"})
+        absent = {name for name in ("witnesses", "ejection") if not getattr(self, name)}
+        fields = self.model_dump(exclude=absent)
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
     @cached_property
@@ -226,6 +236,11 @@ class Genesis(_Strict):
     def recheck_share(self) -> tuple[int, int] | None:
         """q_r as numerator and denominator; None under rules that look at no agreement again."""
         return self.rules.recheck_share
+
+    @cached_property
+    def bond_share(self) -> tuple[int, int] | None:
+        """Share of a stake that an ejection costs, as numerator and denominator; None where nobody is ejected."""
+        return None if self.ejection is None else self.share(self.ejection.bond_share)
 
     def signer(self, role: Role) -> ParticipantId:
         """Return who signs for a service."""

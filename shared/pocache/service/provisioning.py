@@ -37,6 +37,7 @@ ANSWERED: Final[Mapping[Role, tuple[Topic[Any], ...]]] = {
 
 OBSERVED: Final[tuple[Topic[Any], ...]] = (
     t.BEACON_ROUND,
+    t.BOND_TAKEN,
     t.CHECKPOINT,
     t.EPOCH,
     t.JOURNAL_CHECKPOINT,
@@ -44,6 +45,7 @@ OBSERVED: Final[tuple[Topic[Any], ...]] = (
     t.SNAPSHOT_TAKEN,
     t.STAKE_POSTED,
     t.WINDOW_CLOSED,
+    t.WORKER_EJECTED,
 )
 """What an observer may hear: nothing with a prompt, an output or an opened row in it (docs/protocol.md 11.7.3)."""
 SERVICES: Final = (Role.ROUTER, Role.COMMITMENTS, Role.VERIFIER, Role.LEDGER)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pocache.protocol.matching import Comparison
+from pocache.protocol.sprt import Look
 from pocache.wire.messages import ComparisonV1, TokenCheckV1
 
 
@@ -28,6 +31,20 @@ def make_comparison(found: Comparison, *, stage: int, retry: int, left: str, rig
         is_too_exact=found.is_too_exact,
         grade=found.grade,
         tokens=_make_token_check(found),
+    )
+
+
+def read_looks(comparisons: Iterable[ComparisonV1], generator: str) -> tuple[Look, ...]:
+    """Return the comparisons that a job's generator has a part in, as the test over its jobs takes them."""
+    return tuple(
+        Look(
+            stage=one.stage,
+            retry=one.retry,
+            grade=one.grade,
+            tokens=None if one.tokens is None else (one.tokens.token_count, one.tokens.margin_sum_q16),
+        )
+        for one in comparisons
+        if generator in (one.left, one.right)
     )
 
 

@@ -27,6 +27,7 @@ Stage = Annotated[int, Field(ge=1, le=limits.SEAT_COUNT_MAX)]
 Retry = Annotated[int, Field(ge=0, le=1)]
 LeafCount = Annotated[int, Field(ge=1, le=limits.LEAF_COUNT_MAX)]
 Count = Annotated[int, Field(ge=0, le=limits.TIME_MS_MAX)]
+TestSum = Annotated[int, Field(ge=-(2**62), le=2**62)]
 Publication = Annotated[int, Field(ge=1, le=2**31)]
 """Which offer of an attempt this belongs to: a repeated offer is another message, not a repetition of the first."""
 Text = Annotated[str, Field(max_length=limits.TEXT_BYTES_MAX)]
@@ -701,6 +702,24 @@ class OutcomeV1(WireModel):
     reason: Text
 
 
+class EjectionV1(WireModel):
+    """A worker's audited jobs with a model add up against it: it gets no further lease of it (docs/protocol.md 7.8)."""
+
+    kind: ClassVar[str] = "ejection.v1"
+    participant: Participant
+    model_id: Bytes32
+    test: Literal["grades", "tokens"]
+    """The test that crossed; where both did, the one over grades."""
+    job_id: Bytes32
+    """The job whose outcome crossed."""
+    outcome: Bytes32
+    """The envelope of that outcome."""
+    job_count: Annotated[int, Field(ge=1, le=limits.TIME_MS_MAX)]
+    """Audited jobs with the model up to that one, from the record's beginning: what it is computed from."""
+    grade_sum_q16: TestSum
+    token_sum_q16: TestSum
+
+
 # --- ledger -------------------------------------------------------------------------------------------------
 
 
@@ -805,6 +824,26 @@ class StakePostedV1(WireModel):
     free_micro: Micro
     entry: Count = 0
     """The ledger's journal entry that changed it: the highest is the latest, and no two postings are alike."""
+
+
+class BondTakenV1(WireModel):
+    """What an ejection has cost so far: said at the ejection, and again whenever more of the bond is taken or it is over."""
+
+    kind: ClassVar[str] = "bond-taken.v1"
+    participant: Participant
+    model_id: Bytes32
+    ejection: Bytes32
+    """The envelope of the ejection."""
+    stake_micro: Micro
+    """The whole stake at the ejection: free, locked and unbonding."""
+    bond_micro: Micro
+    """What is due: the network's share of that."""
+    taken_micro: Micro
+    """What was taken now, to the treasury."""
+    open_micro: Micro
+    """What is still due from stake that is locked in jobs."""
+    entry: Count
+    """The journal entry that took it; 0 where nothing was taken."""
 
 
 class PayoutLineV1(WireModel):

@@ -224,6 +224,10 @@ OUTCOME_DECIDED = Topic(
     "outcomes.decided.{job}", m.OutcomeV1, _S.RECORD, _R.VERIFIER, (_R.LEDGER, _R.COMMITMENTS)
 )
 
+WORKER_EJECTED = Topic(
+    "workers.ejected.{participant}", m.EjectionV1, _S.RECORD, _R.VERIFIER, (_R.ROUTER, _R.LEDGER)
+)
+
 OWNER_DECLARED = Topic("owners.declared.{participant}", m.OwnerV1, _S.RECORD, _R.OPERATOR, (_R.VERIFIER,))
 DEPOSITED = Topic("accounts.deposited.{participant}", m.DepositV1, _S.RECORD, _R.OPERATOR, (_R.LEDGER,))
 HOLD_PLACED = Topic(
@@ -233,6 +237,7 @@ HOLD_REFUSED = Topic(
     "holds.refused.{job}", m.HoldRefusedV1, _S.RECORD, _R.LEDGER, (_R.ROUTER, _R.VERIFIER, _R.COMMITMENTS)
 )
 STAKE_POSTED = Topic("stakes.posted.{participant}", m.StakePostedV1, _S.RECORD, _R.LEDGER, (_R.VERIFIER,))
+BOND_TAKEN = Topic("bonds.taken.{participant}", m.BondTakenV1, _S.RECORD, _R.LEDGER)
 WITHDRAWAL_ACCEPTED = Topic(
     "withdrawals.accepted.{participant}", m.WithdrawalAcceptedV1, _S.RECORD, _R.LEDGER
 )

@@ -60,6 +60,19 @@ def test_a_network_is_made_once(tmp_path: Path) -> None:
     assert "has a network already" in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "share"), [("{}", None), ('{"ejection": null}', None), ('{"ejection": {}}', (1, 2))]
+)
+def test_a_network_ejects_when_it_is_asked_for(
+    tmp_path: Path, text: str, share: tuple[int, int] | None
+) -> None:
+    sections = tmp_path / "sections.json"
+    sections.write_text(text)
+    options = ("--network-dir", tmp_path / "net", "--name", "test", "--sections", sections)
+    run_json("create", *options, *PARTIES)
+    assert NetworkDirectory(tmp_path / "net").genesis.bond_share == share
+
+
 def test_sections_go_into_the_genesis(tmp_path: Path) -> None:
     sections = tmp_path / "sections.json"
     sections.write_text('{"deadlines": {"opening_ticks": 33}}')

@@ -14,11 +14,16 @@ import pytest
 import pytest_asyncio
 from starlette.applications import Starlette
 
-from kit.recorded import Recorded, get_jobs, load_recorded
+from kit.network import make_network
+from kit.recorded import STORED_MS, Recorded, get_jobs, load_recorded
+from pocache.bus.port import StreamRecord
 from pocache.readmodel import queries
 from pocache.readmodel.model import ReadModel
 from pocache.receipt.trust import make_trust
 from pocache.receipt.verify import verify_receipt
+from pocache.wire import messages as m
+from pocache.wire import topics as t
+from pocache.wire.model import WireModel
 from pocache.wire.topics import Stream
 from pocache_gateway.explorer import Explorer, ExplorerSettings
 from pocache_gateway.explorer.app import CONTENT_SECURITY_POLICY, HEADERS
@@ -122,6 +127,61 @@ async def test_pages_of_jobs_and_people_answer_for_every_ending(
             answer = await client.get(f"/participants/{row['participant']}")
             assert answer.status_code == 200
             assert ("Test over its audited jobs" in answer.text) == (row["participant"] in tested)
+
+
+@pytest.mark.parametrize("is_ejecting", [True, False])
+async def test_an_ejection_is_shown_with_its_bond(is_ejecting: bool) -> None:
+    """And a network that ejects nobody says so where it shows the tests."""
+    network = make_network(ejection={}) if is_ejecting else make_network()
+    worker, model_id = network.participant("worker"), network.model.model_id
+    ejection = m.EjectionV1(
+        participant=worker,
+        model_id=model_id,
+        test="tokens",
+        job_id=b"\x07" * 32,
+        outcome=bytes(32),
+        job_count=4,
+        grade_sum_q16=0,
+        token_sum_q16=1_400_000,
+    )
+    bond = m.BondTakenV1(
+        participant=worker,
+        model_id=model_id,
+        ejection=bytes(32),
+        stake_micro=8_000_000,
+        bond_micro=4_000_000,
+        taken_micro=3_000_000,
+        open_micro=1_000_000,
+        entry=9,
+    )
+    said: list[tuple[t.Topic[Any], WireModel]] = [(t.WORKER_EJECTED, ejection), (t.BOND_TAKEN, bond)]
+    records = [
+        StreamRecord(
+            topic.subject(participant=worker),
+            network.seal(network.keys[topic.signer], body),
+            {},
+            Stream.RECORD.value,
+            number,
+            STORED_MS,
+        )
+        for number, (topic, body) in enumerate(said if is_ejecting else (), 1)
+    ]
+    posted = m.StakePostedV1(participant=worker, stake_micro=5_000_000, free_micro=4_000_000, entry=10)
+    data = network.seal(network.keys[t.Role.LEDGER], posted)
+    subject = t.STAKE_POSTED.subject(participant=worker)
+    records.append(StreamRecord(subject, data, {}, Stream.RECORD.value, 3, STORED_MS))
+    model = ReadModel(network.genesis, network.models)
+    try:
+        model.apply(records)
+        async with connect(make(model)) as opened:
+            answer = await opened.get(f"/participants/{worker}")
+    finally:
+        model.close()
+    assert answer.status_code == 200
+    text = " ".join(answer.text.split())
+    assert ("by the test over tokens, with job" in text) == is_ejecting
+    assert ("bond 3.00 of 4.00 taken, 1.00 once it is free" in text) == is_ejecting
+    assert ("bond taken" in text) == is_ejecting, "among the transfers"
 
 
 async def test_a_convicted_job_shows_distances_draws_and_payments(

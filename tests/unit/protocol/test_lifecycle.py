@@ -10,6 +10,7 @@ from pocache.protocol.ids import ParticipantId
 from pocache.protocol.lifecycle import (
     REASON_ATTEMPTS,
     REASON_CANCELLED,
+    REASON_EJECTED,
     REASON_EXPIRED,
     TERMINAL_PHASES,
     Abandon,
@@ -176,6 +177,16 @@ def test_a_lease_request_out_of_place_is_denied(state: JobState, worker: Partici
     assert same == state
     assert isinstance(command, DenyLease)
     assert (command.worker, command.attempt, command.code) == (worker, 1, code)
+
+
+def test_who_was_ejected_is_denied_what_is_on_offer_and_keeps_what_it_holds() -> None:
+    """The task that it took is offered anew; its own lease is granted again as ever."""
+    state, (denial, *commands) = advance(QUEUED, LeaseRequested(W1, 1, is_ejected=True))
+    assert denial == DenyLease(W1, 1, "E210", REASON_EJECTED)
+    assert commands == [PublishTask(1, QUEUED.publication + 1), Announce(Phase.QUEUED)]
+    assert state == replace(QUEUED, publication=QUEUED.publication + 1)
+    for held in (LOCKING, GENERATING):
+        assert advance(held, LeaseRequested(W1, 1, is_ejected=True)) == advance(held, LeaseRequested(W1, 1))
 
 
 @pytest.mark.parametrize("state", STATES)

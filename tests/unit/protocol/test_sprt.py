@@ -18,10 +18,15 @@ from pocache.protocol.sprt import (
     TOKEN_CHEAT_Q32,
     TOKEN_EVIDENCE_MAX_Q16,
     WEIGHTS_Q16,
+    JobEvidence,
     JobRecord,
+    JobTest,
+    Look,
     Standing,
     advance_record,
+    compute_bond,
     compute_token_evidence_q16,
+    judge_job,
     judge_jobs,
 )
 
@@ -146,3 +151,48 @@ def test_one_jobs_tokens_eject_nobody_and_good_ones_buy_no_bad_ones() -> None:
     assert 3 * TOKEN_EVIDENCE_MAX_Q16 < EJECT_Q16
     assert judge_jobs([0] * 1_004, [*[-ONE_Q16] * 1_000, *[1 << 40] * 4]).standing is Standing.OPEN
     assert judge_jobs([0] * 1_006, [*[-ONE_Q16] * 1_000, *[1 << 40] * 6]).standing is Standing.EJECTED
+
+
+@pytest.mark.parametrize(("short", "standing"), [(0, Standing.EJECTED), (1, Standing.OPEN)])
+def test_it_crosses_at_the_threshold_and_not_below(short: int, standing: Standing) -> None:
+    """Of either test, which is named; where both cross, it is the one over grades."""
+    grades = JobRecord(sum_q16=EJECT_Q16 - WEIGHTS_Q16[3] - short)
+    after = advance_record(grades, 3)
+    assert (after.standing, after.sum_q16) == (standing, EJECT_Q16 - short)
+    assert after.crossed == (None if short else JobTest.GRADES)
+    tokens = JobRecord(token_sum_q16=EJECT_Q16 - 1_000 - short)
+    after = advance_record(tokens, 0, 1_000)
+    assert (after.standing is Standing.EJECTED, after.token_sum_q16) == (not short, EJECT_Q16 - short)
+    assert after.crossed == (None if short else JobTest.TOKENS)
+    both = JobRecord(sum_q16=grades.sum_q16, token_sum_q16=tokens.token_sum_q16)
+    assert advance_record(both, 3, 1_000).crossed == (None if short else JobTest.GRADES)
+
+
+@pytest.mark.parametrize(
+    ("grades", "expected"), [((0,), 0), ((3,), 3), ((3, 0), 0), ((3, 0, 0), 0), ((3, 2, 0), 2)]
+)
+def test_one_liar_moves_no_grade(grades: tuple[int, ...], expected: int) -> None:
+    """The lower median of the stages, each at its last try."""
+    shown = [Look(stage, 0, 1) for stage in range(len(grades))]
+    again = [Look(stage, 1, grade) for stage, grade in enumerate(grades)]
+    assert judge_job([*again, *shown], None) == JobEvidence(expected)
+
+
+def test_the_tokens_of_a_job_count_by_the_same_median() -> None:
+    limits = make_limits(0.002)
+    missed, clean = (Look(stage, 0, 0, (11, total)) for stage, total in ((1, 3 * ONE_Q16), (2, 0)))
+    against, for_it = (compute_token_evidence_q16(limits, 11, total) for total in (3 * ONE_Q16, 0))
+    assert against > 0 > for_it
+    assert judge_job([missed], limits) == JobEvidence(0, against)
+    assert judge_job([missed, clean], limits) == JobEvidence(0, for_it)
+    assert judge_job([Look(1, 0, 0)], limits) == judge_job([missed], None) == JobEvidence(0)
+
+
+def test_an_outcome_that_shows_no_comparison_says_nothing() -> None:
+    """Silence and contradiction are convictions of their own."""
+    assert judge_job([], make_limits(0.002)) is None
+
+
+def test_a_bond_is_rounded_down_and_never_more_than_the_stake() -> None:
+    assert [compute_bond(stake, (1, 2)) for stake in (0, 1, 2, 101)] == [0, 0, 1, 50]
+    assert (compute_bond(7, (0, 1)), compute_bond(7, (1, 1))) == (0, 7)

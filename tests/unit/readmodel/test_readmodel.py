@@ -16,15 +16,14 @@ from kit.recorded import Recorded, RecordedBus, get_jobs, load_recorded
 from pocache.bus.port import StreamRecord
 from pocache.protocol.errors import ConfigError, NotYetError, UnknownJobError
 from pocache.protocol.matching import Verdict
-from pocache.protocol.matching_limits import TokenLimits
-from pocache.protocol.sprt import compute_token_evidence_q16, judge_jobs
+from pocache.protocol.sprt import judge_jobs
 from pocache.readmodel import queries
 from pocache.readmodel import tables as tb
 from pocache.readmodel.dossiers import build_receipt_json, load_case, load_dossier, to_job_id
 from pocache.readmodel.follow import catch_up
 from pocache.readmodel.matching import Measured, list_running_sums
 from pocache.readmodel.model import ReadModel
-from pocache.readmodel.projection import Bounds, compute_job_evidence_q16, compute_job_grade
+from pocache.readmodel.projection import Bounds
 from pocache.receipt.trust import make_trust
 from pocache.receipt.verify import verify_receipt
 from pocache.wire import messages as m
@@ -336,21 +335,6 @@ def test_audited_jobs_add_up_to_their_workers_test(model: ReadModel) -> None:
     assert len(audited) > 1
 
 
-@pytest.mark.parametrize(
-    ("grades", "expected"), [((0,), 0), ((3,), 3), ((3, 0), 0), ((3, 0, 0), 0), ((3, 2, 0), 2)]
-)
-def test_one_liar_moves_no_grade(grades: tuple[int, ...], expected: int) -> None:
-    """The lower median of the stages, each at its last try."""
-    comparison = m.ComparisonV1.model_construct(stage=1, retry=0, grade=0)
-    shown = [
-        comparison.model_copy(update={"stage": stage, "grade": 1, "retry": 0}) for stage in range(len(grades))
-    ]
-    again = [
-        one.model_copy(update={"grade": grade, "retry": 1}) for one, grade in zip(shown, grades, strict=True)
-    ]
-    assert compute_job_grade([*again, *shown]) == expected
-
-
 @pytest.mark.parametrize("prefix_length", [4, 7, 64])
 def test_a_job_is_found_by_the_beginning_of_its_id(model: ReadModel, prefix_length: int) -> None:
     job_id = get_jobs(model)["agree"]
@@ -411,16 +395,3 @@ async def test_a_stream_that_begins_anew_empties_it(recorded: Recorded) -> None:
 )
 def test_what_is_no_job_id_is_none(text: str) -> None:
     assert to_job_id(text) is None
-
-
-def test_the_tokens_of_a_job_count_by_the_same_median() -> None:
-    limits = TokenLimits(4_096, 1 << 20, 1 << 20, 1, 1)
-    tokens = m.TokenCheckV1.model_construct(token_count=11, margin_sum_q16=3 << 16)
-    missed = m.ComparisonV1.model_construct(stage=1, retry=0, tokens=tokens)
-    clean = missed.model_copy(update={"stage": 2, "tokens": tokens.model_copy(update={"margin_sum_q16": 0})})
-    against, for_it = (compute_token_evidence_q16(limits, 11, total) for total in (3 << 16, 0))
-    assert compute_job_evidence_q16(limits, [missed]) == against
-    assert against > 0 > for_it
-    assert compute_job_evidence_q16(limits, [missed, clean]) == for_it
-    assert compute_job_evidence_q16(limits, [missed.model_copy(update={"tokens": None})]) == 0
-    assert compute_job_evidence_q16(None, [missed]) == 0

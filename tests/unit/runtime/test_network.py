@@ -38,6 +38,7 @@ def test_the_network_id_is_the_hash_of_canonical_json(network: Network) -> None:
     """Computed here by other means: the domain, keys sorted, no spaces, ASCII. Order and layout are no part of it."""
     fields = network.genesis.model_dump()
     assert fields.pop("witnesses") == (), "a field that is left out where there are none"
+    assert fields.pop("ejection") is None, "one that networks of before it do not have"
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     assert network.network_id == hashlib.sha256(b"pocache/genesis/v1\0" + text.encode()).digest()
     reordered = json.dumps(dict(reversed(json.loads(text).items())), indent=3)
@@ -248,3 +249,21 @@ def test_a_file_that_is_no_key_is_named(directory: NetworkDirectory) -> None:
     write_secret(directory.path / "keys" / "broken.seed", "SUNOTAKEY")
     with pytest.raises(ConfigError, match=r"broken\.seed holds no key"):
         directory.signing_key("broken")
+
+
+def test_who_ejects_is_another_network_than_who_does_not() -> None:
+    """The section is in the hashed bytes where there is one, its default with it; a share of more than the whole is refused."""
+    plain, ejecting, spelt = (
+        one.genesis
+        for one in (
+            make_network(),
+            make_network(ejection={}),
+            make_network(ejection={"bond_share": "1/2"}),
+        )
+    )
+    assert b"ejection" not in plain.canonical_json()
+    assert b'"ejection":{"bond_share":"1/2"}' in ejecting.canonical_json()
+    assert plain.network_id != ejecting.network_id == spelt.network_id
+    assert (plain.bond_share, ejecting.bond_share) == (None, (1, 2))
+    with pytest.raises(ValueError, match="more than the whole"):
+        make_network(ejection={"bond_share": "3/2"})

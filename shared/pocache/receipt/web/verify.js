@@ -1460,6 +1460,7 @@ const GENESIS = {
   }),
   demo: [field.bool, false],
   witnesses: [field.list(participant, 0, L.WITNESSES_MAX), []],
+  ejection: [field.optional(field.map({ bond_share: [share, share("1/2")] })), null],
 };
 
 const readGenesisFields = field.map(GENESIS);
