@@ -24,22 +24,13 @@ from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.model import WireModel
+from pocache_cli.pictures import draw_gain, draw_phases
 from pocache_cli.scenario import JobLine, Report
 from pocache_cli.submit import CONTROLS
 
 EVENTS_SHOWN: Final = 10
 TEXTS_SHOWN: Final = 4
 REFRESH_PER_S: Final = 4
-PHASES_SHOWN: Final = (
-    "escrowing",
-    "queued",
-    "locking",
-    "generating",
-    "committed",
-    "settled",
-    "refunded",
-    "refused",
-)
 _WATCHED: Final = (
     t.BEACON_ROUND,
     t.JOB_EVENT,
@@ -130,15 +121,16 @@ class DemoView:
 
     def _draw(self) -> Group:
         counts = Counter(self._phases.values())
-        states = Table.grid(padding=(0, 2))
-        states.add_row(*(Text(phase, style="dim") for phase in PHASES_SHOWN))
-        states.add_row(*(Text(str(counts[phase]), style="bold") for phase in PHASES_SHOWN))
         money = Table.grid(padding=(0, 2))
         for name, earned in sorted(self._earned.items(), key=lambda item: -item[1]):
-            money.add_row(name, Text(f"{earned / 1e6:+.6f}", style="green" if earned >= 0 else "red"))
+            money.add_row(name, draw_gain(earned))
         elapsed_s = time.monotonic() - self._started_s
         return Group(
-            Panel(states, title=f"jobs · beacon round {self._round} · {elapsed_s:.0f} s", title_align="left"),
+            Panel(
+                draw_phases(counts),
+                title=f"jobs · beacon round {self._round} · {elapsed_s:.0f} s",
+                title_align="left",
+            ),
             Panel("\n".join(self._events) or "…", title="what happened", title_align="left"),
             Panel(money, title="earned and lost", title_align="left"),
         )
@@ -196,7 +188,7 @@ def _draw_jobs(report: Report) -> Table:
             "" if line.distance_log2 is None else f"{line.distance_log2:.1f}",
             "" if line.threshold_log2 is None else f"{line.threshold_log2:.1f}",
             line.case or line.phase,
-            "" if earned is None else _money(earned),
+            "" if earned is None else draw_gain(earned),
             ", ".join(line.slashed),
         )
     return table
@@ -220,9 +212,5 @@ def _draw_money(report: Report) -> Table:
     table.add_column("who")
     table.add_column("units", justify="right")
     for name, amount_micro in sorted(earned.items(), key=lambda item: -item[1]):
-        table.add_row(name, _money(amount_micro))
+        table.add_row(name, draw_gain(amount_micro))
     return table
-
-
-def _money(amount_micro: int) -> Text:
-    return Text(f"{amount_micro / 1e6:+.6f}", style="green" if amount_micro >= 0 else "red")

@@ -14,6 +14,7 @@ import click
 
 from pocache_cli.failure import exit_on_error
 from pocache_cli.jobs import make_reporter, show_time
+from pocache_cli.pictures import PHASES, draw_counts, draw_gain, draw_phases
 from pocache_cli.receipts import NETWORK_DIR
 
 if TYPE_CHECKING:
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
     from pocache_cli.observing import Observed
 
 RATE_WINDOW_S: Final = 30.0
-_PHASES: Final = (
-    "escrowing",
-    "queued",
-    "locking",
-    "generating",
-    "committed",
-    "settled",
-    "refunded",
-    "refused",
-)
 _ENDINGS: Final = (
     "no_challenge",
     "agree",
@@ -134,7 +125,7 @@ def take_picture(network: Observed, rates: Rates) -> dict[str, Any]:
         "network": network.model.genesis.name,
         "jobs": sums.get("jobs", 0),
         "open": overview.open_count,
-        "phases": {name: overview.phases.get(name, 0) for name in _PHASES},
+        "phases": {name: overview.phases.get(name, 0) for name in PHASES},
         "endings": {name: overview.endings.get(name, 0) for name in _ENDINGS},
         "audits": overview.audited_count,
         "ejections": sums.get("ejections", 0),
@@ -192,14 +183,6 @@ def draw(picture: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    def strip(values: dict[str, int], styles: dict[str, str]) -> Table:
-        table = Table.grid(padding=(0, 2))
-        table.add_row(*(Text(name, style="dim") for name in values))
-        table.add_row(
-            *(Text(f"{value:,}", style=f"bold {styles.get(name, '')}") for name, value in values.items())
-        )
-        return table
-
     rates = picture["rates"]
     behind = picture["rounds_behind"]
     title = f"{picture['network']} · {show_time(picture['at_ms'])} UTC · round {picture['round']:,}" + (
@@ -228,7 +211,7 @@ def draw(picture: dict[str, Any]) -> Any:
             f"{one['locked_micro'] / 1e6:,.2f}",
             f"{one['generated']:,}",
             f"{one['verified']:,}",
-            Text(f"{one['net_micro'] / 1e6:+.4f}", style="red" if one["net_micro"] < 0 else "green"),
+            draw_gain(one["net_micro"], 4),
             Text(str(one["slashed"] or ""), style="red"),
             Text("ejected" if one["is_ejected"] else "", style="red"),
         )
@@ -238,8 +221,8 @@ def draw(picture: dict[str, Any]) -> Any:
             show_time(one["admitted_ms"]), one["job_id"][:12], one["state"], Text(one["generator"])
         )
     return Group(
-        Panel(Group(strip(picture["phases"], {}), Text(), line), title=title, title_align="left"),
-        Panel(strip(picture["endings"], bad), title="how jobs ended", title_align="left"),
+        Panel(Group(draw_phases(picture["phases"]), Text(), line), title=title, title_align="left"),
+        Panel(draw_counts(picture["endings"], bad), title="how jobs ended", title_align="left"),
         Panel(people, title="workers and verifiers", title_align="left"),
         Panel(latest, title="latest jobs", title_align="left"),
     )

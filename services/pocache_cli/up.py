@@ -7,73 +7,47 @@ The directory holds the network for the next start; a process that dies is start
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from pocache.protocol.payoff import RULES_DEFAULT
 from pocache_cli.failure import exit_on_error
 from pocache_cli.rules_option import RULES
+from pocache_cli.up_announcer import Announcer
+from pocache_cli.up_plan import (
+    DIRECTORY_DEFAULT,
+    GENERATOR_PREFIX,
+    LEVY,
+    NETWORK_FOLDER,
+    SECTIONS,
+    USERS_DEFAULT,
+    VERIFIER_PREFIX,
+    VERIFIERS_DEFAULT,
+    WITNESS_PREFIX,
+    WORKERS_DEFAULT,
+    Options,
+    name_parties,
+    name_users,
+    plan_beacon,
+    plan_processes,
+    verify_beacon,
+    verify_counts,
+    verify_rules,
+)
 
 if TYPE_CHECKING:
-    from pocache.runtime.network import ChainConfig, NetworkDirectory
-    from pocache_cli.bootstrap_beacon import BeaconPlan
-    from pocache_cli.local_network import LocalNetwork, WorkerProcess
+    from pocache.runtime.network import NetworkDirectory
+    from pocache_cli.local_network import LocalNetwork
 
-DIRECTORY_DEFAULT: Final = Path(".pocache")
-NETWORK_FOLDER: Final = "network"
-USERS_DEFAULT, WORKERS_DEFAULT, VERIFIERS_DEFAULT = 3, 2, 5
-USER_NAMES: Final = ("ada", "grace", "edsger", "barbara", "alan", "frances", "donald", "radia")
-GENERATOR_PREFIX: Final = "worker-"
-VERIFIER_PREFIX: Final = "verifier-"
-WITNESS_PREFIX: Final = "witness-"
 USER_DEPOSIT_MICRO: Final = 1_000_000_000
 STAKE_MICRO: Final = 10_000_000_000
-MEMBERS_MAX: Final = 16
-"""Processes of a threshold beacon, on one machine."""
-_THRESHOLD: Final = re.compile(r"([1-9][0-9]?)-of-([1-9][0-9]?)")
-_UP_LABEL: Final = "pocache up"
 STOP_S: Final = 90.0
 """Longer than every process together needs to drain, by force at the end."""
-
-SECTIONS: Final[Mapping[str, Mapping[str, object]]] = {
-    "audit": {
-        "lottery_share": "1/5",
-        "bind_delay_ms": 1_000,
-        "window_rounds": 20,
-        "commitment_lag_rounds_max": 10,
-    },
-    "deadlines": {"queue_ticks": 600, "lease_ticks": 300, "seal_ticks": 120, "opening_ticks": 60},
-    "ejection": {},
-}
-"""Rounds of one second: who waits at a terminal sees the payout in half a minute."""
-LEVY: Final = "1/3"
-"""λ: what audits of a fifth of all jobs cost under `fixed-fee-committee`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command's arguments; counts are None where they were not given."""
-
-    folder: Path
-    model: str | None
-    users: int | None
-    workers: int | None
-    verifiers: int | None
-    witnesses: int | None
-    beacon: str | None
-    rules: str | None
-    port: int
-    gateway_port: int | None
-    log_level: str
-    as_json: bool
 
 
 @click.command()
@@ -301,34 +275,6 @@ async def cancelled_by(stop: asyncio.Event) -> AsyncIterator[asyncio.Event]:
         watcher.cancel()
 
 
-def name_users(count: int) -> tuple[str, ...]:
-    """Return the users' names: people first, then numbers."""
-    return (*USER_NAMES[:count], *(f"user-{number}" for number in range(len(USER_NAMES) + 1, count + 1)))
-
-
-def name_parties(prefix: str, count: int) -> tuple[str, ...]:
-    """Return ``prefix-1`` to ``prefix-count``."""
-    return tuple(f"{prefix}{number}" for number in range(1, count + 1))
-
-
-def verify_counts(options: Options, roles: Mapping[str, str]) -> None:
-    """Refuse numbers that an existing network does not have. Raises ConfigError."""
-    from pocache.protocol.errors import ConfigError
-
-    verifiers = sum(name.startswith(VERIFIER_PREFIX) for name in roles)
-    witnesses = sum(name.startswith(WITNESS_PREFIX) for name in roles)
-    found = {
-        "users": sum(role == "user" for role in roles.values()) - witnesses,
-        "witnesses": witnesses,
-        "workers": sum(role == "worker" for role in roles.values()) - verifiers,
-        "verifiers": verifiers,
-    }
-    for name, count in found.items():
-        wanted = getattr(options, name)
-        if wanted not in (None, count):
-            raise ConfigError(f"the network here has {count} {name}: for {wanted}, choose another --dir")
-
-
 def _check_beacon(text: str | None) -> str | None:
     """Refuse what is none of the beacons, as wrong usage."""
     from pocache.protocol.errors import PocacheError
@@ -338,139 +284,3 @@ def _check_beacon(text: str | None) -> str | None:
     except (PocacheError, ValueError) as error:
         raise click.BadParameter(str(error)) from error
     return text
-
-
-def plan_beacon(text: str | None) -> BeaconPlan:
-    """Return where rounds come from: ``local`` (the default), ``T-of-N``, ``quicknet``. Raises ConfigError."""
-    from pocache.protocol.beacon import QUICKNET
-    from pocache.protocol.errors import ConfigError
-    from pocache_cli.bootstrap_beacon import BeaconPlan
-
-    if text in (None, "local"):
-        return BeaconPlan()
-    if text == "quicknet":
-        return BeaconPlan("relay", relayed=QUICKNET)
-    shares = _THRESHOLD.fullmatch(text or "")
-    if shares is None or not 1 <= int(shares[1]) <= int(shares[2]) <= MEMBERS_MAX:
-        raise ConfigError(f"{text!r} is no beacon: local, quicknet, or T-of-N with 1 ≤ T ≤ N ≤ {MEMBERS_MAX}")
-    return BeaconPlan("threshold", threshold=int(shares[1]), member_count=int(shares[2]))
-
-
-def verify_beacon(options: Options, chain: ChainConfig, roles: Mapping[str, str]) -> None:
-    """Refuse another beacon than an existing network has. Raises ConfigError."""
-    from pocache.protocol.errors import ConfigError
-
-    if options.beacon is None:
-        return
-    plan = plan_beacon(options.beacon)
-    members = sum(role == "beacon" for role in roles.values())
-    if plan.source != chain.source or (plan.source == "threshold" and plan.member_count != members):
-        raise ConfigError(
-            f"the network here has a {chain.source} beacon: for {options.beacon}, choose another --dir"
-        )
-
-
-def verify_rules(options: Options, directory: NetworkDirectory) -> None:
-    """Refuse other rules than an existing network has. Raises ConfigError."""
-    from pocache.protocol.errors import ConfigError
-
-    name = directory.genesis.rules.name
-    if options.rules not in (None, name):
-        raise ConfigError(f"the network here is paid by {name}: for {options.rules}, choose another --dir")
-
-
-def plan_processes(roles: Mapping[str, str]) -> tuple[WorkerProcess, ...]:
-    """Return the worker processes: generators share one engine, verifiers another, so that nobody checks itself."""
-    from pocache_cli.local_network import WorkerProcess
-
-    workers = [name for name, role in roles.items() if role == "worker"]
-    verifiers = tuple(name for name in workers if name.startswith(VERIFIER_PREFIX))
-    generators = tuple(name for name in workers if name not in verifiers)
-    return (
-        WorkerProcess("generators", generators, roles="generate"),
-        WorkerProcess("verifiers", verifiers, roles="verify"),
-    )
-
-
-class Announcer:
-    """What the command says: progress on standard error and the rest on standard output, or JSON lines."""
-
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self.was_ready = False
-
-    def say(self, text: str) -> None:
-        """Say what is going on."""
-        if self._options.as_json:
-            self._write("progress", text=text)
-        else:
-            click.echo(text, err=True)
-
-    def announce(self, network: LocalNetwork) -> None:
-        """Say that the network is ready, where it is, and how to use it."""
-        from pocache_cli.bootstrap import read_roles
-
-        self.was_ready = True
-        path = network.directory.path
-        users = [
-            name
-            for name, role in read_roles(network.directory).items()
-            if role.value == "user" and not name.startswith(WITNESS_PREFIX)
-        ]
-        models = {model_id.hex(): one.entry.name for model_id, one in network.directory.load_models().items()}
-        hints = self._make_hints(path, users)
-        gateway = self._make_gateway(network, users[0])
-        if self._options.as_json:
-            self._write(
-                "ready",
-                url=network.server.url,
-                network_dir=str(path),
-                network_id=network.directory.genesis.network_id.hex(),
-                users=users,
-                models=models,
-                submit=hints[0],
-                pids={name: child.pid for name, child in network.children.items()},
-                **({} if gateway is None else {"gateway": gateway}),
-            )
-            return
-        click.echo(f"ready at {network.server.url}")
-        click.echo(f"  network  {path}")
-        click.echo(f"  users    {', '.join(users)}")
-        for hint in hints:
-            click.echo(f"  {hint}")
-        if gateway is not None:
-            click.echo(f"  gateway  {gateway['url']}  (OpenAI's clients: base_url={gateway['url']}/v1)")
-            click.echo(f"  explorer {gateway['explorer']}")
-            click.echo(f"  key      {gateway['key']}  (of {users[0]}; more by `pocache api-keys issue`)")
-        click.echo("  Ctrl-C stops it; the same command starts it again")
-
-    def _make_gateway(self, network: LocalNetwork, account: str) -> dict[str, str] | None:
-        """Return where the gateway is, with a key of the first user's; None when there is none."""
-        if self._options.gateway_port is None:
-            return None
-        from pocache.storage.api_keys import open_api_keys
-
-        state = network.directory.path / "state"
-        state.mkdir(parents=True, exist_ok=True)
-        with open_api_keys(f"sqlite:///{state / 'gateway.sqlite'}") as store:
-            for one in store.list():
-                if one.label == _UP_LABEL:
-                    store.revoke(one.key_id)  # of the start before: nobody can show it again
-            secret, _ = store.issue(account, label=_UP_LABEL)
-        url = f"http://127.0.0.1:{self._options.gateway_port}"
-        return {"url": url, "key": secret, "explorer": f"{url}/explorer"}
-
-    def _make_hints(self, path: Path, users: Sequence[str]) -> tuple[str, ...]:
-        is_default = path == (DIRECTORY_DEFAULT / NETWORK_FOLDER).absolute()
-        where = "" if is_default else f" --network-dir {path}"
-        is_fake = (self._options.model or "").startswith("fake:")
-        what = "--tokens 1,2,3" if is_fake else '"Once upon a time"'
-        return (
-            f"pocache submit {what} --as {users[0]}{where}",
-            f"pocache balance {users[0]}{where}",
-        )
-
-    @staticmethod
-    def _write(event: str, **fields: Any) -> None:
-        click.echo(json.dumps({"event": event, **fields}))
-        sys.stdout.flush()

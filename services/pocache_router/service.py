@@ -27,6 +27,7 @@ from pocache.wire.codec import decode
 from pocache.wire.envelope import parse_envelope
 from pocache.wire.topics import Role, Topic
 from pocache_router.admission import admit
+from pocache_router.escrows import confirm_escrow, forget_refused, open_escrow, refuse_escrow
 from pocache_router.tables import (
     CANCELLATIONS,
     EJECTIONS,
@@ -98,8 +99,9 @@ class RouterService:
         return {}
 
     def on_round(self, unit: Unit, view: RoundView) -> None:
-        """Open a seed epoch when one is due; expire queued jobs and lapsed leases."""
+        """Open a seed epoch when one is due; expire queued jobs and lapsed leases; whoever had no money may try again."""
         self._turn_epoch(unit)
+        forget_refused(unit.connection, view.number)
         for job_id in get_overdue(unit.connection, tick=unit.tick, now_ms=unit.now_ms):
             self._advance(unit, job_id, life.Ticked(unit.tick))
         if view.is_fresh:
@@ -119,6 +121,13 @@ class RouterService:
             models=self._models,
             now_ms=unit.now_ms,
             open_jobs=count_open_jobs(unit.connection),
+        )
+        open_escrow(
+            unit.connection,
+            job_id,
+            inbound.sender,
+            len(inbound.envelope),
+            period_s=self._genesis.chain.period_s,
         )
         state = life.create_job(
             attempt_max=self._genesis.bounds.attempt_max,
@@ -171,6 +180,7 @@ class RouterService:
         """The ledger locked a deposit or a generator's stake."""
         body = inbound.body
         if body.purpose == "escrow":
+            confirm_escrow(unit.connection, JobId(body.job_id), ParticipantId(body.party))
             self._advance(unit, JobId(body.job_id), life.EscrowPlaced())
         elif body.purpose == "generator_stake":
             deadline = unit.tick + self._genesis.deadlines.lease_ticks
@@ -184,6 +194,8 @@ class RouterService:
         """The ledger did not lock it."""
         body = inbound.body
         if body.purpose == "escrow":
+            refused_round = unit.get_latest_round()
+            refuse_escrow(unit.connection, JobId(body.job_id), ParticipantId(body.party), refused_round)
             self._advance(unit, JobId(body.job_id), life.EscrowRefused(body.code, body.reason))
         elif body.purpose == "generator_stake":
             refused = life.StakeRefused(ParticipantId(body.party), body.attempt, body.code, body.reason)

@@ -1,4 +1,4 @@
-"""The router's tables: jobs with their lifecycle state, who is leased no more, and the epochs of sampling seeds."""
+"""The router's tables: jobs with their lifecycle state, what is asked of the ledger, who is leased no more, and seeds' epochs."""
 
 from __future__ import annotations
 
@@ -60,6 +60,33 @@ EPOCHS: Final = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("key", sa.LargeBinary(32), nullable=False),
     sa.Column("opened_tick", sa.BigInteger, nullable=False),
+)
+
+ESCROWS: Final = sa.Table(
+    "escrows",
+    METADATA,
+    sa.Column("job_id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("user", sa.String(56), nullable=False),
+    sa.Column(
+        "record_bytes", sa.BigInteger, nullable=False, comment="what the job has taken of RECORD so far"
+    ),
+    sa.Column("is_new", sa.Boolean, nullable=False, comment="no deposit of its user had ever been held then"),
+    sa.Column(
+        "refused_round", sa.BigInteger, nullable=True, comment="empty while the ledger has not answered"
+    ),
+    sa.Index("escrows_by_user", "user"),
+    sa.Index("escrows_by_is_new", "is_new"),
+    comment="deposits that were asked for and not answered, or refused in the current round",
+)
+
+FUNDED: Final = sa.Table(
+    "funded",
+    METADATA,
+    sa.Column("user", sa.String(56), primary_key=True),
+    sa.Column(
+        "refused_count", sa.Integer, nullable=False, comment="deposits refused since the last that was held"
+    ),
+    comment="accounts of which a deposit was held",
 )
 
 _STATE_COLUMNS: Final = tuple(JobState.__dataclass_fields__)

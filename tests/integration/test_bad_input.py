@@ -7,7 +7,9 @@ hand: nobody else serves that model, so that what is wrong is wrong at a known m
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import signal
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -31,7 +33,16 @@ from kit.hand import (
 )
 from kit.health import find_health_port, get_status
 from kit.local import GENERATORS, SECTIONS, VERIFIERS, start_network, verify_money, wait_settled
-from kit.wealth import RULES, Wealth, compute_changes, read_jobs, read_wealth, verify_changes, wait_record
+from kit.wealth import (
+    RULES,
+    Wealth,
+    compute_changes,
+    read_jobs,
+    read_topic,
+    read_wealth,
+    verify_changes,
+    wait_record,
+)
 from pocache.client import Job, PocacheClient, RefusedError, open_client
 from pocache.engine.fake import FakeEngine
 from pocache.protocol.encoding import pack_tokens, unpack_tokens
@@ -39,13 +50,13 @@ from pocache.protocol.errors import BusError, LimitError
 from pocache.protocol.ids import ModelId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.lifecycle import Phase
-from pocache.protocol.limits import PAYLOAD_BYTES_MAX
+from pocache.protocol.limits import ESCROW_ENTRY_BYTES, NEW_ACCOUNTS_BYTES_MAX, PAYLOAD_BYTES_MAX
 from pocache.service.dispatch import read_clock_ms
 from pocache.wire import messages as m
 from pocache.wire import topics as t
 from pocache.wire.envelope import compute_preimage, open_envelope, parse_envelope, seal
 from pocache.wire.model import WireModel
-from pocache.wire.topics import Role, Topic
+from pocache.wire.topics import Role, Stream, Topic
 from pocache_cli.local_network import LocalNetwork
 
 SERVED, BY_HAND = "kit", "by-hand"
@@ -316,6 +327,51 @@ async def test_a_deposit_that_cannot_be_held_refuses_the_job(ground: Ground, nam
     assert (balance.available_micro, balance.locked_micro) == (POOR_MICRO if name == "poor" else 0, 0)
     assert [event.phase for event in job.events] == [Phase.ESCROWING.value, Phase.REFUSED.value]
     await ground.submit_good()
+
+
+async def test_whoever_has_no_money_takes_little_of_the_record(ground: Ground) -> None:
+    """Many keys and large prompts while the ledger stands still: so much of them is recorded, and who pays goes on."""
+    await ground.submit_good()  # known to pay, from here on
+    hand = ground.hands["pauper"]
+    keys = [SigningKey.generate(secrets.token_bytes(32)) for _ in range(16)]
+    pid = ground.network.children["ledger"].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for number in range(300):
+            prompt = pack_tokens([1] * (CONTEXT - 8))
+            await hand.publish(
+                t.JOB_SUBMITTED, hand.seal(submission(ground, prompt=prompt), keys[number % len(keys)])
+            )
+        job = await ground.clients["ada"].submit(ground.served, (1, 2, 3), token_count_max=4)
+        await ground.clients["ada"].wait(job, Phase.ESCROWING)  # what came before it in the queue is handled
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    ground.good.append(job)
+    await ground.clients["ada"].wait(job, Phase.QUEUED)
+    users = {key.participant_id for key in keys}
+    taken = [body for body in await read_topic(ground.network, t.JOB_ADMITTED) if body.user in users]
+    allowed = [len(body.submission) + ESCROW_ENTRY_BYTES for body in taken]
+    assert NEW_ACCOUNTS_BYTES_MAX - max(allowed) < sum(allowed) <= NEW_ACCOUNTS_BYTES_MAX
+    jobs = {body.job_id.hex() for body in taken}
+    record_bytes, refused = 0, set[str]()
+    async with asyncio.timeout(SETTLE_S):
+        while refused != jobs:
+            record_bytes, refused = 0, set()
+            async for one in ground.network.operator.read(Stream.RECORD.value):
+                name = one.subject.rsplit(".", 1)[1]
+                record_bytes += len(one.data) + len(one.subject) if name in jobs else 0
+                if one.subject.startswith("holds.refused."):
+                    refused |= {name} & jobs
+    assert record_bytes < sum(allowed), "what the bound counts is what the record takes"
+    async with asyncio.timeout(SETTLE_S):
+        code = ""
+        while code != "E204":  # the ledger's word: the next round has made room again
+            job = await ground.clients["pauper"].submit(ground.served, (1, 2, 3), token_count_max=4)
+            with pytest.raises(RefusedError) as refusal:
+                await ground.clients["pauper"].wait(job, Phase.QUEUED)
+            code = refusal.value.refusal_code
+            assert code in ("E204", "E205")
 
 
 @pytest.mark.parametrize(

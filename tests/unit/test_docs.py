@@ -190,6 +190,41 @@ def test_streams_are_listed() -> None:
     assert streams | {"DEADLETTER", "ADVISORIES"} == {row[0] for row in read_table("11.1")}
 
 
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "bench").glob("*.md")])
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_every_table_has_a_head_and_rows_of_its_width(file: Path) -> None:
+    """A blank line before a row ends the table, and what follows is shown as bars."""
+    rule = re.compile(r"\|[\s:|-]+\|")
+    tables = re.findall(r"(?:^\|.*\n?)+", file.read_text(encoding="utf-8"), re.MULTILINE)
+    for lines in (table.splitlines() for table in tables):
+        assert len(lines) > 2, lines[0]
+        assert rule.fullmatch(lines[1]), lines[0]
+        widths = {re.sub(r"`[^`]*`", "", line).count("|") for line in lines}
+        assert len(widths) == 1, lines[0]
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_every_link_inside_the_repository_leads_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (file.parent / target).exists(), target
+
+
+def test_every_refusal_of_the_gateway_is_listed_with_its_status() -> None:
+    """docs/gateway.md has each code that the gateway's sources name, and no other."""
+    sources = "\n".join(
+        file.read_text(encoding="utf-8") for file in (ROOT / "services/pocache_gateway").glob("*.py")
+    )
+    made = set(re.findall(r"code(?:: str)? ?= ?\"([a-z_]+)\"", sources))
+    made |= set(re.findall(r"unavailable\(\s*f?\"[^\"]*\",\s*\"([a-z_]+)\"", sources))
+    made |= set(re.findall(r"\" if \"context\" in reason else \"([a-z_]+)\"", sources))
+    table = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8").split("| status | `code` | when |")[1]
+    rows = [line.split("|") for line in table.split("\n\n")[0].splitlines()[2:]]
+    listed = [code for row in rows for code in re.findall(r"`([a-z_]+)`", row[2])]
+    assert sorted(listed) == sorted(made)
+
+
 def test_the_threat_model_names_only_tests_that_exist() -> None:
     """A test is named as `file.py::test`; a file alone stands for all of its tests."""
     named = re.findall(r"`((?:[a-z_]+/)*test_[a-z_0-9]+\.py)(?:::(test_[a-z_0-9]+))?`", THREATS)

@@ -22,6 +22,8 @@ import structlog
 
 from pocache.bus.port import Bus, CoreMessage
 from pocache.client.judging import judge_receipt
+from pocache.client.opening import open_result, open_said
+from pocache.client.receipts import fetch_due_receipt, fetch_receipt
 from pocache.client.scoring import Scoring
 from pocache.job import (
     STREAMS_KEPT_MAX,
@@ -34,20 +36,18 @@ from pocache.job import (
 )
 from pocache.money import Purse
 from pocache.protocol.commitment import Sampling
-from pocache.protocol.encoding import pack_tokens, unpack_tokens
+from pocache.protocol.encoding import pack_tokens
 from pocache.protocol.errors import (
     CommitmentError,
     ConflictError,
     ExpiredError,
     NotYetError,
     PocacheError,
-    ReceiptError,
     UnknownJobError,
 )
 from pocache.protocol.ids import JobId, ModelId, ParticipantId
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.lifecycle import TERMINAL_PHASES, Phase
-from pocache.receipt.format import compute_receipt_hash
 from pocache.receipt.report import Report
 from pocache.receipt.trust import TrustRoots
 from pocache.runtime.network import Genesis
@@ -64,7 +64,6 @@ M = TypeVar("M", bound=WireModel)
 QUIET_S: Final = 5.0
 """After this long without news of a job, its last event is asked for."""
 VALIDITY_MS: Final = 300_000
-RECEIPT_RETRY_S: Final = 0.2
 
 
 class PocacheClient:
@@ -175,7 +174,7 @@ class PocacheClient:
         """Return the last that the router said of a job of this user's, None when it said nothing."""
         subject = t.JOB_EVENT.subject(user=self.user, job=job_id)
         record = await self._bus.get_last(Stream.RECORD.value, subject)
-        return None if record is None else self._open(record.data, m.JobEventV1, Role.ROUTER)
+        return None if record is None else open_said(record.data, m.JobEventV1, self._genesis, Role.ROUTER)
 
     async def wait_end(self, job_id: JobId) -> m.JobEventV1:
         """Wait until a job of this user's is over, wherever it was submitted, and return its last event.
@@ -291,26 +290,7 @@ class PocacheClient:
         another's job, E501: not over yet), ReceiptError when the parts do not make one receipt.
         """
         job_id = job.job_id if isinstance(job, Job) else job
-        subject = t.RECEIPT_QUERY.subject(user=user or self.user, job=job_id)
-        parts: list[m.ReceiptPartV1] = []
-        while not parts or len(parts) < parts[0].part_count:
-            query = m.ReceiptQueryV1(job_id=job_id, part=len(parts))
-            answer = await self._bus.request(
-                subject, seal(self._key, self._genesis.network_id, query), timeout_s=QUIET_S
-            )
-            if parse_envelope(answer).kind == m.RefusalV1.kind:
-                refusal = self._open(answer, m.RefusalV1, Role.COMMITMENTS)
-                raise RefusedError(refusal.code, refusal.reason)
-            part = self._open(answer, m.ReceiptPartV1, Role.COMMITMENTS)
-            if (part.job_id, part.part) != (job_id, len(parts)):
-                raise ReceiptError("the store answered with another part than was asked for")
-            if parts and (part.receipt_hash, part.part_count) != (parts[0].receipt_hash, parts[0].part_count):
-                raise ReceiptError("the receipt changed while it was read: ask again")
-            parts.append(part)
-        data = b"".join(part.data for part in parts)
-        if compute_receipt_hash(data) != parts[0].receipt_hash:
-            raise ReceiptError("the parts do not make the receipt that the store announced")
-        return data
+        return await fetch_receipt(self._bus, self._genesis, self._key, job_id, user or self.user)
 
     async def verify_receipt(self, job: Job | JobId, trust: TrustRoots, *, wait_s: float = 120.0) -> Report:
         """Wait for a job's end, fetch its receipt, and judge it here.
@@ -321,20 +301,10 @@ class PocacheClient:
         try:
             async with asyncio.timeout(wait_s):
                 await self.wait_end(job_id)
-                data = await self._fetch_receipt(job_id)
+                data = await fetch_due_receipt(self._bus, self._genesis, self._key, job_id, self.user)
         except TimeoutError:
             raise NotYetError(f"the job has no receipt after {wait_s:g} s") from None
         return await asyncio.to_thread(judge_receipt, data, trust, job_id)
-
-    async def _fetch_receipt(self, job_id: JobId) -> bytes:
-        """Return a receipt that is due now: the store may hear of a payout a moment after its user does."""
-        while True:
-            try:
-                return await self.get_receipt(job_id)
-            except RefusedError as error:
-                if error.refusal_code != NotYetError.code:
-                    raise
-            await asyncio.sleep(RECEIPT_RETRY_S)
 
     # --- what is heard ---------------------------------------------------------------------------------------
 
@@ -374,7 +344,7 @@ class PocacheClient:
                 self._log.warning("ignored", subject=message.subject, code=error.code, reason=str(error))
 
     async def _on_event(self, data: bytes) -> None:
-        event = self._open(data, m.JobEventV1, Role.ROUTER)
+        event = open_said(data, m.JobEventV1, self._genesis, Role.ROUTER)
         if event.phase in TERMINAL_PHASES and (ended := self._ended.get(JobId(event.job_id))) is not None:
             ended.set()
         job = self._jobs.get(JobId(event.job_id))
@@ -384,7 +354,7 @@ class PocacheClient:
             job.events.append(event)
             if event.result is not None and job.result is None:
                 try:
-                    job.result, generator = self._open_result(job, event.result)
+                    job.result, generator = open_result(job, event.result, self._genesis)
                     job.holder = (job.result.attempt, generator)
                     self._scoring.end(job.job_id)
                 except PocacheError as error:
@@ -406,7 +376,7 @@ class PocacheClient:
             job.changed.notify_all()
 
     async def _on_payout(self, data: bytes) -> None:
-        payout = self._open(data, m.PayoutSettledV1, Role.LEDGER)
+        payout = open_said(data, m.PayoutSettledV1, self._genesis, Role.LEDGER)
         job = self._jobs.get(JobId(payout.job_id))
         if job is None:
             return
@@ -415,7 +385,7 @@ class PocacheClient:
             job.changed.notify_all()
 
     async def _on_router_refusal(self, data: bytes) -> None:
-        refusal = self._open(data, m.RefusalV1, Role.ROUTER)
+        refusal = open_said(data, m.RefusalV1, self._genesis, Role.ROUTER)
         job = self._refusable.get(refusal.message_hash)
         # A copy that somebody sent after the job was taken is refused as well; that says nothing about the job.
         if job is None or job.events or refusal.code == ConflictError.code:
@@ -433,7 +403,7 @@ class PocacheClient:
             job.changed.notify_all()
 
     async def _on_challenge_refusal(self, data: bytes) -> None:
-        refusal = self._open(data, m.RefusalV1, Role.COMMITMENTS)
+        refusal = open_said(data, m.RefusalV1, self._genesis, Role.COMMITMENTS)
         waiting = self._challenges.get(refusal.message_hash)
         if waiting is not None and not waiting.done():
             waiting.set_result(RefusedError(refusal.code, refusal.reason))
@@ -481,25 +451,6 @@ class PocacheClient:
                     await handle(record.data)
             except PocacheError as error:
                 self._log.warning("not_caught_up", subject=subject, code=error.code, reason=str(error))
-
-    def _open(self, data: bytes, model: type[M], role: Role) -> M:
-        opened = open_envelope(data, self._genesis.network_id, model)
-        if opened.sender != self._genesis.signer(role):
-            raise CommitmentError(f"{model.kind} is not signed by the {role.value}")
-        return opened.body
-
-    def _open_result(self, job: Job, data: bytes) -> tuple[m.ResultV1, ParticipantId]:
-        """Return a result and its generator, if it fulfils a lease of this network's router for this submission."""
-        opened = open_envelope(data, self._genesis.network_id, m.ResultV1)
-        result, lease = opened.body, self._open(opened.body.lease, m.LeaseV1, Role.ROUTER)
-        verify_lease(job, lease)
-        if (result.job_id, result.attempt) != (lease.job_id, lease.attempt):
-            raise CommitmentError("the result is another attempt's than its lease")
-        if opened.sender != lease.generator:
-            raise CommitmentError("the result is not signed by the leaseholder")
-        if len(unpack_tokens(result.output)) > lease.token_count_max:
-            raise CommitmentError("the result has more tokens than were asked for")
-        return result, opened.sender
 
 
 @asynccontextmanager

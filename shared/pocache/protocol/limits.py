@@ -67,6 +67,21 @@ OWNERS_MAX: Final = 2_048
 BEACON_MEMBERS_MAX: Final = 64
 """Members of a threshold beacon: each hears every other's part of every round."""
 
+ESCROW_ENTRY_BYTES: Final = 3_072
+"""What an admitted job takes of RECORD until its deposit is answered, besides its submission."""
+
+ESCROW_BYTES_MAX: Final = 8_388_608
+"""Jobs of one account that wait for their deposit: more than two thousand small ones."""
+
+NEW_ACCOUNT_ESCROW_BYTES_MAX: Final = 2_097_152
+"""The same of an account of which no deposit was ever held: more than five hundred small ones, or the seven largest."""
+
+NEW_ACCOUNTS_BYTES_MAX: Final = 4_194_304
+"""The same of all those accounts together, with what was refused to them in the current round: keys cost nothing."""
+
+SHORT_ESCROWS_MAX: Final = 4
+"""Jobs of one account, waiting or refused in the current round, once as many were refused one after the other."""
+
 STATEMENT_ENTRIES_MAX: Final = 100
 """Journal entries in one page of an account's statement."""
 
@@ -112,5 +127,7 @@ assert RECEIPT_BYTES_MAX <= RECEIPT_PARTS_MAX * RECEIPT_PART_BYTES_MAX
 assert PAYLOAD_BYTES_MAX * 4 // 3 + 2_048 < ENTRY_TEXT_BYTES_MAX
 assert RECEIPT_BYTES_MAX * 4 // 3 < RECEIPT_TEXT_BYTES_MAX
 assert RECEIPT_PART_BYTES_MAX + 4_096 < PAYLOAD_BYTES_MAX
+assert PROMPT_TOKENS_MAX * TOKEN_BYTES + 1_024 + ESCROW_ENTRY_BYTES < NEW_ACCOUNT_ESCROW_BYTES_MAX // 7
+assert min(ESCROW_BYTES_MAX, NEW_ACCOUNTS_BYTES_MAX) > NEW_ACCOUNT_ESCROW_BYTES_MAX
 assert STAGE_COUNT_MAX <= SEAT_COUNT_MAX < COMPARISONS_MAX
 assert OUTPUT_TOKENS_MAX < LEAF_COUNT_MAX < 2**31

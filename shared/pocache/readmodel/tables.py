@@ -26,35 +26,59 @@ def _table(name: str, *columns: Any) -> sa.Table:
     return sa.Table(name, METADATA, *columns)
 
 
-META: Final = _table("meta", sa.Column("name", sa.String, primary_key=True), sa.Column("value", sa.String))
+def _number(name: str, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, sa.Integer, nullable=False, **options)
+
+
+def _count(name: str) -> sa.Column[Any]:
+    return _number(name, server_default="0")
+
+
+def _key(name: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.Integer, primary_key=True, autoincrement=False)
+
+
+def _text(name: str, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, sa.String, nullable=False, **options)
+
+
+def _name(name: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.String, primary_key=True)
+
+
+def _bytes(name: str, length: int | None = None, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, sa.LargeBinary(length), nullable=False, **options)
+
+
+META: Final = _table("meta", _name("name"), sa.Column("value", sa.String))
 
 JOBS: Final = _table(
     "jobs",
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("job_id", sa.LargeBinary(32), nullable=False, unique=True),
-    sa.Column("user", sa.String, nullable=False, server_default=""),
+    _key("number"),
+    _bytes("job_id", 32, unique=True),
+    _text("user", server_default=""),
     sa.Column("model_id", sa.LargeBinary(32)),
-    sa.Column("phase", sa.String, nullable=False, server_default=""),
-    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    _text("phase", server_default=""),
+    _count("attempt"),
     sa.Column("generator", sa.String),
-    sa.Column("ending", sa.String, nullable=False, server_default=""),
-    sa.Column("audit", sa.String, nullable=False, server_default=""),
-    sa.Column("verdict", sa.String, nullable=False, server_default=""),
+    _text("ending", server_default=""),
+    _text("audit", server_default=""),
+    _text("verdict", server_default=""),
     sa.Column("peak_q16", sa.Integer),
     sa.Column("limit_q16", sa.Integer),
-    sa.Column("prompt_count", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("token_count_max", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("output_count", sa.Integer, nullable=False, server_default="0"),
+    _count("prompt_count"),
+    _count("token_count_max"),
+    _count("output_count"),
     sa.Column("admitted_ms", sa.Integer),
     sa.Column("recorded_ms", sa.Integer),
     sa.Column("settled_ms", sa.Integer),
     sa.Column("log_index", sa.Integer),
-    sa.Column("generation_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("verification_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("pool_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("slashed_count", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("changed", sa.Integer, nullable=False, index=True),
-    sa.Column("dossier_bytes", sa.Integer, nullable=False, server_default="0"),
+    _count("generation_micro"),
+    _count("verification_micro"),
+    _count("pool_micro"),
+    _count("slashed_count"),
+    _number("changed", index=True),
+    _count("dossier_bytes"),
     sa.Index("jobs_by_phase", "phase", "number"),
     sa.Index("jobs_by_ending", "ending", "number"),
     sa.Index("jobs_by_admission", "admitted_ms"),
@@ -65,41 +89,41 @@ JOBS: Final = _table(
 
 EVENTS: Final = _table(
     "events",
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("job_id", sa.LargeBinary(32), nullable=False, index=True),
-    sa.Column("stored_ms", sa.Integer, nullable=False),
-    sa.Column("phase", sa.String, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("code", sa.String, nullable=False),
-    sa.Column("detail", sa.String, nullable=False),
+    _key("sequence"),
+    _bytes("job_id", 32, index=True),
+    _number("stored_ms"),
+    _text("phase"),
+    _number("attempt"),
+    _text("code"),
+    _text("detail"),
 )
 
 MESSAGES: Final = _table(
     "messages",
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("job_id", sa.LargeBinary(32), nullable=False, index=True),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("stored_ms", sa.Integer, nullable=False),
-    sa.Column("data", sa.LargeBinary, nullable=False),
+    _key("sequence"),
+    _bytes("job_id", 32, index=True),
+    _text("kind"),
+    _number("stored_ms"),
+    _bytes("data"),
 )
 """Each job's envelopes, as they were signed."""
 
 PARTS: Final = _table(
     "parts",
-    sa.Column("participant", sa.String, primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("role", sa.String, primary_key=True),
-    sa.Column("stage", sa.Integer, primary_key=True, autoincrement=False),
+    _name("participant"),
+    _key("number"),
+    _name("role"),
+    _key("stage"),
     sa.Index("parts_by_job", "number"),
 )
 """Who took part in which job, and as what."""
 
 PAYOUTS: Final = _table(
     "payouts",
-    sa.Column("account", sa.String, primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("held_micro", sa.Integer, nullable=False),
-    sa.Column("amount_micro", sa.Integer, nullable=False),
+    _name("account"),
+    _key("number"),
+    _number("held_micro"),
+    _number("amount_micro"),
     sa.Column("is_slashed", sa.Boolean, nullable=False),
     sa.Index("payouts_by_job", "number"),
     sa.Index("payouts_slashed", "is_slashed", "number"),
@@ -107,134 +131,134 @@ PAYOUTS: Final = _table(
 
 PARTICIPANTS: Final = _table(
     "participants",
-    sa.Column("participant", sa.String, primary_key=True),
+    _name("participant"),
     sa.Column("is_user", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("is_verifier", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("stake_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("free_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("stake_entry", sa.Integer, nullable=False, server_default="-1"),
-    sa.Column("submitted", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("generated", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("verified", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("slashed", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("net_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("lost_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("deposited_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("withdrawn_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("seen_ms", sa.Integer, nullable=False, server_default="0"),
+    _count("stake_micro"),
+    _count("free_micro"),
+    _number("stake_entry", server_default="-1"),
+    _count("submitted"),
+    _count("generated"),
+    _count("verified"),
+    _count("slashed"),
+    _count("net_micro"),
+    _count("lost_micro"),
+    _count("deposited_micro"),
+    _count("withdrawn_micro"),
+    _count("seen_ms"),
 )
 
 STAKES: Final = _table(
     "stakes",
-    sa.Column("participant", sa.String, primary_key=True),
-    sa.Column("entry", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("stored_ms", sa.Integer, nullable=False),
-    sa.Column("stake_micro", sa.Integer, nullable=False),
+    _name("participant"),
+    _key("entry"),
+    _number("stored_ms"),
+    _number("stake_micro"),
 )
 """A participant's whole stake, at each change."""
 
 JOB_TESTS: Final = _table(
     "job_tests",
-    sa.Column("participant", sa.String, primary_key=True),
+    _name("participant"),
     sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
-    sa.Column("sum_q16", sa.Integer, nullable=False),
-    sa.Column("token_sum_q16", sa.Integer, nullable=False),
-    sa.Column("cycle_count", sa.Integer, nullable=False),
+    _number("sum_q16"),
+    _number("token_sum_q16"),
+    _number("cycle_count"),
     sa.Column("grades", sa.JSON, nullable=False),
-    sa.Column("standing", sa.String, nullable=False),
+    _text("standing"),
 )
 """What the test over a worker's audited jobs says of it, for each model (docs/protocol.md 7.8)."""
 
 EJECTIONS: Final = _table(
     "ejections",
-    sa.Column("participant", sa.String, primary_key=True),
+    _name("participant"),
     sa.Column("model_id", sa.LargeBinary(32), primary_key=True),
-    sa.Column("stored_ms", sa.Integer, nullable=False),
-    sa.Column("test", sa.String, nullable=False),
-    sa.Column("job_id", sa.LargeBinary(32), nullable=False),
-    sa.Column("job_count", sa.Integer, nullable=False),
-    sa.Column("sum_q16", sa.Integer, nullable=False),
-    sa.Column("token_sum_q16", sa.Integer, nullable=False),
-    sa.Column("bond_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("taken_micro", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("open_micro", sa.Integer, nullable=False, server_default="0"),
+    _number("stored_ms"),
+    _text("test"),
+    _bytes("job_id", 32),
+    _number("job_count"),
+    _number("sum_q16"),
+    _number("token_sum_q16"),
+    _count("bond_micro"),
+    _count("taken_micro"),
+    _count("open_micro"),
 )
 """Whom the pool has ejected from which model, and what that has cost so far."""
 
 TRANSFERS: Final = _table(
     "transfers",
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("participant", sa.String, nullable=False, index=True),
-    sa.Column("stored_ms", sa.Integer, nullable=False),
-    sa.Column("what", sa.String, nullable=False),
-    sa.Column("bucket", sa.String, nullable=False),
-    sa.Column("amount_micro", sa.Integer, nullable=False),
-    sa.Column("reference", sa.String, nullable=False),
+    _key("sequence"),
+    _text("participant", index=True),
+    _number("stored_ms"),
+    _text("what"),
+    _text("bucket"),
+    _number("amount_micro"),
+    _text("reference"),
 )
 
 SNAPSHOTS: Final = _table(
     "snapshots",
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("taken_ms", sa.Integer, nullable=False),
-    sa.Column("member_count", sa.Integer, nullable=False),
-    sa.Column("stake_micro", sa.Integer, nullable=False),
-    sa.Column("data", sa.LargeBinary, nullable=False),
+    _key("number"),
+    _number("taken_ms"),
+    _number("member_count"),
+    _number("stake_micro"),
+    _bytes("data"),
 )
 
 EPOCHS: Final = _table(
     "epochs",
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("data", sa.LargeBinary, nullable=False),
+    _key("number"),
+    _bytes("data"),
 )
 
 ROUNDS: Final = _table(
     "rounds",
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("stored_ms", sa.Integer, nullable=False),
-    sa.Column("randomness", sa.LargeBinary(32), nullable=False),
-    sa.Column("uses", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("data", sa.LargeBinary, nullable=False),
+    _key("number"),
+    _number("stored_ms"),
+    _bytes("randomness", 32),
+    _count("uses"),
+    _bytes("data"),
 )
 """``randomness`` is what the round's signature hashes to; the signature is verified when somebody relies on it."""
 
 ROUND_USES: Final = _table(
     "round_uses",
-    sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("what", sa.String, primary_key=True),
+    _key("round"),
+    _key("number"),
+    _name("what"),
 )
 """What was drawn from a round, for which job."""
 
 CHECKPOINTS: Final = _table(
     "checkpoints",
-    sa.Column("size", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("root", sa.LargeBinary(32), nullable=False),
-    sa.Column("at_ms", sa.Integer, nullable=False),
-    sa.Column("data", sa.LargeBinary, nullable=False),
+    _key("size"),
+    _bytes("root", 32),
+    _number("at_ms"),
+    _bytes("data"),
 )
 
 ENTRIES: Final = _table(
     "entries",
-    sa.Column("log_index", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("leaf_hash", sa.LargeBinary(32), nullable=False),
+    _key("log_index"),
+    _number("number"),
+    _bytes("leaf_hash", 32),
 )
 """The leaves of the commitment log, computed here from the recorded results."""
 
 TALLIES: Final = _table(
     "tallies",
-    sa.Column("kind", sa.String, primary_key=True),
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.Integer, nullable=False),
+    _name("kind"),
+    _name("name"),
+    _number("value"),
 )
 """Sums that a page would otherwise have to walk all jobs for."""
 
 FAULTS: Final = _table(
     "faults",
-    sa.Column("stream", sa.String, primary_key=True),
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("subject", sa.String, nullable=False),
-    sa.Column("reason", sa.String, nullable=False),
+    _name("stream"),
+    _key("sequence"),
+    _text("subject"),
+    _text("reason"),
 )
 """Messages of the record that are not what they must be; the first thousand."""
 

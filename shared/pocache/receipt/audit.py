@@ -12,19 +12,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pocache.protocol.commitment import compute_sampling_seed
 from pocache.protocol.errors import PocacheError, ReceiptError
 from pocache.protocol.ids import JobId, ModelId, NetworkId
-from pocache.protocol.merkle import MerkleTree
 from pocache.receipt.accounts import Accounts
 from pocache.receipt.assemble import read_submission
 from pocache.receipt.case import Case, RoundBook
 from pocache.receipt.dossier import JOB_TOPICS, Dossier, Said, open_message
 from pocache.receipt.ejections import Ejections
 from pocache.receipt.export import Entry
-from pocache.receipt.format import LogProof
+from pocache.receipt.grown_log import GrownLog, LogError
 from pocache.receipt.promise import compute_log_entry, verify_checkpoint_note
 from pocache.receipt.report import DivergenceError, Status
+from pocache.receipt.succession import Found, Succession
 from pocache.receipt.trust import TrustRoots
 from pocache.receipt.verify import open_model, run_job_steps
 from pocache.receipt.witnessed import Witnessed
@@ -39,7 +38,7 @@ A_RECORD: Final = "A1"
 A_LOG: Final = "A2"
 """One commitment per attempt, and a log that only grew."""
 A_MONEY: Final = "A3"
-"""Nobody has paid out what was never paid in."""
+"""Nobody has paid out what was never paid in, and the ledger's journal only grew."""
 A_EJECTION: Final = "A4"
 """Who was ejected, had to be, and who had to be, was; each bond is what the genesis says."""
 
@@ -126,10 +125,9 @@ class Auditor:
         self._over: set[bytes] = set()
         self._waiting: dict[bytes, Dossier] = {}
         """Jobs that are over and whose entry's checkpoint has not come yet, as after an outage of the store."""
-        self._snapshots: dict[int, m.SnapshotV1] = {}
-        self._epochs: list[m.EpochV1] = []
+        self._numbered = Succession()
         self._seeds: list[_OpenSeed] = []
-        self._log = _Log()
+        self._log = GrownLog()
         self._accounts = Accounts(genesis.rules.lease_fee_micro)
         self._ejections = Ejections(genesis, models)
         self._last_sequence = 0
@@ -157,7 +155,7 @@ class Auditor:
             said = self._open(entry)
             job_id = getattr(said.body, "job_id", None)
             self._file(said)
-        except _LogError as error:
+        except LogError as error:
             self._diverge(
                 A_LOG, error.what, error.stated, error.computed, job_id=job_id, sequence=entry.sequence
             )
@@ -208,9 +206,11 @@ class Auditor:
         self._accounts.take(said)
         self._ejections.take(said)
         if said.topic is t.SNAPSHOT_TAKEN:
-            self._snapshots[body.number] = body
+            self._follow("R11", self._numbered.take_snapshot(body))
         elif said.topic is t.EPOCH:
-            self._epochs.append(body)
+            self._follow("R5", self._numbered.take_epoch(body))
+        elif said.topic is t.JOURNAL_CHECKPOINT:
+            self._follow(A_MONEY, self._numbered.take_journal(body))
         elif said.topic is t.CHECKPOINT:
             self._log.take_checkpoint(body, said.data)
             for job_id in list(self._waiting):
@@ -249,9 +249,9 @@ class Auditor:
             if checkpoint.note:
                 verify_checkpoint_note(checkpoint, self._network, self._genesis.signer(Role.COMMITMENTS))
         except DivergenceError as error:
-            raise _LogError(error.what, error.stated, error.computed) from error
+            raise LogError(error.what, error.stated, error.computed) from error
         except PocacheError as error:
-            raise _LogError("the checkpoint's note", str(error), "signed by the log") from error
+            raise LogError("the checkpoint's note", str(error), "signed by the log") from error
 
     def _judge_when_logged(self, job_id: bytes, dossier: Dossier) -> None:
         recorded = dossier.find(t.COMMITMENT_RECORDED)
@@ -277,9 +277,9 @@ class Auditor:
             model_sender=self._genesis.signer(Role.OPERATOR),
             rounds=self._rounds,
             rounds_shown=None,
-            snapshots=self._snapshots,
+            snapshots=self._numbered.snapshots,
             is_record_whole=True,
-            epochs=tuple(self._epochs),
+            epochs=tuple(self._numbered.epochs),
             log=self._log.prove(dossier),
         )
         self.report.jobs += 1
@@ -291,17 +291,23 @@ class Auditor:
                 )
         self._note_seed(case)
 
+    def _follow(self, step: str, found: Iterable[Found]) -> None:
+        for one in found:
+            self._diverge(step, *one)
+
     def _note_seed(self, case: Case) -> None:
         """Keep a seed whose key may be published later; what the epochs so far give was checked by R5."""
-        if case.is_committed and case.submission.body.seed is None and self._epochs:
+        if case.is_committed and case.submission.body.seed is None and self._numbered.epochs:
             seed = case.lease.body.seed
-            if seed not in _compute_seeds(self._epochs, case.job_id):
-                self._seeds.append(_OpenSeed(case.job_id, seed, self._epochs[-1].number))
+            if seed not in self._numbered.compute_seeds(case.job_id):
+                self._seeds.append(_OpenSeed(case.job_id, seed, self._numbered.epochs[-1].number))
 
     def _check_seeds(self) -> None:
-        published = max((one.number - 1 for one in self._epochs if one.previous_key is not None), default=0)
+        published = max(
+            (one.number - 1 for one in self._numbered.epochs if one.previous_key is not None), default=0
+        )
         for one in self._seeds:
-            if one.seed in _compute_seeds(self._epochs, one.job_id):
+            if one.seed in self._numbered.compute_seeds(one.job_id):
                 continue
             if one.epoch_max > published:
                 self.report.seeds_open += 1
@@ -319,116 +325,6 @@ class Auditor:
     def _diverge(self, step: str, what: str, stated: str = "", computed: str = "", **where: Any) -> None:
         if len(self.report.divergences) < _DIVERGENCES_MAX:
             self.report.divergences.append(Divergence(step, what, stated, computed, **where))
-
-
-def _compute_seeds(epochs: list[m.EpochV1], job_id: JobId) -> set[bytes]:
-    return {
-        compute_sampling_seed(None, one.previous_key, job_id)
-        for one in epochs
-        if one.previous_key is not None
-    }
-
-
-class _LogError(ReceiptError):
-    """The commitment log is not what its checkpoints say."""
-
-    def __init__(self, what: str, stated: str, computed: str) -> None:
-        self.what, self.stated, self.computed = what, stated, computed
-        super().__init__(f"{what}: {stated}, not {computed}")
-
-
-class _Log:
-    """The commitment log, grown again from the record."""
-
-    def __init__(self) -> None:
-        self._tree = MerkleTree()
-        self._ahead: dict[int, tuple[m.CommitmentRecordedV1, bytes]] = {}
-        self._unproved: dict[int, m.CheckpointV1] = {}
-        self._attempts: set[tuple[bytes, int]] = set()
-        self._largest = 0
-        self.checkpoints: dict[int, bytes] = {}
-
-    @property
-    def size(self) -> int:
-        """How many entries the log has."""
-        return len(self._tree)
-
-    def take_entry(self, recorded: m.CommitmentRecordedV1, leaf: bytes) -> None:
-        """Append an entry at its index; those that came before their turn wait for it."""
-        key = (recorded.job_id, recorded.attempt)
-        if key in self._attempts:
-            raise _LogError("commitments of one attempt", "a second one", "one")
-        self._attempts.add(key)
-        if recorded.log_index < len(self._tree) or recorded.log_index in self._ahead:
-            raise _LogError(
-                "index of the entry in the log", str(recorded.log_index), f"{len(self._tree)}, the next"
-            )
-        self._ahead[recorded.log_index] = (recorded, leaf)
-        while len(self._tree) in self._ahead:
-            self._tree.append(self._ahead.pop(len(self._tree))[1])
-        for size in [size for size in self._unproved if size <= len(self._tree)]:
-            self._compare(self._unproved.pop(size))
-
-    def take_checkpoint(self, checkpoint: m.CheckpointV1, data: bytes) -> None:
-        """Hold a checkpoint against the log of its size."""
-        known = self.checkpoints.setdefault(checkpoint.size, data)
-        if known != data:
-            raise _LogError("checkpoints of one size", f"another one of {checkpoint.size}", "one")
-        if checkpoint.size > len(self._tree):
-            self._unproved[checkpoint.size] = checkpoint
-        else:
-            self._compare(checkpoint)
-
-    def _compare(self, checkpoint: m.CheckpointV1) -> None:
-        computed = self._tree.root(checkpoint.size)
-        if computed != checkpoint.root:
-            raise _LogError(
-                f"root of the log of size {checkpoint.size}", checkpoint.root.hex(), computed.hex()
-            )
-        self._largest = max(self._largest, checkpoint.size)
-
-    def prove(self, dossier: Dossier) -> LogProof | None:
-        """Return the proof of a job's entry, None where there is none, or no checkpoint of it."""
-        recorded = dossier.find(t.COMMITMENT_RECORDED)
-        if recorded is None:
-            return None
-        size = recorded.log_index + 1
-        if size not in self.checkpoints or size > len(self._tree):
-            return None
-        latest = max(size, self._largest)
-        return LogProof(
-            checkpoint=self.checkpoints[size],
-            inclusion=self._tree.inclusion_proof(recorded.log_index, size),
-            latest=self.checkpoints[latest],
-            consistency=self._tree.consistency_proof(size, latest),
-        )
-
-    def find_forks(self, witnessed: Iterable[Witnessed]) -> list[_LogError]:
-        """Return what was signed for others and is not of this log."""
-        found = []
-        for one in witnessed:
-            size, root = one.checkpoint.size, one.checkpoint.root
-            if size > len(self._tree):
-                found.append(_LogError(one.describe(), root.hex(), f"none: the log has {len(self._tree)}"))
-            elif (computed := self._tree.root(size)) != root:
-                found.append(_LogError(one.describe(), root.hex(), computed.hex()))
-        return found
-
-    def find_leftovers(self) -> list[_LogError]:
-        """Return what the end of the record leaves unexplained: entries beyond a gap, checkpoints beyond the log."""
-        found = []
-        if self._ahead:
-            found.append(
-                _LogError("the log has a gap", f"an entry {min(self._ahead)}", f"{len(self._tree)}, the next")
-            )
-        if self._unproved:
-            size = max(self._unproved)
-            found.append(
-                _LogError(
-                    "size of the log that a checkpoint was made of", str(size), f"at most {len(self._tree)}"
-                )
-            )
-        return found
 
 
 def open_models(entries: tuple[bytes, ...], network: NetworkId, genesis: Genesis) -> dict[ModelId, Model]:

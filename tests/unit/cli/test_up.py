@@ -18,17 +18,16 @@ from pocache.storage.api_keys import open_api_keys
 from pocache_cli import up as module
 from pocache_cli.bootstrap import NetworkPlan, create_network, pick_user, plan_rules, read_roles
 from pocache_cli.bootstrap_beacon import BeaconPlan
-from pocache_cli.up import (
+from pocache_cli.up import cancelled_by, up
+from pocache_cli.up_announcer import Announcer
+from pocache_cli.up_plan import (
     LEVY,
     SECTIONS,
-    Announcer,
     Options,
-    cancelled_by,
     name_parties,
     name_users,
     plan_beacon,
     plan_processes,
-    up,
     verify_beacon,
     verify_counts,
     verify_rules,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -201,6 +202,89 @@ def test_a_later_snapshot_that_was_passed_over_is_found() -> None:
     found = [one for one in audit(renumber(record)).divergences if one.job_id == jobs[2]]
     assert [one.step for one in found] == ["R11"]
     assert "the latest before its round" in found[0].computed
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({}, "the number of a snapshot"),
+        ({"number": 3}, "the number of a snapshot"),
+    ],
+)
+def test_a_snapshot_that_is_altered_after_the_round_is_found(changes: dict[str, int], what: str) -> None:
+    """Said again with other stakes: the first stays what draws are held against, and the second is named."""
+    loopback, _ = play()
+    place = find(t.SNAPSHOT_TAKEN)
+    assert sum(t.SNAPSHOT_TAKEN.matches(one.subject) for one in loopback.record) == 1
+    snapshot = loopback.network.open(loopback.record[place].data, m.SnapshotV1)
+    poorer = tuple(one.model_copy(update={"stake_micro": 1}) for one in snapshot.members)
+    key = loopback.network.keys[Role.VERIFIER]
+    data = reseal(loopback.network, loopback.record[place].data, m.SnapshotV1, key, members=poorer, **changes)
+    drawn = find(t.VERIFIER_DRAWN)
+    record = [*loopback.record[:drawn], replace(loopback.record[place], data=data), *loopback.record[drawn:]]
+    found = [one for one in audit(renumber(record)).divergences if not one.job_id]
+    assert [(one.step, one.what.startswith(what)) for one in found] == [("R11", True)]
+
+
+@pytest.mark.parametrize(
+    ("number", "key", "what"),
+    [
+        (2, b"another key", "the hash of the key of the epoch before epoch 2"),
+        (2, None, "the hash of the key of the epoch before epoch 2"),
+        (3, b"the key", "the number of an epoch"),
+    ],
+)
+def test_an_epochs_key_that_is_not_the_announced_one_is_found(
+    number: int, key: bytes | None, what: str
+) -> None:
+    """Whoever chose the key after the fact could have chosen the seeds."""
+    loopback, _ = play()
+    record = list(loopback.record)
+    place = find(t.EPOCH)
+    signer = loopback.network.keys[Role.ROUTER]
+    padded = b"the key".ljust(32)
+    announced = reseal(
+        loopback.network, record[place].data, m.EpochV1, signer, key_hash=hashlib.sha256(padded).digest()
+    )
+    record[place] = replace(record[place], data=announced)
+
+    def publish(number: int, key: bytes | None) -> list[Divergence]:
+        previous = None if key is None else key.ljust(32)
+        data = reseal(loopback.network, announced, m.EpochV1, signer, number=number, previous_key=previous)
+        told = [*record[: place + 1], replace(record[place], data=data), *record[place + 1 :]]
+        return [one for one in audit(renumber(told)).divergences if "epoch" in one.what and not one.job_id]
+
+    assert publish(2, b"the key") == []
+    assert [one.what for one in publish(number, key)] == [what]
+
+
+@pytest.mark.parametrize("topic", [t.SNAPSHOT_TAKEN, t.EPOCH], ids=lambda topic: topic.pattern)
+def test_what_was_stored_again_after_a_crash_is_no_divergence(topic: Topic[Any]) -> None:
+    loopback, _ = play()
+    again = [*loopback.record, loopback.record[find(topic)]]
+    assert audit(renumber(again)).is_sound
+
+
+@pytest.mark.parametrize(
+    ("second", "what"),
+    [
+        ({"entries": 128, "at_ms": 0}, None),
+        ({"entries": 64, "at_ms": 2}, "entries of the journal at a checkpoint"),
+        ({"entries": 1, "at_ms": 2}, "entries of the journal at a checkpoint"),
+    ],
+)
+def test_a_journal_that_was_taken_back_is_found(second: dict[str, int], what: str | None) -> None:
+    """Two heads of one length, or one of a shorter journal: somebody has begun again from a copy."""
+    loopback, _ = play()
+    key = loopback.network.keys[Role.LEDGER]
+
+    def say(head: int, entries: int, at_ms: int) -> Entry:
+        body = m.JournalCheckpointV1(entries=entries, head=bytes([head]) * 32, at_ms=at_ms)
+        return Entry("RECORD", 0, t.JOURNAL_CHECKPOINT.subject(), loopback.network.seal(key, body))
+
+    record = [*loopback.record, say(1, 64, 1), say(1, 64, 1), say(2, **second)]
+    found = audit(renumber(record)).divergences
+    assert [(one.step, one.what) for one in found] == ([] if what is None else [(A_MONEY, what)])
 
 
 def test_a_message_by_the_wrong_service_or_on_the_wrong_subject_is_found() -> None:
