@@ -31,7 +31,6 @@ from pocache.job import (
     Piece,
     RefusedError,
     TokenStream,
-    verify_lease,
     verify_stream,
 )
 from pocache.money import Purse

@@ -204,12 +204,11 @@ class Evaluation:
         self, engine: Engine, batch: range, samplings: tuple[Sampling, ...] | None, *, is_packed: bool
     ) -> list[HonestRun]:
         capabilities = self.verifier.capabilities()
-        requests = []
-        for index in batch:
-            length = PROMPT_TOKENS[_PROMPT_STRIDE * index % len(PROMPT_TOKENS)]
-            number = HELD_OUT_START + index
-            prompt = draw_prompt(capabilities, number, length)
-            requests.append(build_request(number, prompt, self.max_tokens, samplings=samplings or SAMPLINGS))
+        numbers = [HELD_OUT_START + index for index in batch]
+        requests = [
+            build_request(number, prompt, self.max_tokens, samplings=samplings or SAMPLINGS)
+            for number, prompt in zip(numbers, self._draw_prompts(numbers), strict=True)
+        ]
         captures = generate_together(engine, requests)
         asked = [
             build_full_verification(request, capture.output, self.verifier)
