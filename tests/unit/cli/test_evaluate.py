@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pocache.engine.calibrate import CalibrationPlan, draw_prompts
-from pocache.engine.evaluate import HELD_OUT_START, Evaluation, verify_fits
+from pocache.engine.evaluate import Evaluation, verify_fits
 from pocache.engine.fake import FakeEngine
+from pocache.engine.measure import generate_together
 from pocache.protocol.errors import ConfigError, EngineError, SignatureError
 from pocache.protocol.keys import SigningKey
 from pocache.protocol.matching import MatchingProfile
@@ -211,19 +212,27 @@ def test_an_evaluation_is_judged_again_from_what_it_kept(
         assert "another model, stack or set of jobs" in other.output
 
 
-def test_prompts_that_the_model_wrote_are_other_jobs_of_the_same_lengths() -> None:
+def test_prompts_that_the_model_wrote_are_other_jobs_of_the_same_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each begins with a token of its own and goes on as the model does; the cheats are found on them as well."""
+    asked: list[list[tuple[int, ...]]] = []
+
+    def remember(engine: Any, requests: Any) -> Any:
+        asked.append([request.prompt for request in requests])
+        return generate_together(engine, requests)
+
+    monkeypatch.setattr("pocache.engine.evaluate.generate_together", remember)
     engine = FakeEngine()
     profile = run_plan(make_plan(engine), None, lambda _done, _total: None)
-    drawn, written = (
-        Evaluation(engine, engine, profile, max_tokens=4, is_written=flag)._draw_prompts(
-            [HELD_OUT_START, HELD_OUT_START + 5]
-        )
-        for flag in (False, True)
-    )
-    assert [len(one) for one in drawn] == [len(one) for one in written] == [8, 8 + 5 * 17 % 41]
-    assert [one[0] for one in drawn] == [one[0] for one in written]
+    for is_written in (False, True):
+        evaluation = Evaluation(engine, engine, profile, max_tokens=4, is_written=is_written)
+        evaluation.measure_honest(0, range(2))
+    drawn, starts, written = asked
+    assert [len(one) for one in drawn] == [len(one) for one in written]
+    assert [one[:1] for one in drawn] == starts == [one[:1] for one in written]
     assert drawn != written
+    monkeypatch.undo()
     result = run("fake:written", *SMALL, "--written-prompts", "--attack", "swapped-prompt", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[-1])["written_prompts"] is True
