@@ -51,7 +51,7 @@ GATEWAY: Final = "gateway"
 GATEWAY_MODULE: Final = "pocache_gateway"
 READY_S: Final = 90.0
 QUERY_S: Final = 10.0
-TOTALS_S: Final = 300.0
+TOTALS_S: Final = 600.0
 """How long a question for the totals waits: the ledger reads its whole journal for it, beside its other work."""
 
 

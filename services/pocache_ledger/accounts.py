@@ -214,7 +214,6 @@ def verify_journal(
     heads = dict(checkpoints or {})
     previous = JOURNAL_START
     balances: dict[str, int] = {}
-    """What is not zero: a pool is emptied by its settlement, and there are as many pools as there were jobs."""
     number = 0
     with closing(_read_entries(connection)) as entries:  # on PostgreSQL it holds a cursor of the server's
         for entry, lines in entries:
@@ -234,10 +233,7 @@ def verify_journal(
                 raise LedgerError(
                     f"journal entry {number} is not the one of the checkpoint: it, or one before, was rewritten"
                 )
-            for line in lines:
-                balance = balances.pop(line.account, 0) + line.amount_micro
-                if balance:
-                    balances[line.account] = balance
+            add_lines(balances, lines)
     with closing(_read_accounts(connection)) as accounts:
         for name, balance, _ in accounts:
             check()
@@ -251,6 +247,17 @@ def verify_journal(
     if heads:
         raise LedgerError(f"the journal ends at entry {number}, a checkpoint was made at entry {min(heads)}")
     return number
+
+
+def add_lines(balances: dict[str, int], lines: Iterable[Posting]) -> None:
+    """Add an entry's lines to the balances of before it, and keep none that is zero.
+
+    A settlement empties its job's pool, and there are as many pools as there ever were jobs.
+    """
+    for account, amount in lines:
+        balance = balances.pop(account, 0) + amount
+        if balance:
+            balances[account] = balance
 
 
 def get_entry_count(connection: sa.Connection) -> int:

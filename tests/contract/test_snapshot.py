@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 
 import pytest
@@ -17,8 +17,11 @@ from pocache.protocol.errors import BackpressureError, ConfigError
 from pocache.storage.store import META, Store, get_meta, set_meta
 from pocache.wire import messages as m
 from pocache.wire import topics as t
+from pocache_ledger.tables import ACCOUNTS, JOURNAL_CHECKPOINTS, OPERATIONS
 
 USER, WORKER = make_key("user"), make_key("worker")
+LOOK_S = 0.3
+"""How long something is given to happen that must not."""
 GATE_S = 60.0
 """How long a gate waits for who opens it: it never comes to that, unless what is tested is broken."""
 
@@ -76,6 +79,7 @@ def test_it_does_not_see_what_is_not_committed(store: Store) -> None:
         with pytest.raises(RuntimeError), store.begin() as connection:
             set_meta(connection, "what", "never")
             begun.set()
+            wait((reading,), timeout=LOOK_S)
             raise RuntimeError
         assert reading.result(GATE_S) == "first"
 
@@ -172,8 +176,13 @@ def test_a_report_that_is_given_up_accuses_nobody(ledger: LedgerHarness) -> None
         calls += 1
 
     ledger.dispatcher.report(*make_question(ledger), count)
-    entries = ledger.totals().journal_entries
-    assert calls > entries + 1, "each entry, each account, each checkpoint"
+    with ledger.store.begin() as connection:
+        accounts, entries, checkpoints = (
+            connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            for table in (ACCOUNTS, OPERATIONS, JOURNAL_CHECKPOINTS)
+        )
+    assert checkpoints == 1
+    assert calls == 1 + accounts + checkpoints + entries + accounts, "at its begin, and at each that is read"
     for stop_at in (1, 2, 5, 6, 7, 40, calls):
         left = stop_at
 
