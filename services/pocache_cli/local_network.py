@@ -19,11 +19,12 @@ import structlog
 from pocache.bus.nats_bus import NatsBus, NatsSettings, connect_bus
 from pocache.bus.server import EmbeddedServer, ServerSettings
 from pocache.client import PocacheClient, open_client
-from pocache.protocol.errors import BusError, PocacheError
+from pocache.job import RefusedError
+from pocache.protocol.errors import BusError, EnvelopeError, PocacheError
 from pocache.runtime.network import NetworkDirectory
 from pocache.wire import messages as m
 from pocache.wire import topics as t
-from pocache.wire.envelope import open_envelope, seal
+from pocache.wire.envelope import open_envelope, parse_envelope, seal
 from pocache.wire.topics import Role, Stream
 from pocache_cli.bootstrap import (
     PROVISIONER,
@@ -50,6 +51,8 @@ GATEWAY: Final = "gateway"
 GATEWAY_MODULE: Final = "pocache_gateway"
 READY_S: Final = 90.0
 QUERY_S: Final = 10.0
+TOTALS_S: Final = 600.0
+"""How long a question for the totals waits: the ledger reads its whole journal for it, beside its other work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,23 @@ class LocalNetwork:
         """Credit a participant; the same reference twice is one deposit."""
         await publish_deposit(self.operator, self.directory, name, bucket, amount_micro, reference)
 
-    async def query_totals(self) -> m.TotalsReplyV1:
-        """Ask the ledger whether the money adds up."""
-        data = seal(self._key, self.directory.genesis.network_id, m.TotalsQueryV1())
-        answer = await self.operator.request(t.TOTALS_QUERY.subject(), data, timeout_s=QUERY_S)
-        return open_envelope(answer, self.directory.genesis.network_id, m.TotalsReplyV1).body
+    async def query_totals(self, *, timeout_s: float = TOTALS_S) -> m.TotalsReplyV1:
+        """Ask the ledger whether the money adds up.
+
+        Raises RefusedError when too many ask at once or the ledger stops, BusError when it did not answer in time.
+        """
+        network, ledger = self.directory.genesis.network_id, self.directory.genesis.signer(Role.LEDGER)
+        data = seal(self._key, network, m.TotalsQueryV1())
+        answer = await self.operator.request(t.TOTALS_QUERY.subject(), data, timeout_s=timeout_s)
+        if parse_envelope(answer).kind == m.RefusalV1.kind:
+            refusal = open_envelope(answer, network, m.RefusalV1)
+            if refusal.sender != ledger:
+                raise EnvelopeError("the refusal is not signed by the ledger")
+            raise RefusedError(refusal.body.code, refusal.body.reason)
+        reply = open_envelope(answer, network, m.TotalsReplyV1)
+        if reply.sender != ledger:
+            raise EnvelopeError("the totals are not signed by the ledger")
+        return reply.body
 
     async def query_balance(self, name: str) -> m.BalanceReplyV1:
         """Ask the ledger for a participant's balances."""

@@ -12,7 +12,7 @@ ledger published (``pocache_ledger.statements``) show that, up to the last of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -138,22 +138,31 @@ class Totals:
     journal_entries: int
 
 
-def compute_totals(connection: sa.Connection) -> Totals:
-    """Return the sums over all accounts. Micro-units; summed here, where integers have no width."""
+def do_nothing() -> None:
+    """Stand for a check, where nobody wants to stop what is read."""
+
+
+def compute_totals(connection: sa.Connection, check: Callable[[], None] = do_nothing) -> Totals:
+    """Return the sums over all accounts. Micro-units; summed here, where integers have no width.
+
+    ``check`` is called for each account, and may raise to stop.
+    """
     deposited = held = open_pools = closed_pools = treasury = reserve = open_count = 0
-    for name, balance, is_closed in connection.execute(sa.select(ACCOUNTS)):
-        if name == WORLD:
-            deposited = -balance
-            continue
-        held += balance
-        if name == TREASURY:
-            treasury = balance
-        if name == RESERVE:
-            reserve = balance
-        if name.startswith(POOL_PREFIX):
-            open_count += not is_closed
-            open_pools += 0 if is_closed else balance
-            closed_pools += balance if is_closed else 0
+    with closing(_read_accounts(connection)) as accounts:
+        for name, balance, is_closed in accounts:
+            check()
+            if name == WORLD:
+                deposited = -balance
+                continue
+            held += balance
+            if name == TREASURY:
+                treasury = balance
+            if name == RESERVE:
+                reserve = balance
+            if name.startswith(POOL_PREFIX):
+                open_count += not is_closed
+                open_pools += 0 if is_closed else balance
+                closed_pools += balance if is_closed else 0
     return Totals(
         deposited_micro=deposited,
         held_micro=held,
@@ -188,10 +197,15 @@ def sum_accounts(connection: sa.Connection) -> AccountSums:
     return AccountSums(*(int(value) for value in row))
 
 
-def verify_journal(connection: sa.Connection, checkpoints: Mapping[int, bytes] | None = None) -> int:
+def verify_journal(
+    connection: sa.Connection,
+    checkpoints: Mapping[int, bytes] | None = None,
+    check: Callable[[], None] = do_nothing,
+) -> int:
     """Read the whole journal and return its length; LedgerError names the first broken entry.
 
-    ``checkpoints`` are heads by number of entries, as they were published.
+    ``checkpoints`` are heads by number of entries, as they were published. ``check`` is called for each entry and
+    account, and may raise to stop. Memory is that of the accounts which hold money at one time, and of the checkpoints.
 
     1. Entries are numbered from 1 without a gap. 2. Each one's id is that of its kind and subject. 3. Its
     lines sum to zero. 4. Its hash covers the entry before it and all of its own fields. 5. Every account's
@@ -203,6 +217,7 @@ def verify_journal(connection: sa.Connection, checkpoints: Mapping[int, bytes] |
     number = 0
     with closing(_read_entries(connection)) as entries:  # on PostgreSQL it holds a cursor of the server's
         for entry, lines in entries:
+            check()
             number += 1
             if entry.number != number:
                 raise LedgerError(f"journal entry {number} is missing")
@@ -218,15 +233,31 @@ def verify_journal(connection: sa.Connection, checkpoints: Mapping[int, bytes] |
                 raise LedgerError(
                     f"journal entry {number} is not the one of the checkpoint: it, or one before, was rewritten"
                 )
-            for line in lines:
-                balances[line.account] = balances.get(line.account, 0) + line.amount_micro
-    for name, balance, _ in connection.execute(sa.select(ACCOUNTS).order_by(ACCOUNTS.c.name)):
-        if balances.get(name, 0) != balance:
-            expected = balances.get(name, 0)
-            raise LedgerError(f"account {name} has {balance}, its lines up to entry {number} make {expected}")
+            add_lines(balances, lines)
+    with closing(_read_accounts(connection)) as accounts:
+        for name, balance, _ in accounts:
+            check()
+            expected = balances.pop(name, 0)
+            if expected != balance:
+                raise LedgerError(
+                    f"account {name} has {balance}, its lines up to entry {number} make {expected}"
+                )
+    for name, expected in balances.items():
+        raise LedgerError(f"account {name} is missing, its lines up to entry {number} make {expected}")
     if heads:
         raise LedgerError(f"the journal ends at entry {number}, a checkpoint was made at entry {min(heads)}")
     return number
+
+
+def add_lines(balances: dict[str, int], lines: Iterable[Posting]) -> None:
+    """Add an entry's lines to the balances of before it, and keep none that is zero.
+
+    A settlement empties its job's pool, and there are as many pools as there ever were jobs.
+    """
+    for account, amount in lines:
+        balance = balances.pop(account, 0) + amount
+        if balance:
+            balances[account] = balance
 
 
 def get_entry_count(connection: sa.Connection) -> int:
@@ -296,6 +327,13 @@ def _describe_shortage(account: str, known: Account | None, needed: int) -> str:
 def _get_head(books: Books) -> tuple[int, bytes]:
     last = books.get_last()
     return (0, JOURNAL_START) if last is None else (last.number, last.entry_hash)
+
+
+def _read_accounts(connection: sa.Connection) -> Generator[Any, None, None]:
+    """Yield every account by name, a few of them in memory at a time."""
+    statement = sa.select(ACCOUNTS).order_by(ACCOUNTS.c.name).execution_options(yield_per=_ROWS_AT_ONCE)
+    with connection.execute(statement) as rows:
+        yield from rows
 
 
 def _read_entries(connection: sa.Connection) -> Generator[tuple[Any, tuple[Posting, ...]], None, None]:

@@ -29,6 +29,7 @@ from pocache.protocol.limits import TOKEN_BYTES
 from pocache.protocol.payoff import Case
 from pocache.runtime.metrics import Metrics
 from pocache.runtime.network import Genesis, Model
+from pocache.service.reports import Report, ReportView
 from pocache.service.unit import Handler, Inbound, Query, RoundView, TransactionBooks, Unit
 from pocache.wire import messages as m
 from pocache.wire import topics as t
@@ -124,8 +125,11 @@ class LedgerService:
         return {
             t.BALANCE_QUERY: self._on_balance_query,
             t.STATEMENT_QUERY: self._on_statement_query,
-            t.TOTALS_QUERY: self._on_totals_query,
         }
+
+    def reports(self) -> Mapping[Topic[Any], Report]:
+        """Return what is answered from a snapshot, because all accounts and the whole journal are read for it."""
+        return {t.TOTALS_QUERY: self._on_totals_query}
 
     def open_books(self, connection: sa.Connection) -> Books:
         """Return the accounts, jobs, holds and journal of one transaction."""
@@ -322,13 +326,13 @@ class LedgerService:
             raise NotAuthorizedError("an account is told to its owner and to the operator")
         return participant
 
-    def _on_totals_query(self, unit: Unit, _inbound: Inbound[m.TotalsQueryV1]) -> m.TotalsReplyV1:
-        totals = compute_totals(unit.connection)
+    def _on_totals_query(self, view: ReportView, _inbound: Inbound[m.TotalsQueryV1]) -> m.TotalsReplyV1:
+        connection, check = view.connection, view.check
+        totals = compute_totals(connection, check)
         try:
             ledger = self._genesis.signer(Role.LEDGER)
-            verify_journal(
-                unit.connection, read_checkpoints(unit.connection, self._genesis.network_id, ledger)
-            )
+            checkpoints = read_checkpoints(connection, self._genesis.network_id, ledger, check)
+            verify_journal(connection, checkpoints, check)
             is_intact = True
         except LedgerError as error:
             self._log.critical("journal_broken", reason=str(error))

@@ -7,6 +7,8 @@ covered: entries after the last checkpoint, and whoever has the ledger's key as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sqlalchemy as sa
 
 from pocache.protocol.errors import LedgerError, PocacheError
@@ -15,7 +17,7 @@ from pocache.service.unit import Unit
 from pocache.wire import topics as t
 from pocache.wire.envelope import open_envelope
 from pocache.wire.messages import JournalCheckpointV1, StatementLineV1, StatementQueryV1, StatementReplyV1
-from pocache_ledger.accounts import get_entry_count, stake_account, unbonding_account
+from pocache_ledger.accounts import do_nothing, get_entry_count, stake_account, unbonding_account
 from pocache_ledger.tables import JOURNAL_CHECKPOINTS, OPERATIONS, POSTINGS
 
 
@@ -79,11 +81,14 @@ def announce_checkpoints(unit: Unit) -> None:
 
 
 def read_checkpoints(
-    connection: sa.Connection, network: NetworkId, ledger: ParticipantId
+    connection: sa.Connection,
+    network: NetworkId,
+    ledger: ParticipantId,
+    check: Callable[[], None] = do_nothing,
 ) -> dict[int, bytes]:
     """Return the published checkpoints, entries to head, every signature verified.
 
-    Raises LedgerError for one that the ledger did not sign so.
+    Raises LedgerError for one that the ledger did not sign so, and what ``check`` raises, which is called for each.
     """
     rows = connection.execute(
         sa.select(JOURNAL_CHECKPOINTS.c.entries, JOURNAL_CHECKPOINTS.c.envelope)
@@ -92,6 +97,7 @@ def read_checkpoints(
     )
     checkpoints: dict[int, bytes] = {}
     for row in rows:
+        check()
         try:
             opened = open_envelope(row.envelope, network, JournalCheckpointV1)
         except PocacheError as error:

@@ -25,7 +25,9 @@ from pocache.wire.topics import Stream
 from pocache_cli.children import pick_python_environment
 from pocache_cli.local_network import LocalNetwork
 
-ANSWER_S: Final = 60.0
+ANSWER_S: Final = 180.0
+ASK_S: Final = 60.0
+"""Of that, how long one question waits: it may have been lost with the ledger that took it."""
 MEMORY_GROWTH_MAX: Final = 0.25
 MEMORY_GROWTH_KB_MAX: Final = 40 * 1024
 """A process may end a run with so much more than it had after its first wave, whichever is more."""
@@ -99,14 +101,15 @@ def is_refused(job: Job) -> bool:
 
 async def _ask_totals(network: LocalNetwork) -> Any:
     """Ask the ledger, which may be starting."""
+    from pocache.job import RefusedError
     from pocache.protocol.errors import BusError
 
     loop = asyncio.get_running_loop()
     deadline = loop.time() + ANSWER_S
     while True:
         try:
-            return await network.query_totals()
-        except BusError:
+            return await network.query_totals(timeout_s=ASK_S)
+        except (BusError, RefusedError):
             if loop.time() > deadline:
                 raise
             await asyncio.sleep(0.5)

@@ -33,6 +33,7 @@ from pocache.protocol.matching_limits import Limits, TokenLimits
 from pocache.runtime.network import SERVICE_ROLES, Genesis, Model
 from pocache.service.dispatch import Decision, Delivery, Dispatcher
 from pocache.service.outbox import LIFE
+from pocache.service.reports import Reporter
 from pocache.service.unit import Service
 from pocache.storage.store import META, OUTBOX, ROUNDS, Prepare, Store, get_meta
 from pocache.wire.codec import decode
@@ -324,7 +325,13 @@ class Harness:
         """Ask a question and return the service's signed answer: a ``reply``, or why not."""
         key = self._pick_key(topic, signer)
         subject = topic.subject(**self._fill(topic, body, key, dict(tokens)))
-        answer = self.dispatcher.answer(subject, self.network.seal(key, body))
+        is_report = isinstance(self.service, Reporter) and topic in self.service.reports()
+        data = self.network.seal(key, body)
+        answer = (
+            self.dispatcher.report(subject, data, lambda: None)
+            if is_report
+            else self.dispatcher.answer(subject, data)
+        )
         envelope = parse_envelope(answer)
         assert envelope.kid == self.network.keys[self.service.role].participant_id, envelope.kid
         if envelope.kind == RefusalV1.kind:

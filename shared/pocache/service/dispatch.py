@@ -29,10 +29,11 @@ from pocache.runtime.network import Genesis
 from pocache.runtime.tracing import NO_TRACER, Tracer
 from pocache.service.applied import Applied
 from pocache.service.outbox import Outbox
+from pocache.service.reports import Reporter, ReportView
 from pocache.service.unit import BookKeeper, Inbound, RoundView, Service, StateObserver, Unit
 from pocache.storage.prepared import Prepared, savepoint
 from pocache.storage.store import ROUNDS, Store, get_meta, set_meta
-from pocache.wire.envelope import open_envelope
+from pocache.wire.envelope import open_envelope, seal
 from pocache.wire.messages import BeaconRoundV1, RefusalV1
 from pocache.wire.topics import BEACON_ROUND, JOB_SUBMITTED, REFUSALS, Role, Stream, Topic
 
@@ -87,7 +88,7 @@ def read_clock_ms() -> int:
 
 
 class Dispatcher:
-    """Applies messages to one service's state, in one thread."""
+    """Applies messages to one service's state, in one thread; :meth:`report` reads it in another."""
 
     def __init__(
         self,
@@ -114,6 +115,7 @@ class Dispatcher:
         self._clock_ms = clock_ms
         self._handlers = service.handlers()
         self._queries = service.queries()
+        self._reports = service.reports() if isinstance(service, Reporter) else {}
         role = service.role.value
         self._names = {topic.pattern: f"{role} {topic.model.kind}" for topic in self._handlers}
         self._late_until_ms = 0
@@ -175,6 +177,22 @@ class Dispatcher:
                 return unit.sign(self._queries[inbound.topic](unit, inbound))[0]
             except PocacheError as error:
                 return unit.sign(_refusal(subject, data, error))[0]
+
+    def report(self, subject: str, data: bytes, check: Callable[[], None]) -> bytes:
+        """Answer a question from a snapshot, beside the state thread, in a signed envelope: the report, or a refusal."""
+        try:
+            check()
+            now_ms = self._clock_ms()
+            inbound = self._open(Delivery(subject, data, "", 0, now_ms), tuple(self._reports))
+            with self._store.snapshot() as connection:
+                body = self._reports[inbound.topic](ReportView(connection, now_ms, check), inbound)
+            return seal(self._key, self._network, body)
+        except PocacheError as error:
+            return self.refuse(subject, data, error)
+
+    def refuse(self, subject: str, data: bytes, error: PocacheError) -> bytes:
+        """Return a refusal of a question in a signed envelope."""
+        return seal(self._key, self._network, _refusal(subject, data, error))
 
     def transact(self, work: Callable[[Unit], T]) -> T:
         """Run ``work`` in one durable transaction; what it says is published after it."""

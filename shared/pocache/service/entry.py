@@ -30,6 +30,7 @@ from pocache.runtime.tracing import open_tracer
 from pocache.service.dispatch import Dispatcher
 from pocache.service.process import ServiceProcess
 from pocache.service.provisioning import get_consumer_names
+from pocache.service.reports import Reporter
 from pocache.service.unit import Service
 from pocache.storage.store import Prepare, Store
 from pocache.wire.topics import Role
@@ -63,6 +64,7 @@ def run_service(
             bus = await stack.enter_async_context(
                 connect_bus(NatsSettings.of(settings.directory, settings.nats_url, settings.name))
             )
+            reports = service.reports() if isinstance(service, Reporter) else {}
             process = ServiceProcess(
                 Dispatcher(
                     service, store, key=context.key, genesis=context.genesis, metrics=metrics, tracer=tracer
@@ -70,6 +72,7 @@ def run_service(
                 bus,
                 consumers=get_consumer_names(role),
                 query_subjects=[topic.filter() for topic in service.queries()],
+                report_subjects=[topic.filter() for topic in reports],
                 name=role.value,
             )
             await serve_until(

@@ -1,8 +1,8 @@
-"""A service's process: pull, apply in one thread, publish the outbox, answer queries, stop in order.
+"""A service's process: pull, apply in one thread, publish the outbox, answer queries and reports, stop in order.
 
 Effects commit before a message is acknowledged and before anything they announce is published; a crash between any two
 steps is repaired by redelivery and by the outbox. On SIGTERM the process stops pulling, finishes the batch in
-hand, empties its outbox and leaves; it exits non-zero when that takes longer than the drain time.
+hand, gives up its reports, empties its outbox and leaves; it exits non-zero when that takes longer than the drain time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pocache.runtime.metrics import Metrics
 from pocache.runtime.tracing import Tracer
 from pocache.service.dispatch import Decision, Delivery, Dispatcher
 from pocache.service.outbox import OutboxRow
+from pocache.service.reports import ReportDesk
 from pocache.service.unit import Unit
 
 CREDIT: Final = 256
@@ -49,6 +50,7 @@ class ServiceProcess:
         *,
         consumers: Sequence[tuple[str, str]],
         query_subjects: Sequence[str] = (),
+        report_subjects: Sequence[str] = (),
         name: str,
     ) -> None:
         self._dispatcher = dispatcher
@@ -56,6 +58,8 @@ class ServiceProcess:
         self._bus = bus
         self._consumers = consumers
         self._query_subjects = query_subjects
+        self._report_subjects = report_subjects
+        self._reports = ReportDesk(dispatcher, name=name)
         self._outbox_filled = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"state-{name}")
         self._log = structlog.get_logger().bind(service=name)
@@ -80,6 +84,9 @@ class ServiceProcess:
                 publisher = group.create_task(self._publish_outbox(publisher_stop))
                 for subject in self._query_subjects:
                     await stack.enter_async_context(self._bus.serve_requests(subject, self._answer))
+                for subject in self._report_subjects:
+                    await stack.enter_async_context(self._bus.serve_requests(subject, self._reports.answer))
+                stack.callback(self._reports.stop)  # before those above wait for what they have taken
                 pullers = [
                     group.create_task(self._consume(stream, consumer, stop))
                     for stream, consumer in self._consumers
@@ -87,6 +94,7 @@ class ServiceProcess:
                 observing = group.create_task(self._observe()) if self._metrics is not None else None
                 self.is_ready = True
                 await stop.wait()
+                self._reports.stop()
                 if observing is not None:
                     observing.cancel()
                 self.is_ready = False
@@ -98,6 +106,7 @@ class ServiceProcess:
                 closed.cancel()
         finally:
             self.is_ready = False
+            self._reports.close()
             self._thread.shutdown(wait=True)
 
     async def submit(self, work: Callable[[], T]) -> T:
@@ -186,9 +195,7 @@ class ServiceProcess:
                 continue
             if self._metrics is not None:
                 self._metrics.publish_delays.inc()
-            self._log.warning(
-                "publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome)
-            )
+            self._log.warning("publish_delayed", subject=row.subject, code=outcome.code, reason=str(outcome))
         return published
 
     def _timed(self) -> AbstractContextManager[object]:

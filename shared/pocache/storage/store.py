@@ -6,8 +6,8 @@ which envelopes had their effect, ``outbox`` holds what must still be published.
 
 Refuses a database written by another schema version or with tables that cannot be completed
 (``pocache.storage.schema``), a second writer while one is at work, and a PostgreSQL server that does not sync what it
-has acknowledged. Used from one thread: a service's state has one writer. Not covered: two machines
-on one SQLite file, over a network file system that keeps no locks.
+has acknowledged. Used from one thread, but for :meth:`Store.snapshot`: a service's state has one writer. Not covered: two
+machines on one SQLite file, over a network file system that keeps no locks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -26,6 +26,7 @@ from pocache.protocol.errors import ConfigError, PocacheError
 from pocache.storage.prepared import Prepared
 from pocache.storage.rows import upsert
 from pocache.storage.schema import WHAT_TO_DO, prepare_tables
+from pocache.storage.snapshot import Snapshots, is_in_memory
 
 SCHEMA_VERSION: Final = 1
 WRITER_WAIT_S: Final = 5.0
@@ -107,6 +108,10 @@ class Store:
             try:
                 # One for all transactions, as there is one writer: to fetch it for each costs more than a small one.
                 self._connection = stack.enter_context(self._engine.connect())
+                self._snapshots = Snapshots(
+                    self._connection, busy_timeout_ms=_BUSY_TIMEOUT_MS, options=_KEEPALIVES
+                )
+                self._writing = self._snapshots.writing or nullcontext()
                 with self.begin() as connection:
                     if prepare is not None:
                         prepare(connection)
@@ -127,7 +132,7 @@ class Store:
         Raises DiskFullError when there is no room for it.
         """
         try:
-            with self._connection.begin():
+            with self._writing, self._connection.begin():
                 yield self._connection
         except sa.exc.OperationalError as error:
             if is_disk_full(error):
@@ -136,6 +141,16 @@ class Store:
                     "did not write was acknowledged, and it goes on where it was"
                 ) from error
             raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """The committed state of one moment, in any thread, to read for as long as it takes while the writer goes on.
+
+        On a connection of its own that cannot write; of a database in memory, a copy. Not inside a transaction of this
+        thread's. Raises BackpressureError while another snapshot is open.
+        """
+        with self._snapshots.open() as connection:
+            yield connection
 
     @property
     def _shown(self) -> str:
@@ -187,8 +202,8 @@ def _create_engine(stack: ExitStack, url: str, writer_wait_s: float) -> sa.Engin
     except sa.exc.ArgumentError as error:
         raise ConfigError(f"not a database URL: {error}") from error
     if parsed.get_backend_name() == "sqlite":
-        if parsed.database and parsed.database != ":memory:":
-            _lock_file(stack, parsed.database)
+        if not is_in_memory(parsed):
+            _lock_file(stack, str(parsed.database))
         engine = _create_sqlite(parsed)
     elif parsed.drivername == "postgresql+psycopg":
         engine = _create_postgres(parsed, writer_wait_s)

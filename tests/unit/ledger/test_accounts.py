@@ -13,6 +13,7 @@ from pocache.storage.store import Store
 from pocache_ledger.accounts import (
     Operation,
     Posting,
+    add_lines,
     close,
     compute_entry_hash,
     compute_totals,
@@ -86,7 +87,9 @@ def test_lines_that_do_not_sum_to_zero_are_our_own_bug(books: Books) -> None:
 
 
 @pytest.mark.parametrize("is_credit_first", [True, False])
-def test_too_little_money_moves_nothing(connection: sa.Connection, books: Books, is_credit_first: bool) -> None:
+def test_too_little_money_moves_nothing(
+    connection: sa.Connection, books: Books, is_credit_first: bool
+) -> None:
     """The refusal comes before the first balance changes, in whatever order the lines are."""
     fill(books)
     lines = (Posting("carol", 81), Posting("alice", -81))
@@ -263,3 +266,29 @@ def test_a_changed_balance_shows(connection: sa.Connection, books: Books) -> Non
     connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == "bob").values(balance_micro=21))
     with pytest.raises(LedgerError, match="account bob"):
         verify_journal(connection)
+
+
+def test_an_account_that_is_gone_is_found(connection: sa.Connection, books: Books) -> None:
+    """Its lines are still there, and say what it had; one that was empty had nothing to take."""
+    fill(books)
+    connection.execute(sa.text("PRAGMA defer_foreign_keys=ON"))
+    connection.execute(sa.delete(ACCOUNTS).where(ACCOUNTS.c.name == "bob"))
+    with pytest.raises(LedgerError, match="account bob is missing, .* make 20"):
+        verify_journal(connection)
+    connection.execute(sa.insert(ACCOUNTS).values(name="bob", balance_micro=20, is_closed=False))
+    assert verify_journal(connection) == 3
+
+
+def test_what_is_zero_is_not_kept() -> None:
+    """Of a million pools that were emptied nothing is left in memory; one that comes back is counted from zero."""
+    balances = {"alice": 100}
+    for index in range(10):
+        pool = f"pool:{index}"
+        add_lines(balances, (Posting("alice", -5), Posting(pool, 5)))
+        assert balances == {"alice": 95, pool: 5}
+        add_lines(balances, (Posting(pool, -5), Posting("alice", 5)))
+        assert balances == {"alice": 100}
+    add_lines(balances, (Posting("alice", -100),))
+    assert balances == {}
+    add_lines(balances, (Posting("alice", -1), Posting("alice", 3)))
+    assert balances == {"alice": 2}
