@@ -9,7 +9,8 @@ Both sides are measured by the same rule, from the first token of all to the las
 the own loop's other seven jobs join when the first has its first token, as they do at a worker, so that their prefill
 counts on both sides. (It began with all eight prefilled once, which the worker's never does.) What the gateway's side has more
 of is what it costs: leases that come one after another, commitments, other processes on the same cores. The second row is the
-pace of a stream from its own first token to its own last, eight of them at once.
+pace of a stream from its own first token to its own last, eight of them at once. Both are measured with short answers and with
+longer ones, as most of that cost belongs to a job and not to its tokens.
 
 That engine is small and takes one of the machine's cores, as no engine does that is worth a network. So the same is measured
 with one whose step takes 24 ms and leaves the processor free, about what an 8B model's takes for eight streams on a GPU.
@@ -52,6 +53,8 @@ from pocache_cli.local_network import LocalNetwork, WorkerProcess, run_network
 from pocache_cli.models import record_source
 
 STREAMS, TOKENS, PROMPT = 8, 96, "Once upon a time there was a model"
+LONG_TOKENS = 384
+"""Of a longer answer: what belongs to a job and not to its tokens weighs a quarter."""
 ROUNDS, SINGLES = 3, 15
 PACED, PACED_STEP_MS = "fake:steps@3", 24
 """Each token takes 3 ms, one stream's after another's. Of this name the answer begins and ends with a whole character."""
@@ -108,6 +111,7 @@ async def _measure_small() -> list[Row]:
             delays = _compute_delays(network, singles)
             rounds = [await _measure_round(client, engine) for _ in range(ROUNDS)]
             crowded = _compute_delays(network, [one for played in rounds for one in played.answers])
+            long = [await _measure_round(client, engine, LONG_TOKENS) for _ in range(ROUNDS)]
     walls = [played.wall_ms / (STREAMS * TOKENS) for played in rounds]
     note = (
         f"- first token after the engine's, {STREAMS} streams at once: median {statistics.median(crowded):.1f} ms\n"
@@ -116,6 +120,7 @@ async def _measure_small() -> list[Row]:
     return [
         _make_row("first token at the client, after the engine's", "budget", delays, [BUDGET_MS]),
         *_make_throughput_rows("", rounds, note),
+        *_make_throughput_rows("", long),
     ]
 
 
@@ -126,7 +131,7 @@ async def _measure_paced() -> list[Row]:
         async with _open(Path(folder), PACED, engine) as (_network, client):
             await _warm_up(client)
             rounds = [await _measure_round(client, engine) for _ in range(ROUNDS)]
-    return _make_throughput_rows(f", steps of {PACED_STEP_MS} ms", rounds, "")
+    return _make_throughput_rows(f", steps of {PACED_STEP_MS} ms", rounds)
 
 
 async def _warm_up(client: httpx.AsyncClient) -> None:
@@ -134,28 +139,29 @@ async def _warm_up(client: httpx.AsyncClient) -> None:
     await asyncio.gather(*(_stream(client, 8) for _ in range(STREAMS)))
 
 
-async def _measure_round(client: httpx.AsyncClient, engine: Engine) -> Round:
-    before = await asyncio.to_thread(_run_own_loop, engine)
+async def _measure_round(client: httpx.AsyncClient, engine: Engine, count: int = TOKENS) -> Round:
+    before = await asyncio.to_thread(_run_own_loop, engine, count)
     started_ns = time.time_ns()
-    answers = await asyncio.gather(*(_stream(client, TOKENS) for _ in range(STREAMS)))
+    answers = await asyncio.gather(*(_stream(client, count) for _ in range(STREAMS)))
     wall_ms = (time.time_ns() - started_ns) / 1e6
-    after = await asyncio.to_thread(_run_own_loop, engine)
+    after = await asyncio.to_thread(_run_own_loop, engine, count)
     return Round(answers, wall_ms, (before, after))
 
 
-def _make_throughput_rows(what: str, rounds: list[Round], note: str) -> list[Row]:
+def _make_throughput_rows(what: str, rounds: list[Round], note: str = "") -> list[Row]:
+    count = rounds[0].answers[0].token_count
     ours = [played.answers for played in rounds]
     own = [loop for played in rounds for loop in played.own]
     return [
         _make_row(
-            f"ms per token, {STREAMS} streams of {TOKENS} through the gateway{what}",
+            f"ms per token, {STREAMS} streams of {count} through the gateway{what}",
             "the engine's own loop",
             [_compute_ms_per_token(one) for one in ours],
             [_compute_ms_per_token(one) for one in own],
             note,
         ),
         _make_row(
-            f"ms per token by a stream's own pace, {STREAMS} streams{what}",
+            f"ms per token by a stream's own pace, {STREAMS} streams of {count}{what}",
             "the engine's own loop",
             [_compute_pace_ms(one) for one in ours],
             [_compute_pace_ms(one) for one in own],
@@ -242,7 +248,7 @@ def _compute_pace_ms(answers: list[Streamed]) -> float:
     return statistics.fmean(paces) / len(answers)
 
 
-def _run_own_loop(engine: Engine) -> list[Streamed]:
+def _run_own_loop(engine: Engine, count: int) -> list[Streamed]:
     """Run the same jobs in the engine's own session: the first, and at its first token all the others."""
     session = engine.open_session(slot_count=STREAMS)
     stamps: list[list[int]] = [[] for _ in range(STREAMS)]
@@ -252,7 +258,7 @@ def _run_own_loop(engine: Engine) -> list[Streamed]:
             job_id=JobId(bytes([index]) * 32),
             attempt=1,
             prompt=tuple(PROMPT.encode()),
-            max_tokens=TOKENS,
+            max_tokens=count,
             sampling=Sampling(),
             seed=bytes(32),
             network=NetworkId(bytes(32)),
