@@ -161,7 +161,9 @@ class RouterService:
         body = inbound.body
         job = get_job(unit.connection, body.job_id)
         is_out = job is not None and is_ejected(unit.connection, inbound.sender, job.model_id)
-        event = life.LeaseRequested(inbound.sender, body.attempt, is_ejected=is_out)
+        event = life.LeaseRequested(
+            inbound.sender, body.attempt, is_ejected=is_out, publication=body.publication
+        )
         answered = Answered(body.publication, body.requested_ms)
         self._advance(unit, JobId(body.job_id), event, answered)
 

@@ -109,7 +109,10 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(worker=workers, is_ejected=st.booleans())
     def request_current_lease(self, worker: ParticipantId, *, is_ejected: bool) -> None:
-        self.deliver(LeaseRequested(worker, self.state.attempt, is_ejected=is_ejected))
+        now = self.state
+        self.deliver(
+            LeaseRequested(worker, now.attempt, is_ejected=is_ejected, publication=now.publication)
+        )
 
     @rule(worker=workers, attempt=attempts, deadline_tick=ticks, is_placed=st.booleans())
     def answer_any_stake(

@@ -113,6 +113,8 @@ class LeaseRequested:
     attempt: int
     is_ejected: bool = False
     """Whether the worker was ejected from the job's model."""
+    publication: int = 0
+    """Of the task that it has taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,9 +329,12 @@ def _on_lease_requested(state: JobState, event: LeaseRequested) -> Step:
     is_holder = event.worker == state.holder
     match state.phase:
         case Phase.QUEUED if event.is_ejected:
-            # It has taken the task: the attempt is offered anew, to the others.
+            denial = _deny(event, EjectedError.code, REASON_EJECTED)
+            if event.publication != state.publication:
+                return state, (denial,)
+            # It has taken the task that is on offer: the attempt is offered anew, to the others, and once.
             queued, commands = _queue(state)
-            return queued, (_deny(event, EjectedError.code, REASON_EJECTED), *commands)
+            return queued, (denial, *commands)
         case Phase.QUEUED:
             locking = replace(state, phase=Phase.LOCKING, holder=event.worker)
             request = RequestStake(event.worker, event.attempt, state.publication)

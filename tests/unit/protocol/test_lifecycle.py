@@ -181,10 +181,12 @@ def test_a_lease_request_out_of_place_is_denied(state: JobState, worker: Partici
 
 def test_who_was_ejected_is_denied_what_is_on_offer_and_keeps_what_it_holds() -> None:
     """The task that it took is offered anew; its own lease is granted again as ever."""
-    state, (denial, *commands) = advance(QUEUED, LeaseRequested(W1, 1, is_ejected=True))
+    asked = LeaseRequested(W1, 1, is_ejected=True, publication=QUEUED.publication)
+    state, (denial, *commands) = advance(QUEUED, asked)
     assert denial == DenyLease(W1, 1, "E210", REASON_EJECTED)
     assert commands == [PublishTask(1, QUEUED.publication + 1), Announce(Phase.QUEUED)]
     assert state == replace(QUEUED, publication=QUEUED.publication + 1)
+    assert advance(state, asked) == (state, (denial,)), "the task that it took was offered anew already"
     for held in (LOCKING, GENERATING):
         assert advance(held, LeaseRequested(W1, 1, is_ejected=True)) == advance(held, LeaseRequested(W1, 1))
 
