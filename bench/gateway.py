@@ -2,15 +2,17 @@
 
 Command: ``make bench ARGS=gateway``. Recorded figures: bench/RESULTS.md. A whole network runs: nats-server, every service in
 a process of its own, one worker process with eight identities on one engine of one thread (a Llama shape of 8 layers
-with random weights), the gateway in a process of its own, and the clients in this one. The baseline is that engine's own
-loop over the same eight jobs, in this process, before and after each round through the gateway.
+with random weights), the gateway in a process of its own, and the clients in this one. The baseline is the worker's own loop
+over the same eight jobs, before and after each round through the gateway: the engine in the thread that a worker has for it,
+handing out its steps as there, in this process and without a network.
 
 Both sides are measured by the same rule, from the first token of all to the last of all, and do the same work within it:
 the own loop's other seven jobs join when the first has its first token, as they do at a worker, so that their prefill
 counts on both sides. (It began with all eight prefilled once, which the worker's never does.) What the gateway's side has more
 of is what it costs: leases that come one after another, commitments, other processes on the same cores. The second row is the
 pace of a stream from its own first token to its own last, eight of them at once. Both are measured with short answers and with
-longer ones, as most of that cost belongs to a job and not to its tokens.
+longer ones, as most of that cost belongs to a job and not to its tokens. A round's share is that of the mean of the own loop
+before and after it; the median of the shares, and their quartiles, stand beside each row.
 
 That engine is small and takes one of the machine's cores, as no engine does that is worth a network. So the same is measured
 with one whose step takes 24 ms and leaves the processor free, about what an 8B model's takes for eight streams on a GPU.
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import structlog
 
 from bench.measure import Row
 from kit.local import SECTIONS, USER
@@ -51,11 +54,15 @@ from pocache_cli.calibrate import describe
 from pocache_cli.children import pick_python_environment
 from pocache_cli.local_network import LocalNetwork, WorkerProcess, run_network
 from pocache_cli.models import record_source
+from pocache_worker.cheats import HONEST
+from pocache_worker.engines import EngineHost
 
 STREAMS, TOKENS, PROMPT = 8, 96, "Once upon a time there was a model"
+GENERATORS = tuple(f"generator-{number}" for number in range(STREAMS))
 LONG_TOKENS = 384
 """Of a longer answer: what belongs to a job and not to its tokens weighs a quarter."""
-ROUNDS, SINGLES = 3, 15
+ROUNDS, SINGLES = 9, 15
+"""The own loop alone scatters by a tenth from one run to the next on a shared machine: three rounds say little."""
 PACED, PACED_STEP_MS = "fake:steps@3", 24
 """Each token takes 3 ms, one stream's after another's. Of this name the answer begins and ends with a whole character."""
 CONNECTIONS = 500
@@ -93,6 +100,7 @@ class Round:
 
 def run() -> list[Row]:
     """Return the rows of this benchmark."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     return [
         *asyncio.run(_measure_small()),
         *asyncio.run(_measure_paced()),
@@ -105,13 +113,16 @@ async def _measure_small() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model = str(build_demo_model(Path(folder) / "model", layer_count=8, hidden_size=384, kv_head_count=4))
         engine = TransformersEngine(model, dtype="float32", device="cpu", threads=1)
-        async with _open(Path(folder), model, engine) as (network, client):
+        async with (
+            _open(Path(folder), model, engine) as (network, client),
+            _open_own_loop(engine, network) as host,
+        ):
             await _warm_up(client)
             singles = [await _stream(client, 4) for _ in range(SINGLES)]
             delays = _compute_delays(network, singles)
-            rounds = [await _measure_round(client, engine) for _ in range(ROUNDS)]
+            rounds = [await _measure_round(client, host) for _ in range(ROUNDS)]
             crowded = _compute_delays(network, [one for played in rounds for one in played.answers])
-            long = [await _measure_round(client, engine, LONG_TOKENS) for _ in range(ROUNDS)]
+            long = [await _measure_round(client, host, LONG_TOKENS) for _ in range(ROUNDS)]
     walls = [played.wall_ms / (STREAMS * TOKENS) for played in rounds]
     note = (
         f"- first token after the engine's, {STREAMS} streams at once: median {statistics.median(crowded):.1f} ms\n"
@@ -128,9 +139,12 @@ async def _measure_paced() -> list[Row]:
     """Measure the engine whose step takes as long as a large model's, and leaves the processor free."""
     engine = FakeEngine(PACED.removeprefix("fake:"))
     with tempfile.TemporaryDirectory() as folder:
-        async with _open(Path(folder), PACED, engine) as (_network, client):
+        async with (
+            _open(Path(folder), PACED, engine) as (network, client),
+            _open_own_loop(engine, network) as host,
+        ):
             await _warm_up(client)
-            rounds = [await _measure_round(client, engine) for _ in range(ROUNDS)]
+            rounds = [await _measure_round(client, host) for _ in range(ROUNDS)]
     return _make_throughput_rows(f", steps of {PACED_STEP_MS} ms", rounds)
 
 
@@ -139,12 +153,12 @@ async def _warm_up(client: httpx.AsyncClient) -> None:
     await asyncio.gather(*(_stream(client, 8) for _ in range(STREAMS)))
 
 
-async def _measure_round(client: httpx.AsyncClient, engine: Engine, count: int = TOKENS) -> Round:
-    before = await asyncio.to_thread(_run_own_loop, engine, count)
+async def _measure_round(client: httpx.AsyncClient, host: EngineHost, count: int = TOKENS) -> Round:
+    before = await _run_own_loop(host, count)
     started_ns = time.time_ns()
     answers = await asyncio.gather(*(_stream(client, count) for _ in range(STREAMS)))
     wall_ms = (time.time_ns() - started_ns) / 1e6
-    after = await asyncio.to_thread(_run_own_loop, engine, count)
+    after = await _run_own_loop(host, count)
     return Round(answers, wall_ms, (before, after))
 
 
@@ -152,21 +166,26 @@ def _make_throughput_rows(what: str, rounds: list[Round], note: str = "") -> lis
     count = rounds[0].answers[0].token_count
     ours = [played.answers for played in rounds]
     own = [loop for played in rounds for loop in played.own]
-    return [
-        _make_row(
-            f"ms per token, {STREAMS} streams of {count} through the gateway{what}",
-            "the engine's own loop",
-            [_compute_ms_per_token(one) for one in ours],
-            [_compute_ms_per_token(one) for one in own],
-            note,
-        ),
-        _make_row(
-            f"ms per token by a stream's own pace, {STREAMS} streams of {count}{what}",
-            "the engine's own loop",
-            [_compute_pace_ms(one) for one in ours],
-            [_compute_pace_ms(one) for one in own],
-        ),
-    ]
+    measures = (
+        (f"ms per token, {STREAMS} streams of {count} through the gateway{what}", _compute_ms_per_token),
+        (f"ms per token by a stream's own pace, {STREAMS} streams of {count}{what}", _compute_pace_ms),
+    )
+    rows: list[Row] = []
+    for name, compute in measures:
+        shares = [statistics.fmean(map(compute, played.own)) / compute(played.answers) for played in rounds]
+        low, median, high = statistics.quantiles(shares, n=4)
+        shown = f"- {name}: {median:.3f} of the own loop's throughput, quartiles {low:.3f} and {high:.3f} of {len(rounds)} rounds"
+        rows.append(
+            _make_row(
+                name,
+                "the worker's own loop",
+                [compute(one) for one in ours],
+                [compute(one) for one in own],
+                f"{shown}\n{note}".rstrip(),
+            )
+        )
+        note = ""
+    return rows
 
 
 @asynccontextmanager
@@ -174,9 +193,8 @@ async def _open(
     folder: Path, model: str, engine: Engine
 ) -> AsyncIterator[tuple[LocalNetwork, httpx.AsyncClient]]:
     """Run a network of one model, one user and eight generators behind a gateway; yield a client of the gateway."""
-    generators = tuple(f"generator-{number}" for number in range(STREAMS))
     plan = NetworkPlan(
-        "bench", (USER,), (*generators, "verifier-1"), is_demo=True, sections=QUIET, period_s=1
+        "bench", (USER,), (*GENERATORS, "verifier-1"), is_demo=True, sections=QUIET, period_s=1
     )
     directory = create_network(folder / "network", plan)
     prompts = draw_prompts(engine.capabilities(), count=3)
@@ -189,10 +207,10 @@ async def _open(
     with open_api_keys(f"sqlite:///{state / 'gateway.sqlite'}") as keys:
         secret, _ = keys.issue(USER, limits=limits)
     port = _find_port()
-    workers = (WorkerProcess("generators", generators, roles="generate"),)
+    workers = (WorkerProcess("generators", GENERATORS, roles="generate"),)
     async with run_network(directory, workers, model=model, gateway_port=port) as network:
         await network.deposit(USER, "available", MONEY_MICRO, "bench/user")
-        for name in generators:
+        for name in GENERATORS:
             await network.deposit(name, "stake", MONEY_MICRO, f"bench/{name}")
         headers = {"authorization": f"Bearer {secret}"}
         async with httpx.AsyncClient(
@@ -248,12 +266,13 @@ def _compute_pace_ms(answers: list[Streamed]) -> float:
     return statistics.fmean(paces) / len(answers)
 
 
-def _run_own_loop(engine: Engine, count: int) -> list[Streamed]:
-    """Run the same jobs in the engine's own session: the first, and at its first token all the others."""
-    session = engine.open_session(slot_count=STREAMS)
+async def _run_own_loop(host: EngineHost, count: int) -> list[Streamed]:
+    """Give a worker's engine thread the same jobs and no network: the first, and at its first token all the others."""
     stamps: list[list[int]] = [[] for _ in range(STREAMS)]
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    def submit(index: int) -> None:
+    async def generate(index: int) -> None:
         request = GenerateRequest(
             job_id=JobId(bytes([index]) * 32),
             attempt=1,
@@ -264,17 +283,31 @@ def _run_own_loop(engine: Engine, count: int) -> list[Streamed]:
             network=NetworkId(bytes(32)),
             eos_stop=False,
         )
-        session.submit(request, lambda _tokens: stamps[index].append(time.time_ns()), lambda: False)
 
-    submit(0)
-    while not stamps[0]:
-        session.step()
-    for index in range(1, STREAMS):
-        submit(index)
-    while not session.is_idle:
-        session.step()
-    session.close()
+        def take(_tokens: tuple[int, ...]) -> None:
+            stamps[index].append(time.time_ns())
+            if not index and len(stamps[0]) == 1:
+                loop.call_soon_threadsafe(begun.set)
+
+        await host.generate(GENERATORS[index], request, take, lambda: False)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(generate(0))
+        await begun.wait()
+        for index in range(1, STREAMS):
+            group.create_task(generate(index))
     return [Streamed("", one[0], one[-1], len(one)) for one in stamps]
+
+
+@asynccontextmanager
+async def _open_own_loop(engine: Engine, network: LocalNetwork) -> AsyncIterator[EngineHost]:
+    """Yield what a worker of eight identities has around its engine."""
+    host = EngineHost(lambda: engine, network.directory.load_models(), dict.fromkeys(GENERATORS, HONEST))
+    try:
+        await host.load()
+        yield host
+    finally:
+        host.close()
 
 
 async def _measure_connections() -> Row:
