@@ -62,6 +62,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     ),
     "economics": ("pocache_cli.economics", "economics", "Show the payment rules with numbers."),
     "beacon": ("pocache_cli.beacon_verify", "beacon", "Check rounds of a randomness beacon."),
+    "bench": ("pocache_cli.bench", "bench", "Run the benchmarks, where this runs from its source."),
     "completion": ("pocache_cli.completion", "completion", "Print a shell's completion script."),
 }
 """Name: module, object, one line of help."""

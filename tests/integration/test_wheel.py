@@ -88,3 +88,10 @@ def test_the_reference_model_ships(installed: Path) -> None:
     assert done.returncode == 0, done.stderr
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "True"):
         assert name in done.stdout
+
+
+def test_benchmarks_are_not_part_of_it(installed: Path, tmp_path: Path) -> None:
+    """They belong to the source, and the command says so."""
+    done = run([str(installed / "pocache"), "bench", "--json"], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "come with the source" in json.loads(done.stdout)["reason"]
