@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 from pocache.protocol.errors import PocacheError
 from pocache.runtime.network import Model, NetworkDirectory
 from pocache.runtime.profiles import verify_profile_fits
+from pocache.text import FAKE_PREFIX, get_model_dir
 from pocache_cli.doctor import FAIL, OK, SKIP, Finding, run_check
-from pocache_cli.models import FAKE_PREFIX, get_model_dir, read_source
+from pocache_cli.models import read_source
 
 if TYPE_CHECKING:
     from pocache.engine.port import Engine

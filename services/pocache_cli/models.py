@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pocache.engine.reference import REFERENCE_NAME, get_reference_dir
+from pocache.engine.reference import REFERENCE_NAME
 from pocache.protocol.errors import ConfigError
 from pocache.protocol.ids import ModelId
 from pocache.runtime.network import NetworkDirectory
+from pocache.text import FAKE_PREFIX, find_tokenizer
 from pocache_cli.children import pick_python_environment
 
-FAKE_PREFIX: Final = "fake:"
 DEFAULT_MODEL: Final = REFERENCE_NAME
 PREPARE_S_MAX: Final = 600.0
-_TOKENIZER_FILE: Final = "tokenizer.json"
 _UNFINISHED: Final = "\ufffd"
 """What a decoder shows for bytes of a character whose last byte has not come."""
 
@@ -73,15 +72,9 @@ def resolve_source(model: str) -> str:
     return str(Path(model).resolve()) if is_directory else model
 
 
-def get_model_dir(source: str) -> Path | None:
-    """Return the directory in which a source's files lie, None for one that is no directory here."""
-    directory = get_reference_dir() if source == REFERENCE_NAME else Path(source)
-    return directory if not source.startswith(FAKE_PREFIX) and directory.is_dir() else None
-
-
 def load_tokenizer(source: str) -> TextCodec | None:
     """Return the tokenizer that a model directory or cached id brings, None where there is none."""
-    file = _find_tokenizer(source)
+    file = find_tokenizer(source)
     if file is None:
         return None
     try:
@@ -122,25 +115,6 @@ class TextStream:
             return ""  # the decoder took something back: wait for it to settle
         added, self._shown = text[len(self._shown) :], text
         return added
-
-
-def _find_tokenizer(source: str) -> Path | None:
-    if source.startswith(FAKE_PREFIX):
-        return None
-    directory = get_model_dir(source)
-    if directory is not None:
-        file = directory / _TOKENIZER_FILE
-        return file if file.is_file() else None
-    try:
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-    except ImportError:
-        return None
-    try:
-        found = try_to_load_from_cache(source, _TOKENIZER_FILE)
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 def _get_source_file(directory: NetworkDirectory, model_id: bytes) -> Path:

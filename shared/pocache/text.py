@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pocache.engine.reference import REFERENCE_NAME, get_reference_dir
 from pocache.protocol.errors import ConfigError, PromptError
 
 FAKE_PREFIX: Final = "fake:"
 TEMPLATE_TEXT_BYTES_MAX: Final = 4_000_000
 """A rendered conversation beyond this is refused before it is tokenised."""
+_TOKENIZER_FILE: Final = "tokenizer.json"
 _UNFINISHED: Final = "\ufffd"
 """What a decoder shows for bytes of a character whose last byte has not come."""
 _HELD_TOKENS_MAX: Final = 64
@@ -133,17 +135,43 @@ class StopFilter:
         return 0
 
 
+def get_model_dir(source: str) -> Path | None:
+    """Return the directory in which a model's files lie, None for one that is no directory here."""
+    directory = get_reference_dir() if source == REFERENCE_NAME else Path(source)
+    return directory if not source.startswith(FAKE_PREFIX) and directory.is_dir() else None
+
+
+def find_tokenizer(source: str) -> Path | None:
+    """Return the tokenizer's file of a model: the shipped one by its name, a directory, or a hub id that lies in the cache."""
+    if source.startswith(FAKE_PREFIX):
+        return None
+    directory = get_model_dir(source)
+    if directory is not None:
+        file = directory / _TOKENIZER_FILE
+        return file if file.is_file() else None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(source, _TOKENIZER_FILE)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
 def load_codec(source: str) -> Codec | None:
-    """Return the tokenizer of a model directory, or of ``fake:NAME`` (its tokens are bytes); None where there is none.
+    """Return the tokenizer of a model (:func:`find_tokenizer`), or of ``fake:NAME`` (its tokens are bytes); None where there is none.
 
     Raises ConfigError for files that are not what they should be, or when the package ``tokenizers`` is missing.
     """
     if source.startswith(FAKE_PREFIX):
         return _make_byte_codec()
-    folder = Path(source)
-    file = folder / "tokenizer.json"
-    if not file.is_file():
+    file = find_tokenizer(source)
+    if file is None:
         return None
+    folder = file.parent
     try:
         from tokenizers import Tokenizer
     except ImportError:
